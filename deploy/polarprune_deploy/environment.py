@@ -1,0 +1,104 @@
+"""What a latency was measured on, and how much of the machine others took meanwhile."""
+
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+CGROUP_STATISTICS = Path("/sys/fs/cgroup/cpu.stat")
+CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+KERNEL_STATISTICS = Path("/proc/stat")
+
+RECORDED_PACKAGES = ("polarprune", "onnxruntime", "onnxruntime-gpu", "numpy", "onnx", "torch")
+
+
+def usable_cpus() -> int:
+    """CPUs this process may really use: its affinity, and the container's quota rounded up."""
+    count = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    quota, _, period = _first_line(CGROUP_QUOTA).partition(" ")
+    if quota.isdigit() and period.isdigit():
+        count = min(count, -(-int(quota) // int(period)))
+    return max(count, 1)
+
+
+def stolen_seconds() -> float:
+    """CPU seconds taken from us so far: by the hypervisor, or by the container's CPU quota.
+
+    Zero where the system does not say; only the difference of two calls means anything.
+    """
+    seconds = 0.0
+    fields = _first_line(KERNEL_STATISTICS).split()
+    if len(fields) > 8 and fields[0] == "cpu":
+        seconds += int(fields[8]) / os.sysconf("SC_CLK_TCK")  # user nice system idle iowait 2x irq
+    for line in _text(CGROUP_STATISTICS).splitlines():
+        key, _, value = line.partition(" ")
+        if key == "throttled_usec":
+            seconds += int(value) / 1e6
+    return seconds
+
+
+def describe_environment() -> dict[str, object]:
+    """Machine, versions and load, for the head of a record. Unknown entries are None."""
+    return {
+        "platform": platform.platform(),
+        "python": sys.version.split()[0],
+        "packages": {name: _version(name) for name in RECORDED_PACKAGES},
+        "git": _git_revision(),
+        "cpu": _cpu_field("model name") or platform.processor() or None,
+        "cpu_mhz": _cpu_field("cpu MHz"),
+        "cpu_governor": _first_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"))
+        or None,
+        "cpus": os.cpu_count(),
+        "usable_cpus": usable_cpus(),
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    """Revision of the working copy that tracks this file; None for an installed package."""
+    here = Path(__file__)
+    answer = ""
+    # The first command keeps a package installed below somebody else's repository from naming it.
+    for command in (["ls-files", "--error-unmatch", here.name], ["rev-parse", "HEAD"]):
+        try:
+            answer = subprocess.run(
+                ["git", *command],
+                cwd=here.parent,
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=True,
+            ).stdout
+        except (OSError, subprocess.SubprocessError):
+            return None
+    return answer.strip()
+
+
+def _cpu_field(name: str) -> str | None:
+    for line in _text(Path("/proc/cpuinfo")).splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == name:
+            return value.strip()
+    return None
+
+
+def _first_line(path: Path) -> str:
+    return _text(path).partition("\n")[0]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,199 @@
+"""What `polarprune export` takes: a run folder, or the name of a network."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from polarprune.errors import ConfigError, RunFolderError
+from polarprune.manifest import CertificateLink, Preprocessing
+
+if TYPE_CHECKING:
+    from polarprune.datasets import Dataset
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class ExportSource:
+    """A network and what is known about it. `input_shape` is (c, h, w)."""
+
+    network: nn.Module
+    name: str
+    input_shape: tuple[int, int, int]
+    preprocessing: Preprocessing | None
+    classes: tuple[str, ...]
+    cuts: tuple[CertificateLink, ...]
+    base: Mapping[str, Any]
+    data: "Dataset | None"
+
+
+def open_source(
+    source: str | Path,
+    *,
+    data: str | None,
+    weights: str | Path | None,
+    num_classes: int | None,
+    image_size: int | None,
+) -> ExportSource:
+    """The network of a run folder, or of a `--model` name, with its data set if one is given.
+
+    Raises:
+        RunFolderError, ConfigError, WeightsError, DataError: what is wrong with which argument.
+    """
+    if Path(source).is_dir():
+        given = {"--weights": weights, "--num-classes": num_classes, "--image-size": image_size}
+        for option, value in given.items():
+            if value is not None:
+                raise ConfigError(f"{option} belongs to a model, and {source} is a run; leave it")
+        return _open_run(Path(source), data)
+    return _open_model(str(source), data, weights, num_classes, image_size)
+
+
+def _open_run(folder: Path, data: str | None) -> ExportSource:
+    from polarprune.network_files import load_network
+
+    try:
+        run = json.loads((folder / "run.json").read_bytes())
+        config = run["config"]
+        channels, height, width = run["input_shape"]
+        mean, std = _triple(run["mean"]), _triple(run["std"])
+        classes = tuple(str(name) for name in run["classes"])
+        model = str(config["model"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(
+            f"{folder} is not a run folder: run.json cannot be read ({error!r}); "
+            "give a folder written by `polarprune train`"
+        ) from None
+    if not (folder / "pruned").is_dir():
+        raise RunFolderError(f"{folder} has no pruned network; train to the end (--resume) first")
+    dataset = _load_data(data, height, (mean, std))
+    if dataset is not None and tuple(dataset.classes) != classes:
+        raise ConfigError(
+            f"{dataset.name} has the classes {_few(dataset.classes)}, the run was trained on "
+            f"{_few(classes)}; give the run's own data"
+        )
+    resize_side = height if dataset is None else dataset.resize_side
+    return ExportSource(
+        network=load_network(folder / "pruned"),
+        name=_plain_name(model),
+        input_shape=(channels, height, width),
+        preprocessing=Preprocessing(
+            height, width, int(run.get("resize_side", resize_side)), mean, std
+        ),
+        classes=classes,
+        cuts=cut_links(folder / "cuts.jsonl"),
+        base={"model": model, "data": config.get("data"), "target": config.get("target")},
+        data=dataset,
+    )
+
+
+def _open_model(
+    name: str,
+    data: str | None,
+    weights: str | Path | None,
+    num_classes: int | None,
+    image_size: int | None,
+) -> ExportSource:
+    from polarprune import networks
+
+    if image_size is not None and image_size < 1:
+        raise ConfigError(f"the image size is {image_size}; it must be at least 1")
+    network = networks.build_network(name, num_classes, weights).eval()
+    count = networks.default_classes(name) if num_classes is None else num_classes
+    channels, height, width = networks.input_size(name)
+    if image_size is not None:
+        height = width = image_size
+    known = None
+    if weights is not None and str(weights) != "pretrained":
+        known = networks.weights_normalisation(weights)
+    elif weights is not None:
+        from polarprune.datasets import IMAGENET_MEAN, IMAGENET_STD
+
+        known = (IMAGENET_MEAN, IMAGENET_STD)
+    dataset = _load_data(data, height, known)
+    preprocessing = None
+    if dataset is not None:
+        if len(dataset.classes) != count:
+            raise ConfigError(
+                f"{dataset.name} has {len(dataset.classes)} classes, {name} has {count}; "
+                "give --num-classes or other data"
+            )
+        preprocessing = Preprocessing(
+            height, width, dataset.resize_side, _triple(dataset.mean), _triple(dataset.std)
+        )
+    elif known is not None:
+        preprocessing = Preprocessing(height, width, height, _triple(known[0]), _triple(known[1]))
+    return ExportSource(
+        network=network,
+        name=_plain_name(name),
+        input_shape=(channels, height, width),
+        preprocessing=preprocessing,
+        classes=() if dataset is None else tuple(dataset.classes),
+        cuts=(),
+        base={"model": name, "weights": "random" if weights is None else Path(weights).name},
+        data=dataset,
+    )
+
+
+def cut_links(path: Path) -> tuple[CertificateLink, ...]:
+    """The certificate links of the cuts of a run, in the order of training.
+
+    Raises:
+        RunFolderError: a line is not a record of a cut.
+    """
+    links = []
+    try:
+        lines = path.read_text().splitlines() if path.exists() else []
+        for line in filter(str.strip, lines):
+            record = json.loads(line)
+            check = record.get("check") or record
+            links.append(
+                CertificateLink(
+                    stage=f"cut at step {record['step']}",
+                    against="frozen gated network (float64)",
+                    inputs=check.get("inputs", "real"),
+                    n=int(check.get("n", 0)),
+                    tolerance=_number(check.get("tolerance")),
+                    max_abs_error=_number(check.get("max_abs_error")),
+                    max_rel_error=_number(check.get("max_rel_error")),
+                    top1_agreement=_number(check.get("top1_agreement")),
+                    passed=check.get("passed"),
+                )
+            )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunFolderError(f"{path} has a line that records no cut ({error!r})") from None
+    return tuple(links)
+
+
+def _load_data(
+    data: str | None, image_size: int, mean_std: tuple[Triple, Triple] | None
+) -> "Dataset | None":
+    if data is None:
+        return None
+    from polarprune.datasets import load_dataset
+
+    return load_dataset(data, image_size=image_size, mean_std=mean_std)
+
+
+def _triple(values: Any) -> Triple:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _few(classes: Any) -> str:
+    names = list(classes)
+    return ", ".join(names[:5]) + (f", ... ({len(names)})" if len(names) > 5 else "")
+
+
+def _plain_name(model: str) -> str:
+    """A name that a server accepts as a model's name."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", model)

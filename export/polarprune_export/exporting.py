@@ -1,0 +1,107 @@
+"""`polarprune export`: from a run or a network's name to a bundle."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from polarprune.errors import ConfigError
+from polarprune.manifest import Manifest
+from polarprune_export.bundle import ONNX_NAME, BundleContents, Progress, write_bundle
+from polarprune_export.engine import batch_profiles
+from polarprune_export.export_sources import open_source
+
+FORMATS = ("onnx", "trt")
+PRECISIONS = ("fp32",)
+
+
+def export_bundle(
+    source: str | Path,
+    *,
+    format: str = "onnx",
+    precision: str = "fp32",
+    batch: str | tuple[int, int, int] = (1, 8, 64),
+    data: str | None = None,
+    weights: str | Path | None = None,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    out: str | Path,
+    max_accuracy_drop: float | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Writes the bundle and returns the JSON object of `polarprune export`.
+
+    Args:
+        source: a run folder, or a network's `--model` name.
+        format: "onnx", or "trt" for ONNX and an engine.
+        batch: smallest, tuned and largest batch size of the engine, or that as "1:8:64".
+        data: evaluated on the whole test split, and part of the certificate.
+        weights, num_classes, image_size: of a network named by `source`; a run has its own.
+        out: the bundle's folder.
+        max_accuracy_drop: points of top-1 (0..100) that may be lost against torch.
+
+    Raises:
+        PolarpruneError: one line that says what is wrong; nothing is left half-written.
+    """
+    if format not in FORMATS:
+        raise ConfigError(f"the format is {format!r}; it must be {' or '.join(FORMATS)}")
+    if precision not in PRECISIONS:
+        raise ConfigError(f"the precision is {precision!r}; only fp32 is supported by this version")
+    if max_accuracy_drop is not None and not 0 <= max_accuracy_drop <= 100:
+        raise ConfigError(
+            f"the accuracy drop is {max_accuracy_drop:g} points; it must be from 0 to 100"
+        )
+    sizes = parse_batch(batch)
+    opened = open_source(
+        source, data=data, weights=weights, num_classes=num_classes, image_size=image_size
+    )
+    contents = BundleContents(
+        name=opened.name,
+        preprocessing=opened.preprocessing,
+        classes=opened.classes,
+        cuts=opened.cuts,
+        base=opened.base,
+        data=opened.data,
+        max_accuracy_drop=max_accuracy_drop,
+    )
+    generator = torch.Generator().manual_seed(0)
+    manifest = write_bundle(
+        opened.network,
+        out,
+        torch.randn(2, *opened.input_shape, generator=generator),
+        contents,
+        batch=sizes,
+        engine="auto" if format == "trt" else None,
+        progress=progress,
+    )
+    return _summary(manifest, Path(out))
+
+
+def parse_batch(batch: str | tuple[int, int, int]) -> tuple[int, int, int]:
+    """Three batch sizes out of "1:8:64".
+
+    Raises:
+        ConfigError: not three whole numbers that rise from 1 on.
+    """
+    if isinstance(batch, str):
+        parts = batch.split(":")
+        if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
+            raise ConfigError(f"the batch profile is {batch!r}; it must be MIN:OPT:MAX, as 1:8:64")
+        low, opt, high = (int(part) for part in parts)
+        batch = (low, opt, high)
+    batch_profiles(batch)
+    return batch
+
+
+def _summary(manifest: Manifest, folder: Path) -> dict[str, Any]:
+    engine = manifest.engine
+    exported = [link for link in manifest.certificate if link.stage.startswith("onnxruntime")]
+    return {
+        "bundle": str(folder),
+        "onnx": str(folder / ONNX_NAME),
+        "engine": None if engine is None else str(folder / engine.file),
+        "runs_on": "any machine with ONNX Runtime" if engine is None else engine.runs_on,
+        "precision": manifest.precision,
+        "max_abs_error": max(link.max_abs_error or 0.0 for link in exported),
+        "top1": None if manifest.accuracy is None else manifest.accuracy.top1,
+    }

@@ -1,0 +1,70 @@
+"""ONNX Runtime on the CPU, opened from bytes: what was hashed is what runs."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polarprune.errors import BackendUnavailable, Refused
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+Array = npt.NDArray[Any]
+
+LOG_ERRORS_ONLY = 3
+"""ONNX Runtime's own number; its warnings would land in the middle of a table."""
+
+
+def require_onnxruntime() -> Any:
+    """The module `onnxruntime`.
+
+    Raises:
+        BackendUnavailable: it is not installed.
+    """
+    try:
+        import onnxruntime
+    except (ImportError, OSError) as error:
+        raise BackendUnavailable(
+            f"ONNX Runtime cannot be imported ({_first_line(error)}); "
+            "`pip install polarprune[cpu]` installs it (`[gpu]` for CUDA; never both)"
+        ) from None
+    return onnxruntime
+
+
+def open_session(model: bytes, *, threads: int | None = None) -> "onnxruntime.InferenceSession":
+    """A session on the CPU provider; `threads` None leaves the number to ONNX Runtime.
+
+    Raises:
+        BackendUnavailable: ONNX Runtime is not installed.
+        Refused: ONNX Runtime does not accept the model; its reason is given.
+    """
+    runtime = require_onnxruntime()
+    options = runtime.SessionOptions()
+    options.log_severity_level = LOG_ERRORS_ONLY
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions share no base class but this one
+        raise Refused(f"ONNX Runtime does not accept the model: {_first_line(error)}") from None
+
+
+def run_session(
+    session: "onnxruntime.InferenceSession", images: Array, *, chunk: int
+) -> list[Array]:
+    """All outputs for all images, computed `chunk` images at a time (memory stays bounded)."""
+    name = session.get_inputs()[0].name
+    parts = [session.run(None, {name: part}) for part in split_batch(images, chunk)]
+    return [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
+
+
+def split_batch(images: Array, chunk: int) -> Iterator[Array]:
+    """The images in order, `chunk` at a time, the last part shorter."""
+    for start in range(0, len(images), chunk):
+        yield images[start : start + chunk]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

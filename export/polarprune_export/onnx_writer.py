@@ -1,0 +1,215 @@
+"""A plain network written as one ONNX file with a free batch size."""
+
+import copy
+import os
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree
+
+from polarprune.errors import BackendUnavailable, Refused
+from polarprune.manifest import TensorSpec
+from polarprune_export.folding import Unfolded, fold_batchnorms
+from polarprune_export.onnx_cleaning import name_canonically, simplify, strip_metadata
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET = 20
+"""Read by ONNX Runtime 1.17+, TensorRT 10.12+, 11 and TensorRT-RTX; the exporter's own default."""
+
+INPUT_NAME = "input"
+BATCH_NAME = "batch"
+FILE_LIMIT_BYTES = 2**31 - 1
+"""A protobuf message cannot be larger."""
+
+
+@dataclass(frozen=True)
+class OnnxReport:
+    """What was written. `operators` counts the nodes of each kind."""
+
+    path: Path
+    bytes: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    opset: int
+    operators: dict[str, int]
+    unfolded: tuple[Unfolded, ...]
+    simplified: bool
+
+
+def write_onnx(
+    dense: nn.Module, path: Path | str, example_input: Tensor, *, dynamic_batch: bool = True
+) -> OnnxReport:
+    """Writes the network, in evaluation mode and float32, as one file.
+
+    The input is named "input", a single output "logits", several "output_0", "output_1", ...
+    Normalisations are folded first, the file holds no path or time, and the same network gives the
+    same bytes. Nothing is left at `path` on failure.
+
+    Args:
+        dense: what `collapse` returned, or any network that `torch.fx` traces; left unmodified.
+        example_input: (n, c, h, w); c, h and w are fixed by it, and n too without dynamic_batch.
+
+    Raises:
+        Refused: the network cannot be exported, or its batch size does not stay free.
+
+    Exactness: rounding, shown by `check_parity`.
+    """
+    path = Path(path)
+    plain, unfolded = _folded_network(dense, example_input)
+    example = example_input.detach().cpu().float()
+    if dynamic_batch and len(example) < 2:  # a batch of one can be taken for a constant
+        example = torch.cat([example, example])
+    outputs = _output_names(plain, example)
+    model = _export(plain, example, outputs, dynamic_batch)
+    parameters = set(plain.state_dict())
+    strip_metadata(model)
+    name_canonically(model, parameters)
+    smaller = _simplified(model)
+    if smaller is not None:
+        model = smaller
+        strip_metadata(model)
+        name_canonically(model, parameters)
+    model.producer_name, model.producer_version = "polarprune", ""
+    _check(model, dynamic_batch, example)
+    content = model.SerializeToString(deterministic=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return OnnxReport(
+        path=path,
+        bytes=len(content),
+        inputs=_specs(model.graph.input),
+        outputs=_specs(model.graph.output),
+        opset=OPSET,
+        operators=dict(Counter(node.op_type for node in model.graph.node)),
+        unfolded=tuple(unfolded),
+        simplified=smaller is not None,
+    )
+
+
+def _folded_network(
+    dense: nn.Module, example_input: Tensor
+) -> tuple[fx.GraphModule, list[Unfolded]]:
+    if isinstance(dense, fx.GraphModule):
+        graph_module = copy.deepcopy(dense)
+    else:
+        from polarprune.graph.plain import plain_network
+
+        graph_module = plain_network(dense, example_input)
+    plain = graph_module.cpu().float().eval()
+    _pool_by_mean(plain)
+    folded, unfolded = fold_batchnorms(plain, example_input.detach().cpu().float())
+    for tensor in (*folded.parameters(), *folded.buffers()):
+        tensor.data = tensor.data.contiguous()  # channels_last weights would be written transposed
+    return folded, unfolded
+
+
+def _pool_by_mean(net: fx.GraphModule) -> None:
+    """Global average pooling as a mean over height and width, which it is.
+
+    Behind a permuted tensor (ConvNeXt) the exporter turns the pooling's memory layout into a Gather
+    over the whole tensor.
+    """
+    modules = dict(net.named_modules())
+    for node in list(net.graph.nodes):
+        layer = modules.get(str(node.target)) if node.op == "call_module" else None
+        if isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size in (1, (1, 1)):
+            with net.graph.inserting_before(node):
+                mean = net.graph.call_function(torch.mean, (node.args[0], (-2, -1), True))
+            node.replace_all_uses_with(mean)
+            net.graph.erase_node(node)
+    net.recompile()
+
+
+def _output_names(plain: nn.Module, example: Tensor) -> list[str]:
+    with torch.no_grad():
+        leaves = _pytree.tree_leaves(plain(example))
+    if len(leaves) == 1:
+        return ["logits"]
+    return [f"output_{i}" for i in range(len(leaves))]
+
+
+def _export(
+    plain: fx.GraphModule, example: Tensor, outputs: list[str], dynamic_batch: bool
+) -> "onnx.ModelProto":
+    free = {0: torch.export.Dim(BATCH_NAME, min=1)} if dynamic_batch else {}
+    try:
+        with warnings.catch_warnings():
+            # The exporter warns about its own use of torch's deprecated interfaces.
+            warnings.simplefilter("ignore")
+            program: Any = torch.onnx.export(
+                plain,
+                (example,),
+                input_names=[INPUT_NAME],
+                output_names=outputs,
+                opset_version=OPSET,
+                dynamic_shapes=(free,),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+    except (ImportError, ModuleNotFoundError) as error:
+        raise BackendUnavailable(
+            f"the ONNX exporter cannot be imported ({error}); `pip install onnx onnxscript`"
+        ) from None
+    except Exception as error:  # the exporter wraps whatever went wrong in its own classes
+        cause = error.__cause__ or error
+        words = " ".join(str(cause).split())[:300]
+        raise Refused(f"the network cannot be exported to ONNX: {words}") from error
+    model: onnx.ModelProto = program.model_proto
+    return model
+
+
+def _simplified(model: "onnx.ModelProto") -> "onnx.ModelProto | None":
+    try:
+        return simplify(model)
+    except BackendUnavailable:
+        return None  # not shown to be equal, so not kept
+
+
+def _check(model: "onnx.ModelProto", dynamic_batch: bool, example: Tensor) -> None:
+    """Raises Refused unless the model is valid ONNX and its batch size is what was asked for."""
+    import onnx
+
+    if model.ByteSize() > FILE_LIMIT_BYTES:
+        raise Refused(
+            f"the network takes {model.ByteSize()} bytes, one ONNX file holds {FILE_LIMIT_BYTES}"
+        )
+    onnx.checker.check_model(model, full_check=True)
+    wanted = BATCH_NAME if dynamic_batch else len(example)
+    for value in (*model.graph.input, *model.graph.output):
+        dimensions = value.type.tensor_type.shape.dim
+        first = dimensions[0] if dimensions else None
+        got = None if first is None else (first.dim_param or first.dim_value)
+        if got != wanted:
+            raise Refused(
+                f"the batch size of {value.name!r} became {got!r} in the exported graph instead of "
+                f"{wanted!r}: the network computes with it as a number; use sizes such as -1 there"
+            )
+
+
+def _specs(values: Any) -> tuple[TensorSpec, ...]:
+    """Name, dtype and shape of graph inputs or outputs; a free dimension is -1."""
+    from onnx import helper
+
+    return tuple(
+        TensorSpec(
+            value.name,
+            str(helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)),
+            tuple(
+                -1 if dimension.dim_param else dimension.dim_value
+                for dimension in value.type.tensor_type.shape.dim
+            ),
+        )
+        for value in values
+    )

@@ -1,0 +1,120 @@
+"""The exported model compared with the network it was made from.
+
+The reference is the network in float64, in evaluation mode, before any folding: an error of the
+folding, of the exporter, of a later pass or of ONNX Runtime shows here, whichever it is.
+"""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from polarprune.errors import ParityError
+from polarprune.manifest import CertificateLink
+from polarprune_export.onnx_session import Array, open_session, run_session, split_batch
+from polarprune_export.output_comparison import (
+    ONNX_TOLERANCE,
+    compare_outputs,
+    describe_failure,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+RANDOM_SEED = 0
+RANDOM_IMAGES = 8
+SMALL_SIDE = 64
+"""Images up to this side are cheap; of larger ones a quarter is taken."""
+CHUNK = 32
+
+
+@dataclass(frozen=True)
+class ParityResult:
+    """The links of the certificate chain, and references for a later check by themselves.
+
+    `random` and `real` are (inputs, reference outputs in float64), `real` None without images.
+    """
+
+    links: tuple[CertificateLink, ...]
+    random: tuple[Array, list[Array]]
+    real: tuple[Array, list[Array]] | None
+
+
+def check_parity(
+    dense: nn.Module, onnx_path: Path | str, *, real_images: Tensor | None
+) -> ParityResult:
+    """Compares torch in float64 with ONNX Runtime in float32, on random and on real images.
+
+    Args:
+        dense: the network that was exported; left unmodified.
+        real_images: (n, c, h, w), normalised as in training; None where there are none, and then
+            the certificate says so.
+
+    Raises:
+        ParityError: an error above `ONNX_TOLERANCE` of the largest output, or a value that is not
+            finite; the worst place and both values are named.
+        BackendUnavailable: ONNX Runtime is not installed.
+    """
+    # One thread: the certificate must not depend on how many cores the machine has.
+    session = open_session(Path(onnx_path).read_bytes(), threads=1)
+    shape = [size if isinstance(size, int) else None for size in session.get_inputs()[0].shape]
+    count = shape[0] or count_for_side(RANDOM_IMAGES, shape[-1])
+    generator = torch.Generator().manual_seed(RANDOM_SEED)
+    random_images = torch.randn(count, *[size or 1 for size in shape[1:]], generator=generator)
+    reference = float64_copy(dense)
+    random = (random_images.numpy(), reference_outputs(reference, random_images.numpy()))
+    links = [_link(session, "random", *random, chunk=shape[0] or CHUNK)]
+    real = None
+    if real_images is not None:
+        pixels = real_images.detach().cpu().float().numpy()
+        real = (pixels, reference_outputs(reference, pixels))
+        links.append(_link(session, "real", *real, chunk=shape[0] or CHUNK))
+    return ParityResult(tuple(links), random, real)
+
+
+def count_for_side(count: int, side: int | None) -> int:
+    """`count` for small images, a quarter of it for images larger than `SMALL_SIDE`."""
+    return count if side is None or side <= SMALL_SIDE else max(1, count // 4)
+
+
+def float64_copy(dense: nn.Module) -> nn.Module:
+    """A copy of the network in float64 and evaluation mode, on the CPU."""
+    return copy.deepcopy(dense).cpu().double().eval()
+
+
+@torch.no_grad()
+def reference_outputs(network: nn.Module, images: Array) -> list[Array]:
+    """All outputs of a float64 network, flattened in the order in which they are exported."""
+    parts: list[Sequence[Any]] = [
+        _pytree.tree_leaves(network(torch.from_numpy(part).double()))
+        for part in split_batch(images, CHUNK)
+    ]
+    return [torch.cat(pieces).numpy() for pieces in zip(*parts, strict=True)]
+
+
+def _link(
+    session: Any, inputs: str, images: Array, reference: list[Array], *, chunk: int
+) -> CertificateLink:
+    outputs = run_session(session, images, chunk=chunk)
+    comparison = compare_outputs(outputs, reference)
+    passed = comparison.max_rel_error <= ONNX_TOLERANCE  # False for NaN
+    if not passed:
+        words = describe_failure(
+            "ONNX Runtime", "torch (float64)", inputs, comparison, ONNX_TOLERANCE
+        )
+        raise ParityError(f"{words}; the network is not exported, report this with it")
+    return CertificateLink(
+        stage="onnxruntime (float32)",
+        against="torch (float64)",
+        inputs=inputs,
+        n=len(images),
+        tolerance=ONNX_TOLERANCE,
+        max_abs_error=comparison.max_abs_error,
+        max_rel_error=comparison.max_rel_error,
+        top1_agreement=comparison.top1_agreement,
+        passed=True,
+    )

@@ -1,0 +1,56 @@
+"""polarprune: train an image network once, cut what it can do without, check it, ship it.
+
+The public names load on first use, so that `polarprune --help` needs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from polarprune.certificates import Certificate as Certificate
+    from polarprune.certificates import certify as certify
+    from polarprune.collapsing import collapse as collapse
+    from polarprune.gates import GatedNetwork as GatedNetwork
+    from polarprune.gates import attach_gates as attach_gates
+    from polarprune.graph.cost import count_macs as count_macs
+    from polarprune.graph.sites import GateSite as GateSite
+    from polarprune.graph.sites import Refusal as Refusal
+    from polarprune.network_files import load_network as load_network
+    from polarprune.network_files import save_network as save_network
+    from polarprune.networks import build_network as build_network
+    from polarprune.onepass import OnePass as OnePass
+    from polarprune.training import TrainConfig as TrainConfig
+    from polarprune.training import TrainResult as TrainResult
+    from polarprune.training import train as train
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Certificate": "certificates",
+    "GateSite": "graph.sites",
+    "GatedNetwork": "gates",
+    "OnePass": "onepass",
+    "Refusal": "graph.sites",
+    "TrainConfig": "training",
+    "TrainResult": "training",
+    "attach_gates": "gates",
+    "build_network": "networks",
+    "certify": "certificates",
+    "collapse": "collapsing",
+    "count_macs": "graph.cost",
+    "load_network": "network_files",
+    "save_network": "network_files",
+    "train": "training",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'polarprune' has no attribute {name!r}")
+    return getattr(import_module(f"polarprune.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,104 @@
+"""Certificates: two stages compared, with the tolerance, the inputs and the largest error."""
+
+import copy
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from polarprune.errors import ParityError
+from polarprune.gates import GatedNetwork
+from polarprune.graph.normalise import forward_float64, relative_error
+
+# In float64 a cut only changes the order of summation: about 1e-15 a layer.
+CUT_RTOL = 1e-9
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """One link: `stage` computes what `against` computes.
+
+    Attributes:
+        inputs: "random" or "real".
+        n: how many inputs.
+        max_rel_error: largest absolute difference over the largest magnitude, over both modes.
+        top1_agreement: share of inputs with the same highest class; None where that has no meaning.
+    """
+
+    stage: str
+    against: str
+    inputs: str
+    n: int
+    tolerance: float
+    max_rel_error: float
+    max_abs_error: float
+    top1_agreement: float | None
+    passed: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def certify(
+    gated: GatedNetwork, dense: nn.Module, inputs: Tensor, *, real: bool = False
+) -> Certificate:
+    """Show that the collapsed network computes what the gated one does with frozen decisions.
+
+    Both are copied, turned to float64 and compared in evaluation and in training mode (dropouts
+    off, batch statistics on). Gates that are not frozen are frozen at their present decisions in
+    the copy.
+
+    Args:
+        inputs: (n, ...); with one image a mirrored second one is added for training mode.
+        real: whether the inputs are real images, for the record.
+
+    Raises:
+        ParityError: the relative error is above 1e-9, or the outputs' structure differs.
+    """
+    frozen = copy.deepcopy(gated)
+    frozen.set_decisions(frozen.decisions())
+    worst_rel, worst_abs = 0.0, 0.0
+    agreement = None
+    for training in (False, True):
+        expected = forward_float64(frozen, inputs, training)
+        got = forward_float64(dense, inputs, training)
+        worst_rel = max(worst_rel, relative_error(expected, got))
+        worst_abs = max(worst_abs, _absolute_error(expected, got))
+        if not training:
+            agreement = top1_agreement(expected, got)
+    if not worst_rel <= CUT_RTOL:
+        raise ParityError(
+            f"the collapsed network differs from the gated one: relative error {worst_rel:.2e}, "
+            f"allowed {CUT_RTOL:.0e}; nothing was cut, please report this network"
+        )
+    return Certificate(
+        stage="collapsed",
+        against="gated, frozen",
+        inputs="real" if real else "random",
+        n=len(inputs),
+        tolerance=CUT_RTOL,
+        max_rel_error=worst_rel,
+        max_abs_error=worst_abs,
+        top1_agreement=agreement,
+        passed=True,
+    )
+
+
+def top1_agreement(expected: Any, got: Any) -> float | None:
+    """Share of rows with the same highest class, for one output of shape (n, classes)."""
+    if not (isinstance(expected, Tensor) and isinstance(got, Tensor) and expected.dim() == 2):
+        return None
+    return float((expected.argmax(1) == got.argmax(1)).double().mean())
+
+
+def _absolute_error(expected: Any, got: Any) -> float:
+    left, right = pytree.tree_leaves(expected), pytree.tree_leaves(got)
+    pairs = [
+        (a, b)
+        for a, b in zip(left, right, strict=False)
+        if isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and a.numel()
+    ]
+    return max((float(torch.nan_to_num(a - b).abs().max()) for a, b in pairs), default=0.0)

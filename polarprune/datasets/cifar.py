@@ -1,0 +1,54 @@
+"""CIFAR-10 and CIFAR-100 through torchvision, downloaded once into a cache folder."""
+
+import os
+from pathlib import Path
+
+import torch
+from torchvision.datasets import CIFAR10, CIFAR100
+
+from polarprune.datasets.memory import MemorySplit, channel_statistics
+from polarprune.datasets.splits import Dataset, Triple
+from polarprune.errors import DataError
+
+_CACHE_VARIABLE = "POLARPRUNE_DATA"
+_SETS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
+CIFAR_NAMES = tuple(_SETS)
+
+
+def load_cifar(
+    name: str, *, image_size: int | None, mean_std: tuple[Triple, Triple] | None
+) -> Dataset:
+    """`cifar10` or `cifar100`, from the cache folder or the network.
+
+    Raises:
+        DataError: the set is not in the cache and cannot be downloaded.
+    """
+    cache = Path(os.environ.get(_CACHE_VARIABLE) or Path.home() / ".cache" / "polarprune")
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        train, test = (_SETS[name](cache, train=train, download=True) for train in (True, False))
+    except (OSError, RuntimeError, EOFError) as error:
+        lines = str(error).splitlines()
+        reason = lines[0] if lines else type(error).__name__
+        archive = _SETS[name].filename
+        raise DataError(
+            f"{name} is not in {cache} and could not be downloaded ({reason}); put {archive} "
+            f"there, or set {_CACHE_VARIABLE} to a folder that has it, or give a class-folder tree"
+        ) from error
+    train_images, test_images = torch.from_numpy(train.data), torch.from_numpy(test.data)
+    mean, std = mean_std or channel_statistics(train_images)
+    side = image_size or train_images.shape[1]
+    return Dataset(
+        name=name,
+        classes=list(train.classes),
+        image_size=side,
+        resize_side=side,
+        mean=mean,
+        std=std,
+        train=MemorySplit(
+            train_images, torch.tensor(train.targets), mean=mean, std=std, image_size=side
+        ),
+        test=MemorySplit(
+            test_images, torch.tensor(test.targets), mean=mean, std=std, image_size=side
+        ),
+    )

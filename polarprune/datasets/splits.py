@@ -1,0 +1,76 @@
+"""What a data set is to the rest of the program."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+Triple = tuple[float, float, float]
+Batch = tuple[Float[Tensor, "n 3 h w"], Int64[Tensor, "n"]]
+
+# On the 0..1 scale, red, green, blue.
+IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
+IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+
+
+class Split(Protocol):
+    """The training or the test images of a data set."""
+
+    def __len__(self) -> int:
+        """The number of images."""
+        ...
+
+    def batches(
+        self, batch_size: int, *, shuffle_seed: int | None, augment: bool, drop_last: bool = False
+    ) -> Iterator[Batch]:
+        """One epoch of normalised float32 images, channels last in memory, with their classes.
+
+        Args:
+            shuffle_seed: seeds order and augmentation: the same seed gives the same batches, bit
+                for bit. None keeps the order of the data set (and augments as seed 0 does).
+            augment: random crops and flips; for training only.
+            drop_last: leave a last batch out that is smaller than `batch_size`.
+
+        Raises:
+            DataError: an image cannot be read; the file is named.
+        """
+        ...
+
+    def raw(self, count: int) -> tuple[UInt8[Tensor, "n h w 3"], Int64[Tensor, "n"]]:
+        """`count` images as a server would see them: resized and cropped, not normalised.
+
+        They are spread evenly over the split, which may be sorted by class.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images of equal size, in RGB, with one class each.
+
+    `image_size` is the side of the square that the network is fed. `resize_side` is what the
+    shorter side of an image is resized to before its centre is cropped to `image_size`.
+    `mean` and `std` are on the 0..1 scale, red, green, blue.
+    """
+
+    name: str
+    classes: list[str]
+    image_size: int
+    resize_side: int
+    mean: Triple
+    std: Triple
+    train: Split
+    test: Split
+    channels: int = 3
+
+
+def spread_indices(length: int, count: int) -> list[int]:
+    """`count` positions at equal distances in 0..length-1; all of them if there are no more.
+
+    >>> spread_indices(10, 4)
+    [0, 2, 5, 7]
+    """
+    count = min(count, length)
+    return [index * length // count for index in range(count)]

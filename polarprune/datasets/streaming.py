@@ -1,0 +1,169 @@
+"""A split whose images are read as they are needed, by DataLoader workers.
+
+For images that are large or of mixed sizes. Each image has a random generator of its own, seeded by
+the epoch's seed and the image's number, so that the batches do not depend on the number of workers.
+"""
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from torchvision.transforms import v2
+
+from polarprune.datasets.decoding import quiet_decoding, read_rgb
+from polarprune.datasets.splits import Batch, Triple, spread_indices
+from polarprune.errors import DataError
+
+# The usual evaluation on ImageNet: the shorter side to 256, the middle 224 of it.
+_RESIZE_RATIO = 256 / 224
+# Krizhevsky et al. 2012 and every recipe since then draw crops of 8 to 100 % of the area, for
+# 90 epochs of a million images; a quarter at least suits the shorter runs here (ours).
+_SMALLEST_CROP = 0.25
+
+
+def processor_count() -> int:
+    """How many processors this process may use, as far as the system tells."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def resize_side(image_size: int) -> int:
+    """What the shorter side becomes before the centre is cropped."""
+    return round(image_size * _RESIZE_RATIO)
+
+
+def _training_transform(image_size: int) -> v2.Compose:
+    crop = v2.RandomResizedCrop(image_size, scale=(_SMALLEST_CROP, 1.0), antialias=True)
+    return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
+
+
+def _evaluation_transform(image_size: int) -> v2.Compose:
+    resize = v2.Resize(resize_side(image_size), antialias=True)
+    return v2.Compose([resize, v2.CenterCrop(image_size), v2.PILToTensor()])
+
+
+@dataclass(frozen=True)
+class _BrokenImage:
+    """What a worker sends in place of an exception, which would arrive as a traceback's text."""
+
+    message: str
+
+
+class _ImageFiles(TorchDataset[tuple[Tensor, int] | _BrokenImage]):
+    """Image files with their classes; `seed` None means the evaluation view of each."""
+
+    def __init__(
+        self, paths: Sequence[Path], labels: Sequence[int], image_size: int, seed: int | None
+    ) -> None:
+        self._paths = paths
+        self._labels = labels
+        self._seed = seed
+        evaluate = seed is None
+        self._transform = (
+            _evaluation_transform(image_size) if evaluate else _training_transform(image_size)
+        )
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int] | _BrokenImage:
+        try:
+            with quiet_decoding():
+                image = read_rgb(self._paths[index])
+        except DataError as error:
+            return _BrokenImage(str(error))
+        if self._seed is None:
+            return self._transform(image), self._labels[index]
+        # v2 transforms draw from the global generator; its state is put back, since without
+        # workers this is the training process.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._seed * len(self) + index)
+            return self._transform(image), self._labels[index]
+
+
+def _collate(
+    samples: list[tuple[Tensor, int] | _BrokenImage],
+) -> tuple[Tensor, Tensor] | _BrokenImage:
+    """Stack as uint8, a quarter of what float32 would cost to send to the parent process."""
+    images: list[Tensor] = []
+    labels: list[int] = []
+    for sample in samples:
+        if isinstance(sample, _BrokenImage):
+            return sample
+        images.append(sample[0])
+        labels.append(sample[1])
+    return torch.stack(images), torch.tensor(labels)
+
+
+class StreamedSplit:
+    """Image files with their classes, resized to squares of `image_size`.
+
+    Args:
+        workers: reading processes; 0 reads in this one.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        labels: Sequence[int],
+        *,
+        image_size: int,
+        mean: Triple,
+        std: Triple,
+        workers: int,
+    ) -> None:
+        self._paths = paths
+        self._labels = labels
+        self._image_size = image_size
+        self._scale = 1 / (255 * torch.tensor(std, dtype=torch.float32)).view(3, 1, 1)
+        self._offset = -(torch.tensor(mean) / torch.tensor(std)).view(3, 1, 1)
+        # More than the processors there are slows down, and torch warns.
+        self._workers = min(workers, processor_count())
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self._paths)
+
+    def batches(
+        self, batch_size: int, *, shuffle_seed: int | None, augment: bool, drop_last: bool = False
+    ) -> Iterator[Batch]:
+        """See `Split.batches`."""
+        files = _ImageFiles(
+            self._paths, self._labels, self._image_size, (shuffle_seed or 0) if augment else None
+        )
+        loader = DataLoader(
+            files,
+            batch_size,
+            shuffle=shuffle_seed is not None,
+            generator=torch.Generator().manual_seed(shuffle_seed or 0),
+            num_workers=self._workers,
+            collate_fn=_collate,
+            drop_last=drop_last,
+        )
+        with warnings.catch_warnings():
+            # Python 3.12 and 3.13 warn of every fork in a process with threads, as torch's are.
+            warnings.filterwarnings("ignore", ".*use of fork.*", DeprecationWarning)
+            batches = iter(loader)
+        for batch in batches:
+            if isinstance(batch, _BrokenImage):
+                raise DataError(batch.message)
+            images, labels = batch
+            images = images.contiguous(memory_format=torch.channels_last)
+            yield torch.addcmul(self._offset, images.float(), self._scale), labels
+
+    def raw(self, count: int) -> tuple[UInt8[Tensor, "n h w 3"], Int64[Tensor, "n"]]:
+        """See `Split.raw`."""
+        files = _ImageFiles(self._paths, self._labels, self._image_size, None)
+        chosen = _collate([files[index] for index in spread_indices(len(files), count)])
+        if isinstance(chosen, _BrokenImage):
+            raise DataError(chosen.message)
+        images, labels = chosen
+        return images.permute(0, 2, 3, 1).contiguous(), labels

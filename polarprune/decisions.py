@@ -1,0 +1,149 @@
+"""From scores to decisions: aligned, valid, and at or under a target cost."""
+
+import torch
+from torch import Tensor, fx
+
+from polarprune.errors import ConfigError
+from polarprune.graph.cost import CostCircuit, as_float
+from polarprune.graph.sites import Analysis
+
+
+def choose_decisions(
+    analysis: Analysis,
+    circuit: CostCircuit,
+    scores: list[Tensor],
+    align: int,
+    target: float | None,
+) -> dict[str, Tensor]:
+    """Open what scores above a threshold; the likeliest unit of a channel site always stays.
+
+    Args:
+        scores: per site (units,), open probability.
+        align: each channel site's open count is rounded up to a multiple of this.
+        target: kept share of the dense MACs, a bound: the lowest threshold that meets it. Without
+            one the threshold is 0.5.
+
+    Raises:
+        ConfigError: even the smallest network is above the target.
+    """
+    if target is None:
+        return _named(analysis, _open_above(analysis, scores, align, 0.5))
+    thresholds = torch.cat([torch.tensor([-1.0]), *scores]).unique().tolist()
+    low, high = 0, len(thresholds) - 1
+    if _macs_ratio(analysis, circuit, scores, align, thresholds[high]) > target:
+        least = smallest_macs_ratio(analysis, circuit, align)
+        raise ConfigError(
+            f"--target {target:g} cannot be reached: the smallest network that these gates allow "
+            f"keeps {least:.4f} of the MACs; choose a larger target or --granularity both"
+        )
+    while low < high:  # the first threshold, in rising order, that meets the target
+        middle = (low + high) // 2
+        if _macs_ratio(analysis, circuit, scores, align, thresholds[middle]) <= target:
+            high = middle
+        else:
+            low = middle + 1
+    return _named(analysis, _open_above(analysis, scores, align, thresholds[low]))
+
+
+def smallest_macs_ratio(analysis: Analysis, circuit: CostCircuit, align: int) -> float:
+    """Kept share of the MACs with all blocks closed and one aligned set of units a site open."""
+    scores = [torch.zeros(site.units) for site in analysis.sites]
+    return _macs_ratio(analysis, circuit, scores, align, 1.0)
+
+
+def macs_of(circuit: CostCircuit, decisions: list[Tensor]) -> int:
+    """MACs for one image of the network that these decisions leave (bool tensors, site order)."""
+    with torch.no_grad():
+        return round(as_float(circuit.evaluate([d.double() for d in decisions]).macs))
+
+
+def _macs_ratio(
+    analysis: Analysis, circuit: CostCircuit, scores: list[Tensor], align: int, threshold: float
+) -> float:
+    opened = _open_above(analysis, scores, align, threshold)
+    return macs_of(circuit, opened) / circuit.dense_macs
+
+
+def _open_above(
+    analysis: Analysis, scores: list[Tensor], align: int, threshold: float
+) -> list[Tensor]:
+    opened = []
+    for site, score in zip(analysis.sites, scores, strict=True):
+        above = score > threshold
+        if site.kind == "channel":
+            count = max(1, int(above.sum()))
+            count = min(site.units, -(-count // align) * align)
+            # A stable order, so that equal scores give equal decisions on every machine.
+            likeliest = torch.argsort(score, descending=True, stable=True)[:count]
+            above = torch.zeros_like(above)
+            above[likeliest] = True
+        opened.append(above)
+    return opened
+
+
+def _named(analysis: Analysis, opened: list[Tensor]) -> dict[str, Tensor]:
+    return {site.name: d for site, d in zip(analysis.sites, opened, strict=True)}
+
+
+def check_decisions(
+    analysis: Analysis, circuit: CostCircuit, graph: fx.Graph, decisions: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Every site's decision as a bool tensor on the CPU, if the set leaves a whole network.
+
+    Raises:
+        ValueError: an unknown site, a wrong shape, or a live operator without an input channel.
+    """
+    names = [site.name for site in analysis.sites]
+    for name in decisions:
+        if name not in names:
+            raise ValueError(f"there is no gate site {name!r}; the sites are {', '.join(names)}")
+    complete: dict[str, Tensor] = {}
+    for site in analysis.sites:
+        given = torch.as_tensor(decisions.get(site.name, torch.ones(site.units))).detach().cpu()
+        if given.shape != (site.units,):
+            raise ValueError(
+                f"site {site.name!r} has {site.units} units, got a decision of shape "
+                f"{tuple(given.shape)}"
+            )
+        complete[site.name] = given.bool()
+    _refuse_starved(analysis, circuit, graph, complete)
+    return complete
+
+
+def _refuse_starved(
+    analysis: Analysis, circuit: CostCircuit, graph: fx.Graph, decisions: dict[str, Tensor]
+) -> None:
+    """Raise where something live would read nothing: its output would be a constant."""
+    values = [decisions[site.name].double() for site in analysis.sites]
+    cost = circuit.evaluate(values)
+    for mix_cost, live, opened in zip(analysis.costs, cost.live, cost.open_inputs, strict=True):
+        if as_float(live) > 0 and as_float(opened) == 0:
+            _raise_starved(analysis, list(mix_cost.reads), mix_cost.mix.layer)
+    closed = {
+        int(root)
+        for site, roots in zip(analysis.sites, analysis.classes, strict=True)
+        if site.kind == "channel"
+        for root in roots[~decisions[site.name].numpy()]
+    }
+    empty = {
+        name: {int(r) for r in analysis.labels.roots[t.compact.reshape(-1).numpy()]} <= closed
+        for name, t in analysis.labels.tensors.items()
+    }
+    live_nodes = circuit.live_nodes(values)
+    for node in graph.nodes:
+        if node.name not in live_nodes or empty.get(node.name, True):
+            continue
+        for source in node.all_input_nodes:
+            starved = empty.get(source.name, False) and source.name in live_nodes
+            if starved and getattr(node.target, "__name__", "") != "cat":
+                tensor = analysis.labels.tensors[source.name]
+                units = analysis.units_at(tensor.compact.reshape(-1).numpy())
+                _raise_starved(analysis, [u[0] for u in units if u is not None], node.name)
+
+
+def _raise_starved(analysis: Analysis, sites: list[int], where: str) -> None:
+    names = ", ".join(repr(analysis.sites[site].name) for site in sorted(set(sites)))
+    raise ValueError(
+        f"these decisions leave {where} without an input channel: every unit of site {names} that "
+        "it reads is closed; keep one open, or close the block instead"
+    )

@@ -1,0 +1,124 @@
+"""The modules that gating puts into a graph: pool, decide, apply.
+
+They share one GateState, which says what all gates do at the moment.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from polarprune.methods.protocol import GateOutput
+
+
+@dataclass
+class GateState:
+    """open: gates cost nothing and do nothing; search: the method decides; frozen: constants."""
+
+    mode: Literal["open", "search", "frozen"] = "open"
+
+
+class PooledFeatures(nn.Module):
+    """Mean over space, cut off from the gradient: a gate watches the network, it does not steer it.
+
+    Shared by all gates that look at one tensor.
+    """
+
+    def __init__(self, state: GateState, dtype: torch.dtype) -> None:
+        """Give features of this dtype, whatever autocast does to the activations."""
+        super().__init__()
+        self.state = state
+        self.dtype = dtype
+
+    def forward(self, x: Float[Tensor, "n c *space"]) -> Float[Tensor, "n c"] | None:
+        """Features (n, c), or None while nobody looks."""
+        if self.state.mode != "search":
+            return None
+        x = x.detach()
+        pooled = x.mean(dim=tuple(range(2, x.dim()))) if x.dim() > 2 else x
+        return pooled.to(self.dtype)
+
+
+class SiteGate(nn.Module):
+    """One site's gate: the method's own module, its frozen decision and what it did last."""
+
+    frozen: Bool[Tensor, " g"]
+    running: Float[Tensor, " g"]
+
+    # How fast the running open probability forgets: about 50 batches.
+    MOMENTUM = 0.02
+
+    def __init__(self, state: GateState, gate: nn.Module, units: int) -> None:
+        """Wrap the method's module for a site of so many units."""
+        super().__init__()
+        self.state = state
+        self.gate = gate
+        self.output: GateOutput | None = None
+        self.register_buffer("frozen", torch.ones(units, dtype=torch.bool))
+        self.register_buffer("running", torch.ones(units))
+
+    def forward(self, pooled: Float[Tensor, "n c"] | None) -> Float[Tensor, "n g"] | None:
+        """Gate values (n, units) or (1, units), or None where all gates are open."""
+        if self.state.mode == "open":
+            return None
+        if self.state.mode == "frozen" or pooled is None:
+            return self.frozen.unsqueeze(0).to(self.running.dtype)
+        with torch.autocast(pooled.device.type, enabled=False):
+            output: GateOutput = self.gate(pooled)
+        self.output = output
+        if self.training:
+            with torch.no_grad():
+                self.running.lerp_(output.probability.detach(), self.MOMENTUM)
+        return output.values
+
+
+class ChannelGates(nn.Module):
+    """Gates the channels of one tensor on the edge to the operators that mix them.
+
+    A closed channel reads as zero there, whatever value the tensor carries.
+    """
+
+    index: Tensor
+
+    def __init__(self, state: GateState, index: Tensor, axis: int) -> None:
+        """Take gate `index[i]` for position i; the value after all gates' units is always open."""
+        super().__init__()
+        self.state = state
+        self.axis = axis
+        self.register_buffer("index", index, persistent=False)
+
+    def forward(self, x: Float[Tensor, "..."], *gates: Tensor | None) -> Float[Tensor, "..."]:
+        """x with closed channels zero."""
+        if self.state.mode == "open":
+            return x
+        given = [gate for gate in gates if gate is not None]
+        ones = given[0].new_ones((len(given[0]), 1))
+        values = torch.cat([*given, ones], dim=1).index_select(1, self.index)
+        shape = [len(values)] + [1] * (x.dim() - 1)
+        shape[self.axis] = len(self.index)
+        values = values.reshape(shape)
+        if self.state.mode == "frozen":
+            return torch.where(values > 0, x, torch.zeros((), dtype=x.dtype, device=x.device))
+        return x * values.to(x.dtype)
+
+
+class BlockGate(nn.Module):
+    """Gates a residual branch just before the addition."""
+
+    def __init__(self, state: GateState) -> None:
+        """A gate that follows the shared state."""
+        super().__init__()
+        self.state = state
+
+    def forward(self, branch: Float[Tensor, "n ..."], gate: Tensor | None) -> Tensor:
+        """The branch, or zeros where the gate is closed.
+
+        Frozen it selects: a branch that overflows is not multiplied by 0, which would be NaN.
+        """
+        if gate is None:
+            return branch
+        if self.state.mode == "frozen":
+            return branch if bool(gate[0, 0] > 0) else torch.zeros_like(branch)
+        return branch * gate.reshape(-1, *[1] * (branch.dim() - 1)).to(branch.dtype)

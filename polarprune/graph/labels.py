@@ -1,0 +1,481 @@
+"""Second stage: give every channel of every tensor a label, and see where the labels go.
+
+Operators that only move data run *on the labels*; those that combine channels make new labels;
+additions and products tie the labels they bring together; what is not understood pins the labels
+it meets. Labels tied together form a class: its positions are cut together or not at all.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from polarprune.graph.operators import (
+    BINARY_FUNCTIONS,
+    BINARY_METHODS,
+    ELEMENTWISE_FUNCTIONS,
+    ELEMENTWISE_METHODS,
+    ELEMENTWISE_MODULES,
+    MIXING_MODULES,
+    MOVEMENT_FUNCTIONS,
+    MOVEMENT_METHODS,
+    MOVEMENT_MODULES,
+    NORM_MODULES,
+    REDUCTION_FUNCTIONS,
+    REDUCTION_METHODS,
+    SIZE_METHODS,
+    SPATIAL_FUNCTIONS,
+    SPATIAL_MODULES,
+    TRANSPOSED,
+    ZERO_KEEPING_FUNCTIONS,
+    ZERO_KEEPING_METHODS,
+    ZERO_KEEPING_MODULES,
+    calls,
+    module_of,
+)
+
+Key = tuple[str, str, int]  # (module or node, role, position): survives a cut of other nodes
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The labels of one tensor.
+
+    `compact` is an int64 tensor of the tensor's rank, with size 1 along every axis on which the
+    labels do not vary; `shape` is the tensor's true shape.
+    """
+
+    compact: Tensor
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, labels: Tensor) -> "Labelled":
+        """Compress labels of full shape: an axis along which they are constant shrinks to one."""
+        compact = labels
+        for axis in range(labels.dim()):
+            first = compact.narrow(axis, 0, 1) if compact.shape[axis] else compact
+            if labels.stride(axis) == 0 or bool((compact == first).all()):
+                compact = first
+        return cls(compact.contiguous(), tuple(labels.shape))
+
+    @classmethod
+    def along(cls, labels: np.ndarray, axis: int, shape: tuple[int, ...]) -> "Labelled":
+        """Labels that vary along one axis only."""
+        view = [1] * len(shape)
+        view[axis] = len(labels)
+        return cls(torch.from_numpy(labels).reshape(view), shape)
+
+    def full(self) -> Tensor:
+        """The labels at the tensor's true shape, without copying."""
+        return self.compact.expand(self.shape)
+
+    def axes(self) -> list[int]:
+        """The axes along which the labels vary."""
+        return [axis for axis, size in enumerate(self.compact.shape) if size > 1]
+
+    def vector(self, axis: int) -> np.ndarray | None:
+        """The labels along one axis, or None where they vary along another one too."""
+        axis %= len(self.shape)
+        if any(other != axis for other in self.axes()):
+            return None
+        flat = self.compact.reshape(-1).numpy()
+        return flat if len(flat) == self.shape[axis] else np.repeat(flat, self.shape[axis])
+
+
+@dataclass(frozen=True)
+class Mix:
+    """One call of a mixing operator, with the labels of its input and output channels."""
+
+    node: str
+    source: str
+    layer: str
+    groups: int
+    axis: int
+    inputs: np.ndarray
+    outputs: np.ndarray
+
+    @property
+    def depthwise(self) -> bool:
+        """Each group reads a single channel: nothing is combined, labels only tie."""
+        return self.groups > 1 and self.groups == len(self.inputs)
+
+
+@dataclass
+class Labels:
+    """What the label pass found out about one graph."""
+
+    tensors: dict[str, Labelled] = field(default_factory=dict)
+    mixes: list[Mix] = field(default_factory=list)
+    norms: dict[str, np.ndarray] = field(default_factory=dict)
+    parameters: dict[str, Labelled] = field(default_factory=dict)
+    keys: list[Key] = field(default_factory=list)
+    zero: list[bool] = field(default_factory=list)
+    written: list[bool] = field(default_factory=list)
+    pins: dict[int, str] = field(default_factory=dict)
+    ties: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    roots: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    def new(
+        self, owner: str, role: str, count: int, *, zero: bool = False, written: bool = True
+    ) -> np.ndarray:
+        """Fresh labels.
+
+        zero: they stand for literal zeros.
+        written: a value is made here (not merely passed on from a tied label).
+        """
+        start = len(self.keys)
+        self.keys += [(owner, role, position) for position in range(count)]
+        self.zero += [zero] * count
+        self.written += [written and not zero] * count
+        return np.arange(start, start + count, dtype=np.int64)
+
+    def tie(self, left: np.ndarray, right: np.ndarray) -> None:
+        """Cut these together, position by position."""
+        self.ties.append((left.reshape(-1), right.reshape(-1)))
+
+    def pin(self, labels: Labelled | np.ndarray, reason: str) -> None:
+        """Never cut these."""
+        flat = labels.compact.reshape(-1).numpy() if isinstance(labels, Labelled) else labels
+        for label in np.unique(flat):
+            self.pins.setdefault(int(label), reason)
+
+    def refuse(self, where: str, reason: str, *tensors: Labelled) -> None:
+        """Pin tensors and remember why, for the user."""
+        self.refused.append((where, reason))
+        for tensor in tensors:
+            self.pin(tensor, reason)
+
+    def solve(self) -> None:
+        """Union-find over all ties: smallest label of a class is its root (pointer jumping)."""
+        roots = np.arange(len(self.keys), dtype=np.int64)
+        if self.ties:
+            left = np.concatenate([a for a, _ in self.ties])
+            right = np.concatenate([b for _, b in self.ties])
+            while True:
+                low = np.minimum(roots[left], roots[right])
+                before = roots.copy()
+                np.minimum.at(roots, roots[left], low)
+                np.minimum.at(roots, roots[right], low)
+                while not np.array_equal(roots, roots[roots]):
+                    roots = roots[roots]
+                if np.array_equal(before, roots):
+                    break
+        self.roots = roots
+
+    def pinned_roots(self) -> dict[int, str]:
+        """Classes that may not be cut, with a reason each."""
+        found: dict[int, str] = {}
+        for label, reason in self.pins.items():
+            found.setdefault(int(self.roots[label]), reason)
+        return found
+
+
+def label_graph(graph_module: fx.GraphModule, example_input: Tensor) -> Labels:
+    """Label every tensor of a normalised graph.
+
+    Args:
+        example_input: (n, ...); one evaluation-mode forward gives the shapes.
+    """
+    values = run_for_values(graph_module, example_input)
+    pass_ = _LabelPass(graph_module, values)
+    for node in graph_module.graph.nodes:
+        pass_.visit(node)
+    pass_.tie_shared_layers()
+    pass_.labels.solve()
+    return pass_.labels
+
+
+def run_for_values(graph_module: fx.GraphModule, example_input: Tensor) -> dict[str, Any]:
+    """Every node's value in one evaluation-mode forward; tensors as (shape) on the meta device."""
+
+    class Recorder(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            result = super().run_node(n)
+            values[n.name] = torch.utils._pytree.tree_map_only(
+                Tensor, lambda t: torch.empty(t.shape, device="meta"), result
+            )
+            return result
+
+    values: dict[str, Any] = {}
+    modes = {module: module.training for module in graph_module.modules()}
+    graph_module.eval()
+    try:
+        with torch.no_grad():
+            Recorder(graph_module).run(example_input)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return values
+
+
+class _LabelPass:
+    """Visits the nodes in order; one rule a family of operators."""
+
+    def __init__(self, graph_module: fx.GraphModule, values: dict[str, Any]) -> None:
+        self.root = graph_module
+        self.values = values
+        self.labels = Labels()
+        self.env: dict[fx.Node, Any] = {}
+
+    def visit(self, node: fx.Node) -> None:
+        module = module_of(self.root, node)
+        value = self._apply(node, module)
+        self.env[node] = value
+        if isinstance(value, Labelled):
+            self.labels.tensors[node.name] = value
+
+    def _apply(self, node: fx.Node, module: nn.Module | None) -> Any:
+        if node.op == "placeholder":
+            return self._opaque(node, "network input")
+        if node.op == "get_attr":
+            return self._parameter(node)
+        if node.op == "output":
+            for source in node.all_input_nodes:
+                if isinstance(self.env[source], Labelled):
+                    self.labels.pin(self.env[source], "network output")
+            return None
+        tensors = [self.env[n] for n in node.all_input_nodes if self._is_tensor(self.env[n])]
+        if not tensors:
+            return self.values[node.name]  # arithmetic on sizes
+        if calls(node, module, modules=MIXING_MODULES):
+            assert module is not None
+            return self._mix(node, module, tensors[0])
+        if calls(node, module, modules=NORM_MODULES):
+            return self._norm(node, tensors[0])
+        if calls(
+            node,
+            module,
+            modules=ELEMENTWISE_MODULES,
+            functions=ELEMENTWISE_FUNCTIONS,
+            methods=ELEMENTWISE_METHODS,
+        ):
+            return self._elementwise(node, module, tensors[0])
+        if calls(node, module, functions=BINARY_FUNCTIONS, methods=BINARY_METHODS):
+            return self._binary(node, tensors)
+        if calls(node, module, modules=SPATIAL_MODULES, functions=SPATIAL_FUNCTIONS):
+            return self._spatial(node, tensors[0])
+        if calls(node, module, functions=REDUCTION_FUNCTIONS, methods=REDUCTION_METHODS):
+            return self._mean(node, tensors[0])
+        if calls(node, module, methods=SIZE_METHODS) or _reads_shape(node):
+            return self._size(node, tensors[0])
+        if calls(
+            node,
+            module,
+            modules=MOVEMENT_MODULES,
+            functions=MOVEMENT_FUNCTIONS,
+            methods=MOVEMENT_METHODS,
+        ):
+            return self._move(node, module)
+        return self._unknown(node, module)
+
+    @staticmethod
+    def _is_tensor(value: Any) -> bool:
+        return isinstance(value, Labelled)
+
+    def _shape(self, node: fx.Node) -> tuple[int, ...]:
+        return tuple(self.values[node.name].shape)
+
+    def _opaque(self, node: fx.Node, reason: str) -> Any:
+        """One pinned label for a whole tensor whose channels cannot be told apart or cut."""
+        value = self.values[node.name]
+        if not isinstance(value, Tensor):
+            return value
+        label = self.labels.new(node.name, "opaque", 1)
+        self.labels.pin(label, reason)
+        return Labelled(torch.from_numpy(label).reshape([1] * value.dim()), tuple(value.shape))
+
+    def _unknown(self, node: fx.Node, module: nn.Module | None) -> Any:
+        name = type(module).__name__ if module is not None else _target_name(node)
+        reason = f"operator {name} is not known to keep channels apart"
+        inputs = [self.env[n] for n in node.all_input_nodes if self._is_tensor(self.env[n])]
+        self.labels.refuse(node.name, reason, *inputs)
+        value = self.values[node.name]
+        if isinstance(value, Tensor):
+            return self._opaque(node, reason)
+        return torch.utils._pytree.tree_map_only(
+            Tensor, lambda t: self._opaque_like(node, t, reason), value
+        )
+
+    def _opaque_like(self, node: fx.Node, tensor: Tensor, reason: str) -> Labelled:
+        label = self.labels.new(node.name, "opaque", 1)
+        self.labels.pin(label, reason)
+        return Labelled(torch.from_numpy(label).reshape([1] * tensor.dim()), tuple(tensor.shape))
+
+    def _parameter(self, node: fx.Node) -> Any:
+        value = self.values[node.name]
+        if not isinstance(value, Tensor):
+            return value
+        wide = [axis for axis, size in enumerate(value.shape) if size > 1]
+        if len(wide) != 1:
+            return self._opaque(node, "parameter that varies along several axes")
+        fresh = self.labels.new(str(node.target), "parameter", value.shape[wide[0]])
+        labelled = Labelled.along(fresh, wide[0], tuple(value.shape))
+        self.labels.parameters[str(node.target)] = labelled
+        return labelled
+
+    def _mix(self, node: fx.Node, module: nn.Module, source: Labelled) -> Labelled:
+        """Case 1: dense: new labels. Case 2: grouped: all of a group tied, in and out."""
+        linear = isinstance(module, nn.Linear)
+        axis = len(source.shape) - 1 if linear else 1
+        inputs = source.vector(axis)
+        layer = str(node.target)
+        shape = self._shape(node)
+        count = shape[axis]
+        outputs = self.labels.new(layer, "out", count)
+        if inputs is None:
+            self.labels.refuse(node.name, "its input channels are not laid along one axis", source)
+            inputs = np.repeat(self.labels.new(layer, "in", 1), source.shape[axis])
+            self.labels.pin(inputs, "its input channels are not laid along one axis")
+        groups = int(getattr(module, "groups", 1))
+        if groups > 1:
+            first_in = inputs.reshape(groups, -1)
+            first_out = outputs.reshape(groups, -1)
+            for others in (first_in, first_out):
+                self.labels.tie(np.repeat(first_in[:, :1], others.shape[1], axis=1), others)
+        if len(shape) != len(source.shape):
+            self.labels.refuse(node.name, "an unbatched input", source)
+        self.labels.mixes.append(
+            Mix(node.name, node.all_input_nodes[0].name, layer, groups, axis, inputs, outputs)
+        )
+        return Labelled.along(outputs, axis, shape)
+
+    def _norm(self, node: fx.Node, source: Labelled) -> Labelled:
+        channels = source.vector(1)
+        if channels is None:
+            self.labels.refuse(node.name, "normalised values are not laid along axis 1", source)
+            return source
+        layer = str(node.target)
+        if layer in self.labels.norms:
+            self.labels.tie(self.labels.norms[layer], channels)
+        self.labels.norms[layer] = channels
+        return self._not_zero(node, source)
+
+    def _not_zero(self, node: fx.Node, source: Labelled) -> Labelled:
+        """Literal zeros become other values here: labels of their own, tied to the old ones."""
+        flat = source.compact.reshape(-1).numpy()
+        zero = np.asarray(self.labels.zero)[flat]
+        if not zero.any():
+            return source
+        fresh = flat.copy()
+        fresh[zero] = self.labels.new(node.name, "from_zero", int(zero.sum()))
+        self.labels.tie(flat, fresh)
+        return Labelled(torch.from_numpy(fresh).reshape(source.compact.shape), source.shape)
+
+    def _elementwise(
+        self, node: fx.Node, module: nn.Module | None, source: Labelled
+    ) -> Labelled:
+        keeps_zero = calls(
+            node,
+            module,
+            modules=ZERO_KEEPING_MODULES,
+            functions=ZERO_KEEPING_FUNCTIONS,
+            methods=ZERO_KEEPING_METHODS,
+        )
+        return source if keeps_zero else self._not_zero(node, source)
+
+    def _binary(self, node: fx.Node, tensors: list[Labelled]) -> Labelled:
+        """Tie what meets; an operand of size 1 along an axis is broadcast and ties nothing there.
+
+        The result takes the labels of an operand that is not a literal zero, position by position.
+        """
+        shape = self._shape(node)
+        if len(tensors) == 1:  # with a number
+            return self._not_zero(node, tensors[0])
+        wide = []
+        for tensor in tensors:
+            rank = len(shape) - len(tensor.shape)
+            sizes = (1,) * rank + tensor.shape
+            compact = tensor.compact.reshape((1,) * rank + tuple(tensor.compact.shape))
+            if any(s == 1 and t > 1 and a != 0 for a, (s, t) in enumerate(zip(sizes, shape))):
+                # Broadcast over space (squeeze-excitation) is harmless, over channels it is one
+                # channel read by all of them: it has to stay.
+                if sizes[1] == 1 and shape[1] > 1:
+                    self.labels.pin(tensor, "one channel broadcast over several")
+                    continue
+            wide.append(compact)
+        if not wide:
+            return self._opaque(node, "only broadcast operands")
+        full = torch.broadcast_tensors(*wide)
+        for other in full[1:]:
+            self.labels.tie(full[0].reshape(-1).numpy(), other.reshape(-1).numpy())
+        result = full[0].clone()
+        zero = torch.tensor(self.labels.zero)
+        for other in full[1:]:
+            result = torch.where(zero[result], other, result)
+        return Labelled(Labelled.of(result).compact, shape)
+
+    def _spatial(self, node: fx.Node, source: Labelled) -> Labelled:
+        channels = source.vector(1)
+        shape = self._shape(node)
+        if channels is None or len(shape) < 2 or shape[1] != source.shape[1]:
+            self.labels.refuse(node.name, "pools an axis along which channels lie", source)
+            return self._opaque(node, "pooled channels")
+        return Labelled.along(channels, 1, shape)
+
+    def _mean(self, node: fx.Node, source: Labelled) -> Labelled:
+        given = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+        dims = range(len(source.shape)) if given is None else given
+        axes = {int(d) % len(source.shape) for d in ([dims] if isinstance(dims, int) else dims)}
+        if axes & set(source.axes()):
+            self.labels.refuse(node.name, "averages over channels", source)
+            return self._opaque(node, "averaged channels")
+        keep = bool(node.kwargs.get("keepdim", node.args[2] if len(node.args) > 2 else False))
+        kept = [size for axis, size in enumerate(source.compact.shape) if keep or axis not in axes]
+        return Labelled(source.compact.reshape(kept), self._shape(node))
+
+    def _size(self, node: fx.Node, source: Labelled) -> Any:
+        """A size read off a cut axis would change with the cut: pin unless it is not such a one."""
+        axes = source.axes()
+        for axis in _axes_read(node, len(source.shape)):
+            if axis in axes:
+                reason = "its channel count is used as a number"
+                self.labels.refuse(node.name, reason, source)
+                break
+        return self.values[node.name]
+
+    def _move(self, node: fx.Node, module: nn.Module | None) -> Any:
+        from polarprune.graph.movement import move_labels
+
+        return move_labels(self, node, module)
+
+    def tie_shared_layers(self) -> None:
+        """A layer called twice is sliced once: its calls tie position by position."""
+        first: dict[str, Mix] = {}
+        for mix in self.labels.mixes:
+            twin = first.setdefault(mix.layer, mix)
+            if twin is not mix:
+                self.labels.tie(twin.inputs, mix.inputs)
+                self.labels.tie(twin.outputs, mix.outputs)
+
+
+def _target_name(node: fx.Node) -> str:
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "?")
+
+
+def _reads_shape(node: fx.Node) -> bool:
+    return (
+        node.op == "call_function"
+        and node.target is getattr
+        and len(node.args) == 2
+        and node.args[1] in ("shape", "dtype", "device", "ndim")
+    )
+
+
+def _axes_read(node: fx.Node, rank: int) -> list[int]:
+    """The axes whose sizes are used, as far as the graph shows; all of them where it does not."""
+    if node.op == "call_method" and len(node.args) > 1 and isinstance(node.args[1], int):
+        return [node.args[1] % rank]
+    if node.target is getattr and node.args[1] in ("dtype", "device", "ndim"):
+        return []
+    if node.op == "call_method" and node.target == "dim":
+        return []
+    axes: list[int] = []
+    for user in node.users:
+        index = user.args[1] if len(user.args) > 1 else None
+        if getattr(user.target, "__name__", "") != "getitem" or not isinstance(index, int):
+            return list(range(rank))
+        axes.append(index % rank)
+    return axes

@@ -1,0 +1,61 @@
+"""What a method has to provide; nothing else in polarprune knows which method is at work."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class GateRequest:
+    """One site that wants a gate: `units` decisions from `channels` pooled features."""
+
+    units: int
+    channels: int
+    unit_macs: int
+
+
+@dataclass(frozen=True)
+class GateOutput:
+    """What a gate says about one batch.
+
+    Attributes:
+        values: (n, units) or (1, units): what multiplies the channels or the branch.
+        probability: (units,): open probability, batch mean, differentiable.
+        openness: (units,): batch mean of the values as they were applied, differentiable.
+    """
+
+    values: Float[Tensor, "n g"]
+    probability: Float[Tensor, " g"]
+    openness: Float[Tensor, " g"]
+
+
+class Method(ABC):
+    """A way to drive gates."""
+
+    name: str
+
+    @abstractmethod
+    def make_gates(self, requests: list[GateRequest], parameter_budget: int) -> list[nn.Module]:
+        """One gate module a site: pooled features (n, channels) -> GateOutput.
+
+        Args:
+            parameter_budget: values that all gates together may have.
+        """
+
+    @abstractmethod
+    def loss(
+        self,
+        outputs: list[GateOutput],
+        macs_ratio: Float[Tensor, ""],
+        target: float,
+        progress: float,
+    ) -> Float[Tensor, ""]:
+        """What is added to the task loss.
+
+        Args:
+            macs_ratio: expected over dense MACs, differentiable.
+            target: the user's bound on the kept MACs, 0..1.
+            progress: of the search, 0 at its start, 1 when decisions freeze.
+        """

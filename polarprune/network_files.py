@@ -1,0 +1,190 @@
+"""Networks on disk: `network.json` (the graph itself) and `weights.safetensors`; no pickle.
+
+The JSON names whitelisted operators and layer specifications only, so a network is rebuilt in a
+fresh process without the code that defined it and without running anything that the file brings.
+"""
+
+import json
+import math
+import os
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, fx, nn
+
+from polarprune.collapsing import META, Description, describe
+from polarprune.errors import CheckpointError, Refused
+from polarprune.graph.layers import build_layer, layer_arguments
+from polarprune.graph.operators import PLAIN_FUNCTIONS, PLAIN_METHODS
+
+SCHEMA = 1
+NETWORK_FILE = "network.json"
+WEIGHTS_FILE = "weights.safetensors"
+
+_FUNCTION_NAMES = {function: name for name, function in reversed(PLAIN_FUNCTIONS.items())}
+# fx writes module paths and attribute names into the code it generates.
+_PATH = re.compile(r"[A-Za-z_0-9]+(\.[A-Za-z_0-9]+)*")
+_SHAPE = "shape"
+
+
+def save_network(dense: nn.Module, folder: str | os.PathLike[str]) -> None:
+    """Write a collapsed network; the folder is made, its two files are replaced one by one.
+
+    Raises:
+        Refused: the network is not a collapsed one, or has an operator that no file may name.
+    """
+    description = describe(dense)
+    if description is None or not isinstance(dense, fx.GraphModule):
+        raise Refused(
+            f"only collapsed networks can be saved, got {type(dense).__name__}; "
+            "pass it through attach_gates and collapse first"
+        )
+    document = {
+        "schema": SCHEMA,
+        "base": asdict(description),
+        "nodes": [_encode_node(node) for node in dense.graph.nodes],
+        "layers": {
+            str(node.target): _encode_layer(dense.get_submodule(str(node.target)))
+            for node in dense.graph.nodes
+            if node.op == "call_module"
+        },
+    }
+    text = json.dumps(document, indent=1)  # before any file is touched: it may refuse
+    weights = {name: t.detach().cpu().contiguous() for name, t in dense.state_dict().items()}
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    save_file(weights, target / f"{WEIGHTS_FILE}.new")
+    (target / f"{NETWORK_FILE}.new").write_text(text)
+    os.replace(target / f"{WEIGHTS_FILE}.new", target / WEIGHTS_FILE)
+    os.replace(target / f"{NETWORK_FILE}.new", target / NETWORK_FILE)
+
+
+def load_network(folder: str | os.PathLike[str]) -> nn.Module:
+    """A network that save_network wrote, on the CPU, in evaluation mode.
+
+    Raises:
+        CheckpointError: a file is missing, truncated, or does not fit the other.
+        Refused: the file names an operator or layer that is not whitelisted.
+    """
+    source = Path(folder)
+    try:
+        document = json.loads((source / NETWORK_FILE).read_text())
+        weights = load_file(source / WEIGHTS_FILE)
+        if document["schema"] != SCHEMA:
+            raise Refused(f"{source / NETWORK_FILE} has schema {document['schema']}, not {SCHEMA}")
+        network = _build(document, weights)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{error.filename} is missing; is {source} a network folder?") from error
+    except (ValueError, KeyError, TypeError, safetensors.SafetensorError, RuntimeError) as error:
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{source} is not a whole network folder: {line}") from error
+    return network
+
+
+def _build(document: dict[str, Any], weights: dict[str, Tensor]) -> fx.GraphModule:
+    parts: dict[str, Any] = {}
+    for name, layer in document["layers"].items():
+        arguments = {key: _decode(value, {}) for key, value in layer["arguments"].items()}
+        parts[_checked(name)] = build_layer(layer["type"], arguments)
+    graph = fx.Graph()
+    nodes: dict[str, fx.Node] = {}
+    for entry in document["nodes"]:
+        nodes[entry["name"]] = _decode_node(graph, entry, nodes)
+        if entry["op"] == "get_attr":
+            parts[entry["target"]] = nn.Parameter(torch.empty_like(weights[entry["target"]]))
+    network = fx.GraphModule(parts, graph)
+    dtypes = {t.dtype for t in weights.values() if t.is_floating_point()}
+    if len(dtypes) == 1:
+        network.to(dtypes.pop())
+    network.load_state_dict(weights)
+    base = document["base"]
+    network.meta[META] = Description(
+        input_shape=tuple(base["input_shape"]),
+        blocks_removed=base["blocks_removed"],
+        kept={site: (kind, kept, units) for site, (kind, kept, units) in base["kept"].items()},
+    )
+    return network.eval()
+
+
+def _encode_layer(module: nn.Module) -> dict[str, Any]:
+    arguments = {key: _encode(value) for key, value in layer_arguments(module).items()}
+    return {"type": type(module).__name__, "arguments": arguments}
+
+
+def _encode_node(node: fx.Node) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": node.name, "op": node.op, "target": str(node.target)}
+    if node.op == "call_function":
+        if node.target is getattr and node.args[1] == _SHAPE:
+            return {**entry, "op": "shape", "target": "", "args": [_encode(node.args[0])]}
+        if node.target not in _FUNCTION_NAMES:
+            name = getattr(node.target, "__name__", node.target)
+            raise Refused(f"operator {name} ({node.name}) cannot be stored in a network file")
+        entry["target"] = _FUNCTION_NAMES[node.target]  # type: ignore[index]
+    if node.op == "call_method" and node.target not in PLAIN_METHODS:
+        raise Refused(f"method {node.target} ({node.name}) cannot be stored in a network file")
+    entry["args"] = [_encode(value) for value in node.args]
+    if node.kwargs:
+        entry["kwargs"] = {key: _encode(value) for key, value in node.kwargs.items()}
+    return entry
+
+
+def _decode_node(graph: fx.Graph, entry: dict[str, Any], nodes: dict[str, fx.Node]) -> fx.Node:
+    args = tuple(_decode(value, nodes) for value in entry["args"])
+    kwargs = {_checked(k): _decode(v, nodes) for k, v in entry.get("kwargs", {}).items()}
+    op, target = entry["op"], entry["target"]
+    name = _checked(entry["name"])
+    if op == "shape":
+        return graph.create_node("call_function", getattr, (*args, _SHAPE), {}, name)
+    if op == "call_function":
+        if target not in PLAIN_FUNCTIONS:
+            raise Refused(f"operator {target!r} is not one that a network file may name")
+        return graph.create_node(op, PLAIN_FUNCTIONS[target], args, kwargs, name)
+    if op == "call_method" and target not in PLAIN_METHODS:
+        raise Refused(f"method {target!r} is not one that a network file may name")
+    if op not in ("placeholder", "get_attr", "call_module", "call_method", "output"):
+        raise Refused(f"node kind {op!r} is not one that a network file may name")
+    return graph.create_node(op, _checked(target), args, kwargs, name)
+
+
+def _checked(path: str) -> str:
+    if not _PATH.fullmatch(path):
+        raise Refused(f"{path!r} is not a name that a network file may use")
+    return path
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, fx.Node):
+        return {"node": value.name}
+    if isinstance(value, slice):
+        return {"slice": [_encode(part) for part in (value.start, value.stop, value.step)]}
+    if isinstance(value, tuple):
+        return {"tuple": [_encode(part) for part in value]}
+    if isinstance(value, list):
+        return [_encode(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Refused(f"a network file cannot hold the number {value}")
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise Refused(f"a network file cannot hold a {type(value).__name__} argument ({value})")
+
+
+def _decode(value: Any, nodes: dict[str, fx.Node]) -> Any:
+    if isinstance(value, list):
+        return [_decode(part, nodes) for part in value]
+    if not isinstance(value, dict):
+        return value
+    [(kind, content)] = value.items()
+    if kind == "node":
+        return nodes[content]
+    if kind == "slice":
+        return slice(*(_decode(part, nodes) for part in content))
+    if kind == "tuple":
+        return tuple(_decode(part, nodes) for part in content)
+    raise Refused(f"a network file names an unknown kind of value, {kind!r}")
+
+
