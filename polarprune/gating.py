@@ -4,7 +4,7 @@ They share one GateState, which says what all gates do at the moment.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -58,6 +58,10 @@ class SiteGate(nn.Module):
         self.output: GateOutput | None = None
         self.register_buffer("frozen", torch.ones(units, dtype=torch.bool))
         self.register_buffer("running", torch.ones(units))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the last output, whose autograd graph cannot be copied."""
+        return {**self.__dict__, "output": None}
 
     def forward(self, pooled: Float[Tensor, "n c"] | None) -> Float[Tensor, "n g"] | None:
         """Gate values (n, units) or (1, units), or None where all gates are open."""

@@ -124,8 +124,6 @@ class _Exporter:
 
     def file_of(self, path: Path, role: str) -> Path:
         """A bundle or ONNX file as it is; a run's small network or a model exported."""
-        from polarprune_export.export_sources import open_source
-
         if _is_exported(path):
             return path
         if path.exists() and not _is_run(path):
@@ -133,12 +131,14 @@ class _Exporter:
                 f"{path} is neither a run folder, a bundle nor an ONNX file; name one of these "
                 "or a model"
             )
+        from polarprune_export.export_sources import open_source
+
         options = dict.fromkeys(self._model_options) if _is_run(path) else self._model_options
         source = open_source(str(path), data=None, weights=None, **options)
         return self._export(source.network, source.input_shape, f"{role}-{source.name}")
 
     def base_of(self, path: Path) -> Path:
-        """The architecture a run began with, at its first width, exported."""
+        """The architecture a run began with, exported."""
         from polarprune.networks import build_network
         from polarprune_export.export_sources import open_source
 

@@ -24,11 +24,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class WarmUp:
-    """What it took until the runs of one network were steady."""
+    """What it took until the runs of one network were steady: its cold start.
+
+    `prepare_ms` is the time to bind buffers, the very first run included.
+    """
 
     network: str
     load_ms: float
-    first_run_ms: float
+    prepare_ms: float
     runs: int
     steady_run_ms: float
     stable: bool

@@ -16,9 +16,7 @@ RECORDED_PACKAGES = ("polarprune", "onnxruntime", "onnxruntime-gpu", "numpy", "o
 
 def usable_cpus() -> int:
     """CPUs this process may really use: its affinity, and the container's quota rounded up."""
-    count = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    count = len(_affinity())
     quota, _, period = _first_line(CGROUP_QUOTA).partition(" ")
     if quota.isdigit() and period.isdigit():
         count = min(count, -(-int(quota) // int(period)))
@@ -31,9 +29,12 @@ def stolen_seconds() -> float:
     Zero where the system does not say; only the difference of two calls means anything.
     """
     seconds = 0.0
-    fields = _first_line(KERNEL_STATISTICS).split()
-    if len(fields) > 8 and fields[0] == "cpu":
-        seconds += int(fields[8]) / os.sysconf("SC_CLK_TCK")  # user nice system idle iowait 2x irq
+    ours = {f"cpu{number}" for number in _affinity()}
+    for line in _text(KERNEL_STATISTICS).splitlines():
+        fields = line.split()
+        if len(fields) > 8 and fields[0] in ours:
+            # cpuN user nice system idle iowait irq softirq steal
+            seconds += int(fields[8]) / os.sysconf("SC_CLK_TCK")
     for line in _text(CGROUP_STATISTICS).splitlines():
         key, _, value = line.partition(" ")
         if key == "throttled_usec":
@@ -56,6 +57,12 @@ def describe_environment() -> dict[str, object]:
         "usable_cpus": usable_cpus(),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
+
+
+def _affinity() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
 
 
 def _version(package: str) -> str | None:

@@ -2,8 +2,8 @@
 
 In each round every network is timed once, in random order, and so is a second load of each
 candidate: the A/A control. What is timed is host latency (a monotonic clock around complete runs)
-with warm caches: one untimed run goes before each timed block. Rounds are what gets resampled; the
-repetitions inside a block only lift it above the clock's resolution.
+with warm caches: an untimed run goes before each block of short ones. Rounds are what gets
+resampled; the repetitions inside a block only lift it above the clock's resolution.
 """
 
 import time
@@ -27,6 +27,7 @@ from polarprune_deploy.timing import (
     Clock,
     Entrant,
     calibrate,
+    enter,
     no_garbage_collection,
     time_rounds,
     warm_up,
@@ -58,7 +59,7 @@ def compare_latency(
         rounds: paired samples of each comparison, at least 40.
         seed: decides the inputs and the order inside each round.
         family: how many verdicts are drawn together (rows of all batch sizes); their intervals
-            hold jointly with 95 % (their controls with 99 %). None takes the candidates of this call.
+            hold jointly with 95 %, their controls' with 99 %. None takes this call's candidates.
         max_seconds: bound on the timed part of the call.
         clock: nanoseconds; replaced in tests.
         stolen: CPU seconds taken from this process so far by hypervisor or quota.
@@ -74,28 +75,23 @@ def compare_latency(
     generator = np.random.default_rng([seed, batch])
     inputs = random_inputs(runners[0], batch, generator)
     with ExitStack() as stack:
-        against = Entrant("against", runners[0], runners[0].prepare(inputs))
+        against = enter("against", runners[0], inputs, clock)
         pairs: list[tuple[Entrant, Entrant]] = []
         for index, runner in enumerate(runners[1:]):
             twin = stack.enter_context(closing(runner.twin()))
             suffix = "" if len(runners) == 2 else f"_{index}"
             pair = (
-                Entrant(f"candidate{suffix}", runner, runner.prepare(inputs)),
-                Entrant(f"control{suffix}", twin, twin.prepare(inputs)),
+                enter(f"candidate{suffix}", runner, inputs, clock),
+                enter(f"control{suffix}", twin, inputs, clock),
             )
             pairs.append(pair)
         entrants = [against, *(entrant for pair in pairs for entrant in pair)]
-        first_run_ms = _check_outputs(against, pairs, clock)
+        _check_outputs(against, pairs)
         with no_garbage_collection():
             stolen_before, begun = stolen(), clock()
-            warm_ups = [
-                warm_up(entrant, first, clock)
-                for entrant, first in zip(entrants, first_run_ms, strict=True)
-            ]
-            repetitions = calibrate(
-                [warm_up.steady_run_ms for warm_up in warm_ups], rounds, max_seconds
-            )
-            samples = time_rounds(entrants, batch, rounds, repetitions, generator, clock)
+            warm_ups = [warm_up(entrant, clock) for entrant in entrants]
+            plan = calibrate([each.steady_run_ms for each in warm_ups], rounds, max_seconds)
+            samples = time_rounds(entrants, batch, rounds, plan, generator, clock)
             share = (stolen() - stolen_before) / ((clock() - begun) / 1e9) / usable_cpus()
     return [_conclude(against, pair, samples, warm_ups, members, share) for pair in pairs]
 
@@ -156,15 +152,10 @@ def _shapes(runner: Runner) -> list[tuple[str, str, tuple[int, ...]]]:
     return [(spec.name, spec.dtype, spec.shape[1:]) for spec in runner.inputs]
 
 
-def _check_outputs(
-    against: Entrant, pairs: Sequence[tuple[Entrant, Entrant]], clock: Clock
-) -> list[float]:
-    """Run everybody once on fresh inputs, output buffers poisoned before; the time of that run."""
-    first_run_ms = []
+def _check_outputs(against: Entrant, pairs: Sequence[tuple[Entrant, Entrant]]) -> None:
+    """Run everybody once on fresh inputs, into output buffers that were poisoned before."""
     for entrant in (against, *(entrant for pair in pairs for entrant in pair)):
-        start = clock()
         entrant.call()
-        first_run_ms.append((clock() - start) / 1e6)
         for name, output in entrant.call.outputs().items():
             if not np.all(np.isfinite(output)):
                 raise ParityError(
@@ -181,7 +172,6 @@ def _check_outputs(
                     f"two loads of {candidate.runner.name} differ by {error:.3g} in output {name} "
                     f"(largest value {scale:.3g}); it was not timed: check the backend"
                 )
-    return first_run_ms
 
 
 def _conclude(

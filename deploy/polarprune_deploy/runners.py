@@ -87,7 +87,7 @@ class Runner(Protocol):
         ...
 
     def prepare(self, inputs: Mapping[str, Array]) -> PreparedRun:
-        """Everything of a run that need not be repeated for the next one."""
+        """Everything of a run that need not be repeated; may run once to learn the shapes."""
         ...
 
     def twin(self) -> "Runner":

@@ -6,7 +6,7 @@ waits for.
 
 import gc
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
@@ -15,7 +15,7 @@ import numpy as np
 
 from polarprune.errors import Refused
 from polarprune_deploy.comparisons import Sample, WarmUp
-from polarprune_deploy.runners import PreparedRun, Runner
+from polarprune_deploy.runners import Array, PreparedRun, Runner
 
 Clock = Callable[[], int]
 """Nanoseconds from any origin, never backwards."""
@@ -29,6 +29,16 @@ STABLE_SPREAD = 1.10
 # A block this long makes the 30 to 60 ns of two clock readings less than 0.01 % of it.
 BLOCK_MS = 10.0
 SHORTEST_BLOCK_MS = 2.0
+# Below this, the weights a network finds gone from the caches are a visible part of its first run.
+SETTLED_RUN_MS = 50.0
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """Runs of each network in each round: first untimed, to warm the caches, then timed."""
+
+    untimed: int
+    timed: int
 
 
 @dataclass(frozen=True)
@@ -38,9 +48,17 @@ class Entrant:
     role: str
     runner: Runner
     call: PreparedRun
+    prepare_ms: float
 
 
-def warm_up(entrant: Entrant, first_run_ms: float, clock: Clock) -> WarmUp:
+def enter(role: str, runner: Runner, inputs: Mapping[str, Array], clock: Clock) -> Entrant:
+    """Prepare a runner for the race, and note what that took."""
+    start = clock()
+    call = runner.prepare(inputs)
+    return Entrant(role, runner, call, (clock() - start) / 1e6)
+
+
+def warm_up(entrant: Entrant, clock: Clock) -> WarmUp:
     """Run until three windows agree, 200 ms at the least, or until two seconds have passed."""
     windows: list[float] = []
     runs, start = 0, clock()
@@ -58,15 +76,15 @@ def warm_up(entrant: Entrant, first_run_ms: float, clock: Clock) -> WarmUp:
     return WarmUp(
         network=entrant.role,
         load_ms=entrant.runner.load_ms,
-        first_run_ms=first_run_ms,
+        prepare_ms=entrant.prepare_ms,
         runs=runs,
         steady_run_ms=median(windows[-WARM_UP_WINDOWS:]),
         stable=stable,
     )
 
 
-def calibrate(run_ms: Sequence[float], rounds: int, max_seconds: float) -> int:
-    """Runs in one timed block, the same for all: each side then meets equally cold first runs.
+def calibrate(run_ms: Sequence[float], rounds: int, max_seconds: float) -> BlockPlan:
+    """The same plan for all networks, so that each side meets equally cold first runs.
 
     Raises:
         Refused: even the shortest sound blocks would not fit into `max_seconds`.
@@ -74,22 +92,22 @@ def calibrate(run_ms: Sequence[float], rounds: int, max_seconds: float) -> int:
     fastest, together = min(run_ms), math.fsum(run_ms)
     wanted = math.ceil(BLOCK_MS / fastest)
     shortest = math.ceil(SHORTEST_BLOCK_MS / fastest)
-    # One untimed run goes before each block.
-    affordable = int(max_seconds * 1e3 / (rounds * together)) - 1
+    untimed = int(fastest < SETTLED_RUN_MS)
+    affordable = int(max_seconds * 1e3 / (rounds * together)) - untimed
     if affordable < shortest:
-        needed = (shortest + 1) * rounds * together / 1e3
+        needed = (shortest + untimed) * rounds * together / 1e3
         raise Refused(
             f"{rounds} rounds would take {needed:.0f} s, over the {max_seconds:.0f} s allowed; "
             "use a smaller batch"
         )
-    return min(wanted, affordable)
+    return BlockPlan(untimed, min(wanted, affordable))
 
 
 def time_rounds(
     entrants: Sequence[Entrant],
     batch: int,
     rounds: int,
-    repetitions: int,
+    plan: BlockPlan,
     generator: np.random.Generator,
     clock: Clock,
 ) -> list[Sample]:
@@ -99,12 +117,13 @@ def time_rounds(
         for position, index in enumerate(generator.permutation(len(entrants))):
             entrant = entrants[index]
             call = entrant.call
-            call()  # untimed: brings weights back into the caches that the one before used
+            for _ in range(plan.untimed):
+                call()
             start = clock()
-            for _ in range(repetitions):
+            for _ in range(plan.timed):
                 call()
             elapsed = clock() - start
-            samples.append(Sample(batch, number, position, entrant.role, repetitions, elapsed))
+            samples.append(Sample(batch, number, position, entrant.role, plan.timed, elapsed))
     return samples
 
 

@@ -222,7 +222,10 @@ def _samples(parity: ParityResult, pixels: Array | None, side: int) -> bytes:
     random = (inputs[:kept], [output[:kept] for output in outputs])
     if parity.real is None or pixels is None:
         return pack_samples(random, None)
-    return pack_samples(random, (pixels[:kept], [output[:kept] for output in parity.real[1]]))
+    # Spread over those that were compared: data sets are often sorted by class.
+    kept = min(kept, len(pixels))
+    chosen = [i * len(pixels) // kept for i in range(kept)]
+    return pack_samples(random, (pixels[chosen], [output[chosen] for output in parity.real[1]]))
 
 
 def _engine_links(built: EngineReport | None) -> tuple[CertificateLink, ...]:

@@ -151,11 +151,11 @@ def cut_links(path: Path) -> tuple[CertificateLink, ...]:
         lines = path.read_text().splitlines() if path.exists() else []
         for line in filter(str.strip, lines):
             record = json.loads(line)
-            check = record.get("check") or record
+            check = record.get("certificate") or record
             links.append(
                 CertificateLink(
                     stage=f"cut at step {record['step']}",
-                    against="frozen gated network (float64)",
+                    against=check.get("against", "the gated network, frozen"),
                     inputs=check.get("inputs", "real"),
                     n=int(check.get("n", 0)),
                     tolerance=_number(check.get("tolerance")),

@@ -103,7 +103,7 @@ def _folded_network(
     if isinstance(dense, fx.GraphModule):
         graph_module = copy.deepcopy(dense)
     else:
-        from polarprune.graph.plain import plain_network
+        from polarprune.lowering import plain_network
 
         graph_module = plain_network(dense, example_input)
     plain = graph_module.cpu().float().eval()

@@ -7,9 +7,9 @@ import numpy as np
 
 from polarprune_export.onnx_session import Array
 
-ONNX_TOLERANCE = 1e-4
-"""Of the largest output, float32 ONNX Runtime against float64. Eleven torchvision networks and the
-CIFAR ResNets measured below 2e-6; a lost operator, bias or statistic shows above 1e-2."""
+ONNX_TOLERANCE = 1e-5
+"""Of the largest output, float32 ONNX Runtime against float64. Nine torchvision networks and the
+CIFAR ResNets up to 110 layers measured 1e-7 to 7e-7; one weight wrong by half showed 6e-5."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ def compare_outputs(outputs: Sequence[Array], reference: Sequence[Array]) -> Com
     for i, (got, wanted) in enumerate(zip(outputs, reference, strict=True)):
         if got.shape != wanted.shape:
             raise ValueError(f"output {i} has shape {got.shape}, the reference {wanted.shape}")
-        error = np.abs(got.astype(np.float64) - wanted)
+        with np.errstate(invalid="ignore"):  # inf - inf is the NaN that is looked for below
+            error = np.abs(got.astype(np.float64) - wanted)
         if not np.isfinite(error).all():
             place = np.unravel_index(int(np.argmin(np.isfinite(error))), error.shape)
             return Comparison(np.nan, np.nan, None, _place(i, place, got, wanted))

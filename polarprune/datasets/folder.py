@@ -191,4 +191,3 @@ def _check_readable(paths: list[Path]) -> None:
             pass
     finally:
         pool.shutdown(cancel_futures=True)
-

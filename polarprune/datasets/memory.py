@@ -75,7 +75,9 @@ class MemorySplit:
         if self._image_size == self._side:
             return images, labels
         resized = self._resized(images.permute(0, 3, 1, 2).float())
-        return resized.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous(), labels
+        return resized.round_().clamp_(0, 255).to(torch.uint8).permute(
+            0, 2, 3, 1
+        ).contiguous(), labels
 
     def _shifted(
         self, images: UInt8[Tensor, "n s s 3"], generator: torch.Generator

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 import torch.fx
+import torchvision
 from torch import Tensor, nn
 
-from polarprune.errors import ConfigError
+from polarprune.errors import ConfigError, WeightsError
 from polarprune.networks import build_network, default_classes, input_size
 from polarprune.networks.cifar_resnet import PaddingShortcut
 
@@ -242,3 +243,50 @@ def test_class_count_below_one_is_an_error() -> None:
 def test_own_network_has_nothing_pretrained_to_download() -> None:
     with pytest.raises(ConfigError, match="resnet20 has no pretrained weights"):
         build_network("resnet20", weights="pretrained")
+
+
+def _zoo_that_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+    """Make torchvision's published weights random ones; return them as they are handed out."""
+    real = torchvision.models.get_model
+    published: dict[str, Tensor] = {}
+
+    def get_model(name: str, *, weights: str | None, **options: object) -> nn.Module:
+        options.pop("progress", None)
+        net: nn.Module = real(name, weights=None, **options)
+        if weights == "DEFAULT":
+            published.update(net.state_dict())
+        return net
+
+    monkeypatch.setattr(torchvision.models, "get_model", get_model)
+    return published
+
+
+@pytest.mark.parametrize("classes", [1000, 4])
+def test_pretrained_network_keeps_all_but_a_classifier_of_other_size(
+    classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = _zoo_that_needs_no_network(monkeypatch)
+
+    net = build_network("torchvision:squeezenet1_1", num_classes=classes, weights="pretrained")
+
+    random = {
+        name for name, value in net.state_dict().items() if value.shape != published[name].shape
+    }
+    assert random == (set() if classes == 1000 else {"classifier.1.weight", "classifier.1.bias"})
+    for name, value in net.state_dict().items():
+        assert name in random or torch.equal(value, published[name]), name
+
+
+def test_failed_download_is_a_one_line_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise OSError("no route\nto host")
+
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+
+    with pytest.raises(WeightsError, match=r"could not be downloaded .*no route") as caught:
+        build_network("torchvision:squeezenet1_1", weights="pretrained")
+
+    assert "\n" not in str(caught.value)

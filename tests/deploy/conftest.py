@@ -58,7 +58,6 @@ class VirtualRunner:
     load_ms: float = 1.0
     settings: Mapping[str, str | int | float] = field(default_factory=dict)
     runs: int = 0
-    open_twins: int = 0
 
     def __call__(self) -> None:
         self.runs += 1
@@ -68,6 +67,7 @@ class VirtualRunner:
         return {"logits": np.full((1, 2), self.output, np.float32)}
 
     def prepare(self, inputs: Mapping[str, Array]) -> "VirtualRunner":
+        self()  # as real ones do, to learn the shapes
         return self
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:

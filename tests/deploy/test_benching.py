@@ -1,13 +1,18 @@
 """`bench` on real files: the contract of its rows, and records that can be recomputed."""
 
+import importlib
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+import polarprune
 from polarprune.errors import BackendUnavailable, BundleError, ConfigError
+from polarprune.lowering import plain_network
 from polarprune_deploy import Comparison, bench
 
 ROW = {
@@ -108,3 +113,64 @@ def test_an_edited_bundle_is_refused_and_leaves_no_record(bundle: Path, tmp_path
     with pytest.raises(BundleError):
         bench(bundle, bundle, record=record)
     assert not record.exists()
+
+
+FACTORY = """
+from torch import nn
+
+def convolutions(layers, num_classes):
+    body = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU()]
+    for _ in range(layers - 1):
+        body += [nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes))
+
+def eight(num_classes=10):
+    return convolutions(8, num_classes)
+"""
+
+
+@pytest.fixture
+def factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The user's own network, by name."""
+    (tmp_path / "own_networks.py").write_text(FACTORY)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_networks", raising=False)
+    return "own_networks:eight"
+
+
+@pytest.fixture
+def run(factory: str, tmp_path: Path) -> Path:
+    """A finished run: of eight convolutions four are left."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    small = importlib.import_module("own_networks").convolutions(4, num_classes=3)
+    small = plain_network(small.eval(), torch.zeros(2, 3, 32, 32))
+    polarprune.save_network(small, folder / "pruned")
+    facts = {
+        "schema": 1,
+        "config": {"model": factory, "data": "digits", "target": 0.5},
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.25, 0.25, 0.25],
+        "classes": ["a", "b", "c"],
+        "input_shape": [3, 32, 32],
+    }
+    (folder / "run.json").write_text(json.dumps(facts))
+    return folder
+
+
+def test_a_run_is_compared_with_its_own_base(run: Path) -> None:
+    seen: list[Comparison] = []
+    (row,) = bench(run, batches=(1,), threads=1, on_row=seen.append)["rows"]
+    assert set(row) == ROW
+    assert row["verdict"] in ("faster", "inconclusive")
+    assert row["speedup"] > 1.4
+    assert seen[0].against == "base-own_networks-eight"
+    assert seen[0].candidate == "candidate-own_networks-eight"
+
+
+def test_a_model_is_exported_before_it_is_compared(bundle: Path, factory: str) -> None:
+    seen: list[Comparison] = []
+    options = {"num_classes": 4, "image_size": 32, "on_row": seen.append}
+    (row,) = bench(bundle, factory, batches=(1,), threads=1, **options)["rows"]
+    assert row["speedup"] > 1.5  # two convolutions against eight
+    assert seen[0].against == "against-own_networks-eight"

@@ -13,7 +13,7 @@ from polarprune.errors import ConfigError, ParityError, Refused
 from polarprune.manifest import TensorSpec
 from polarprune_deploy.comparisons import Comparison
 from polarprune_deploy.latency import compare_latency
-from polarprune_deploy.timing import calibrate
+from polarprune_deploy.timing import BlockPlan, calibrate
 
 Make = Callable[..., object]
 Compare = Callable[..., Comparison]
@@ -178,7 +178,7 @@ def test_warm_up_waits_for_a_machine_that_speeds_up(
     got = virtual_comparison(make_runner(device, 5.0), make_runner(device, 4.0))
     assert all(warm_up.stable for warm_up in got.warm_ups)
     first = got.warm_ups[0]
-    assert first.first_run_ms > 1.5 * first.steady_run_ms
+    assert first.prepare_ms > 1.5 * first.steady_run_ms
     assert first.steady_run_ms == pytest.approx(5.0, rel=0.3)
 
 
@@ -193,11 +193,12 @@ def test_warm_up_gives_up_on_a_machine_that_never_settles_and_says_so(
 def test_the_timed_part_is_bounded(
     make_device: Make, make_runner: Make, virtual_comparison: Compare
 ) -> None:
-    assert calibrate([1.0, 1.0, 1.0], 40, max_seconds=600.0) == 10
-    assert calibrate([1.0, 1.0, 1.0], 40, max_seconds=0.5) == 3
+    assert calibrate([1.0, 1.0, 1.0], 40, max_seconds=600.0) == BlockPlan(untimed=1, timed=10)
+    assert calibrate([1.0, 1.0, 1.0], 40, max_seconds=0.5) == BlockPlan(untimed=1, timed=3)
+    assert calibrate([900.0, 70.0], 40, max_seconds=600.0) == BlockPlan(untimed=0, timed=1)
     device = make_device(10)
     runners = make_runner(device, 9000.0), make_runner(device, 9000.0)
-    with pytest.raises(Refused, match="40 rounds would take 21.. s, over the 600 s allowed"):
+    with pytest.raises(Refused, match=r"40 rounds would take 10.. s, over the 600 s allowed"):
         virtual_comparison(*runners)
 
 
@@ -209,7 +210,7 @@ def test_an_output_that_is_not_finite_stops_before_anything_is_timed(
     good, bad = make_runner(device, 5.0), make_runner(device, 5.0, output=value)
     with pytest.raises(ParityError, match="not finite"):
         virtual_comparison(good, bad)
-    assert (good.runs, bad.runs) == (1, 1)
+    assert (good.runs, bad.runs) == (2, 2)  # one to prepare, one to check
 
 
 def test_two_loads_that_disagree_stop_before_anything_is_timed(
@@ -217,9 +218,9 @@ def test_two_loads_that_disagree_stop_before_anything_is_timed(
 ) -> None:
     device = make_device(12)
     bad = make_runner(device, 5.0, output=1.0, twin_output=1.001)
-    with pytest.raises(ParityError, match="two loads of virtual differ by 0.001"):
+    with pytest.raises(ParityError, match=r"two loads of virtual differ by 0\.001"):
         virtual_comparison(make_runner(device, 5.0), bad)
-    assert bad.runs == 1
+    assert bad.runs == 2
 
 
 @pytest.mark.parametrize(

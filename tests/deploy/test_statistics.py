@@ -75,7 +75,7 @@ def test_a_higher_confidence_never_narrows_the_interval() -> None:
 
 
 def test_five_rounds_cannot_carry_a_95_percent_interval() -> None:
-    with pytest.raises(ConfigError, match="5 rounds cannot give a 0.95 interval"):
+    with pytest.raises(ConfigError, match=r"5 rounds cannot give a 0\.95 interval"):
         median_interval(np.arange(5.0), confidence=0.95)
 
 

@@ -1,15 +1,16 @@
 """Small networks of plain layers, and the bundles that several tests read."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from polarprune_export.bundle import BundleContents, write_bundle
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
 from polarprune.manifest import Preprocessing
+from polarprune_export.bundle import BundleContents, write_bundle
+from polarprune_export.onnx_writer import OnnxReport, write_onnx
 
 
 class ResidualNet(nn.Module):
@@ -26,11 +27,11 @@ class ResidualNet(nn.Module):
         self.head = nn.Linear(16, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.stem_bn(self.stem(x)))
-        x = F.relu(self.one_bn(self.one(x)) + x)
-        shortcut = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4))
-        x = F.relu(self.two_bn(self.two(x)) + shortcut)
-        return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        x = nn.functional.relu(self.stem_bn(self.stem(x)))
+        x = nn.functional.relu(self.one_bn(self.one(x)) + x)
+        shortcut = nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4))
+        x = nn.functional.relu(self.two_bn(self.two(x)) + shortcut)
+        return self.head(nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
 def with_statistics(net: nn.Module, seed: int = 0) -> nn.Module:
@@ -46,7 +47,9 @@ def with_statistics(net: nn.Module, seed: int = 0) -> nn.Module:
             ):
                 tensor = getattr(module, name)
                 if tensor is not None:
-                    tensor.data.copy_(torch.empty(tensor.shape).uniform_(low, high, generator=generator))
+                    tensor.data.copy_(
+                        torch.empty(tensor.shape).uniform_(low, high, generator=generator)
+                    )
     return net
 
 
@@ -69,6 +72,25 @@ def contents() -> BundleContents:
         preprocessing=Preprocessing(32, 32, 32, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)),
         classes=tuple("abcdefghij"),
     )
+
+
+@pytest.fixture(scope="session")
+def onnx_report(
+    plain: fx.GraphModule, example: Tensor, tmp_path_factory: pytest.TempPathFactory
+) -> OnnxReport:
+    """The residual network, exported once; tests must not change the file."""
+    return write_onnx(plain, tmp_path_factory.mktemp("onnx") / "model.onnx", example)
+
+
+@pytest.fixture
+def written_before(onnx_report: OnnxReport, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets `write_bundle` copy the file above: the exporter takes 2 s and is not the subject."""
+
+    def copy(dense: nn.Module, path: Path, example: Tensor) -> OnnxReport:
+        shutil.copy(onnx_report.path, path)
+        return dataclasses.replace(onnx_report, path=path)
+
+    monkeypatch.setattr("polarprune_export.bundle.write_onnx", copy)
 
 
 @pytest.fixture(scope="session")

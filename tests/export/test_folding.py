@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from polarprune_export.folding import NORMS, fold_batchnorms
 from torch import Tensor, fx, nn
+
+from polarprune_export.folding import NORMS, fold_batchnorms
 
 # Folding reorders one product and one sum per layer; float64 keeps 16 digits of each.
 FLOAT64_TOLERANCE = 1e-12

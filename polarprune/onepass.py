@@ -1,0 +1,344 @@
+"""One pass: train, search, cut and settle inside the user's own loop, in four lines.
+
+    one = OnePass(gated, optimizer, target=0.5, total_steps=steps)
+    loss = task_loss(one.network(x), y) + one.loss()
+    loss.backward(); optimizer.step(); one.step()
+    net = one.finish()
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from polarprune.certificates import certify
+from polarprune.collapsing import META, Description, collapse_with_origins
+from polarprune.decisions import choose_decisions, macs_of
+from polarprune.errors import ConfigError
+from polarprune.gates import GatedNetwork
+from polarprune.graph.cut import Cut
+from polarprune.optimizer_state import check_sliceable, replace_parameters, take_out
+
+# Images that a check of a cut looks at: float64 copies of them go through two networks twice.
+_CHECKED_IMAGES = 32
+
+
+@dataclass(frozen=True)
+class Phases:
+    """When things happen, as fractions of all steps (design: one pass).
+
+    Attributes:
+        search: gates start to decide; before it all are open and cost nothing.
+        settle: decisions freeze and everything closed is removed.
+    """
+
+    search: float = 0.15
+    settle: float = 0.5
+
+
+@dataclass(frozen=True)
+class CutRecord:
+    """One line of cuts.jsonl.
+
+    Attributes:
+        step: training steps done when the cut was made.
+        sites: sites with something cut, and how many of their units went.
+        agreement: share of (image, unit) decisions that were already as they were frozen.
+        max_rel_error: of the check, float64, evaluation and training mode.
+        metric_before / metric_after: what `measure` said of the network with its gates deciding
+            and of the cut one.
+    """
+
+    step: int
+    sites: dict[str, int]
+    units: int
+    blocks_removed: int
+    macs_before: int
+    macs_after: int
+    agreement: float
+    site_agreement: dict[str, float]
+    max_rel_error: float
+    certificate: dict[str, Any]
+    metric_before: float | None
+    metric_after: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+class OnePass:
+    """Prunes a gated network while the caller trains it.
+
+    Attributes:
+        network: what to call for the forward pass: gated at first, plain and small in the end.
+        cuts: one record a cut so far.
+        steps: training steps done.
+    """
+
+    def __init__(
+        self,
+        gated: GatedNetwork,
+        optimizer: torch.optim.Optimizer,
+        *,
+        target: float,
+        total_steps: int,
+        phases: Phases | None = None,
+        held_out: Tensor | None = None,
+        measure: Callable[[nn.Module], float] | None = None,
+    ) -> None:
+        """Take over the gates; the optimizer keeps the network's parameters.
+
+        The gates are trained by an Adam of their own, so that the caller's learning rate, weight
+        decay and schedule need not suit them; if the caller's optimizer holds gate parameters they
+        are taken out of it.
+
+        Args:
+            target: kept MACs over dense MACs, a bound, in (0, 1].
+            total_steps: how often step() will be called.
+            held_out: images (n, ...) on which agreement is measured and cuts are checked; without
+                them the last training batch is taken.
+            measure: called on the network before and after each cut, for the record.
+
+        Raises:
+            ConfigError: a target or a number of steps out of range, or a target that cannot be
+                reached.
+        """
+        if not 0 < target <= 1:
+            raise ConfigError(f"--target must be above 0 and at most 1, got {target:g}")
+        if total_steps < 1:
+            raise ConfigError(f"total_steps must be at least 1, got {total_steps}")
+        check_sliceable(optimizer)
+        scores = [torch.zeros(site.units) for site in gated.sites]
+        choose_decisions(gated.analysis, gated.circuit, scores, gated.align, target)  # reachable?
+        self.phases = phases or Phases()
+        self.target = target
+        self.total_steps = total_steps
+        self.network: nn.Module = gated
+        self.cuts: list[CutRecord] = []
+        self.steps = 0
+        self.dense_macs = gated.circuit.dense_macs
+        self._macs_now = self.dense_macs
+        self._spent_macs = 0
+        self._gated: GatedNetwork | None = gated
+        self._optimizer = optimizer
+        self._held_out = held_out
+        self._measure = measure
+        self._search_step = min(int(self.phases.search * total_steps), total_steps - 1)
+        self._settle_step = max(self._search_step + 1, int(self.phases.settle * total_steps))
+        gate_parameters = list(gated.gate_parameters())
+        take_out(optimizer, set(gate_parameters))
+        self._gate_optimizer = self._make_gate_optimizer(gate_parameters)
+        self._hook = gated.register_forward_pre_hook(self._remember)
+        self._last_batch: Tensor | None = None
+        gated.open()
+        if gated.sites and self._search_step == 0:
+            gated.search()
+
+    @property
+    def settled(self) -> bool:
+        """Whether the network is plain and small by now."""
+        return self._gated is None
+
+    @property
+    def searching(self) -> bool:
+        """Whether gates are deciding."""
+        return self._gated is not None and self._gated.state.mode == "search"
+
+    @property
+    def macs_now(self) -> int:
+        """MACs of the network as it is now for one image, searching gates included."""
+        return self._macs_now
+
+    @property
+    def train_macs_ratio(self) -> float:
+        """MACs computed in training so far, gates included, over those of dense training."""
+        return self._spent_macs / (self.steps * self.dense_macs) if self.steps else 1.0
+
+    def loss(self) -> Float[Tensor, ""]:
+        """What to add to the task loss of the batch that has just been through the network."""
+        if self._gated is None or not self.searching:
+            return torch.zeros((), device=_device_of(self.network))
+        progress = (self.steps - self._search_step) / (self._settle_step - self._search_step)
+        ratio = self._gated.expected_macs_ratio()
+        return self._gated.method.loss(
+            self._gated.outputs(), ratio, self.target, min(1.0, progress)
+        )
+
+    def step(self) -> CutRecord | None:
+        """Call after optimizer.step(); may cut the network and the optimizer's state.
+
+        Raises:
+            ParityError: a cut would change what the network computes; nothing has been cut.
+        """
+        self._spent_macs += self._macs_now
+        self.steps += 1
+        if self._gated is None:
+            return None
+        if self._gate_optimizer is not None:
+            self._step_gates(self._gate_optimizer)
+        if self.steps >= self._settle_step or self.steps >= self.total_steps:
+            return self._settle()
+        if self.steps == self._search_step and self._gated.sites:
+            self._gated.search()
+            self._macs_now = self.dense_macs + self._gated.gate_macs()
+        return None
+
+    def finish(self) -> nn.Module:
+        """The plain, small network, at or under the target; settles first if steps were cut short.
+
+        Raises:
+            ParityError: as step().
+        """
+        if not self.settled:
+            self._settle()
+        return self.network
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters and the gates' optimizer; the network's weights are the caller's to save."""
+        gates = self._gate_optimizer
+        return {
+            "steps": self.steps,
+            "spent_macs": self._spent_macs,
+            "macs_now": self._macs_now,
+            "gate_optimizer": gates.state_dict()["state"] if gates and not self.settled else {},
+        }
+
+    def load_state_dict(self, state: dict[str, Any], settled: nn.Module | None = None) -> None:
+        """Go on from a checkpoint.
+
+        Args:
+            settled: the small network, where the checkpoint was made after the last cut; the
+                caller's optimizer must hold its parameters already.
+        """
+        self.steps = int(state["steps"])
+        self._spent_macs = int(state["spent_macs"])
+        self._macs_now = int(state["macs_now"])
+        if settled is not None:
+            self._become(settled)
+            return
+        assert self._gated is not None
+        if self.steps >= self._search_step and self._gated.sites:
+            self._gated.search()
+        if self._gate_optimizer is not None and state["gate_optimizer"]:
+            groups = self._gate_optimizer.state_dict()["param_groups"]
+            self._gate_optimizer.load_state_dict(
+                {"state": state["gate_optimizer"], "param_groups": groups}
+            )
+
+    def _make_gate_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Adam | None:
+        if not parameters:
+            return None
+        # Adam moves a logit by about the learning rate a step: let it travel 20 in the search.
+        steps = self._settle_step - self._search_step
+        rate = min(0.05, max(0.003, 20.0 / steps))
+        return torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.99))
+
+    def _step_gates(self, gate_optimizer: torch.optim.Adam) -> None:
+        parameters = gate_optimizer.param_groups[0]["params"]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        # A loss scaler's overflow must not reach Adam's moments.
+        if gradients and all(bool(g.isfinite().all()) for g in gradients):
+            gate_optimizer.step()
+        gate_optimizer.zero_grad(set_to_none=True)
+
+    def _remember(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if module.training:
+            self._last_batch = args[0].detach()[:_CHECKED_IMAGES]
+
+    def _settle(self) -> CutRecord | None:
+        gated = self._gated
+        assert gated is not None
+        searched = self.searching
+        metric_before = self._measure(gated) if self._measure and gated.sites else None
+        decisions = gated.decisions(target=self.target)
+        images = self._held_out if self._held_out is not None else self._last_batch
+        agreement = _agreement(gated, decisions, images) if searched else {}
+        gated.set_decisions(decisions)
+        small, cut = collapse_with_origins(gated)
+        checked = images[:_CHECKED_IMAGES] if images is not None else _noise(gated)
+        certificate = certify(gated, small, checked, real=images is not None)
+        self._hand_over(gated, small, cut)
+        description = small.meta[META]
+        assert isinstance(description, Description)
+        self._macs_now = macs_of(gated.circuit, [decisions[s.name] for s in gated.sites])
+        self._become(small)
+        if not gated.sites:
+            return None
+        closed = {name: int((~d).sum()) for name, d in decisions.items() if not d.all()}
+        record = CutRecord(
+            step=self.steps,
+            sites=closed,
+            units=sum(closed.values()),
+            blocks_removed=description.blocks_removed,
+            macs_before=self.dense_macs,
+            macs_after=self._macs_now,
+            agreement=_mean_over_units(agreement, gated),
+            site_agreement={name: round(value, 6) for name, value in agreement.items()},
+            max_rel_error=certificate.max_rel_error,
+            certificate=certificate.as_dict(),
+            metric_before=metric_before,
+            metric_after=self._measure(small) if self._measure else None,
+        )
+        self.cuts.append(record)
+        return record
+
+    def _hand_over(self, gated: GatedNetwork, small: nn.Module, cut: Cut) -> None:
+        """Give the optimizer the small network's parameters, each with its part of the state."""
+        old = dict(gated.body.named_parameters())
+        replacements = {
+            old[cut.origins[name].name]: (parameter, cut.origins[name])
+            for name, parameter in small.named_parameters()
+        }
+        replace_parameters(self._optimizer, replacements)
+
+    def _become(self, small: nn.Module) -> None:
+        self._hook.remove()
+        self._gated = None
+        self._gate_optimizer = None
+        self._last_batch = None
+        self.network = small
+
+
+def _agreement(
+    gated: GatedNetwork, decisions: dict[str, Tensor], images: Tensor | None
+) -> dict[str, float]:
+    """Per site: share of (image, unit) pairs that are decided as they will be frozen.
+
+    A gate that does not look at its input has all images agree by construction.
+    """
+    if images is None:
+        return {}
+    watcher = copy.deepcopy(gated).eval()
+    with torch.no_grad():
+        watcher(images)
+    found = {}
+    for site, output in zip(gated.sites, watcher.outputs(), strict=True):
+        frozen = decisions[site.name].to(output.values.device)
+        same = (output.values > 0.5) == frozen
+        found[site.name] = 1.0 if len(output.values) == 1 else float(same.double().mean())
+    return found
+
+
+def _mean_over_units(agreement: dict[str, float], gated: GatedNetwork) -> float:
+    if not agreement:
+        return 1.0
+    units = {site.name: site.units for site in gated.sites}
+    total = sum(units[name] for name in agreement)
+    return sum(value * units[name] for name, value in agreement.items()) / total
+
+
+def _noise(gated: GatedNetwork) -> Tensor:
+    like = next(gated.parameters())
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, *gated.analysis.input_shape[1:])
+    return torch.randn(shape, generator=generator).to(device=like.device, dtype=like.dtype)
+
+
+def _device_of(network: nn.Module) -> torch.device:
+    parameter = next(network.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device

@@ -1,0 +1,56 @@
+"""Cut an optimizer together with its network: parameters replaced, their state sliced alike."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polarprune.graph.cut import Origin
+
+Replacement = tuple[nn.Parameter, Origin]
+
+
+def check_sliceable(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse optimizers whose state is not one tensor a parameter.
+
+    Raises:
+        ValueError: L-BFGS keeps a history over all parameters at once.
+    """
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ValueError("LBFGS keeps its state over all parameters at once and cannot be cut")
+
+
+def take_out(optimizer: torch.optim.Optimizer, parameters: set[nn.Parameter]) -> None:
+    """Remove parameters from every group, with their state."""
+    for group in optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if p not in parameters]
+    for parameter in parameters:
+        optimizer.state.pop(parameter, None)
+
+
+def replace_parameters(
+    optimizer: torch.optim.Optimizer, replacements: dict[nn.Parameter, Replacement]
+) -> None:
+    """Let the optimizer go on with smaller parameters.
+
+    Every state tensor that has a parameter's length along a cut axis is cut along it (momentum,
+    Adam's moments, Adafactor's rows and columns); step counts stay. A parameter without a
+    replacement is gone and leaves its group.
+    """
+    for group in optimizer.param_groups:
+        kept = [p for p in group["params"] if p in replacements]
+        old_state = [(p, optimizer.state.pop(p, None)) for p in group["params"]]
+        group["params"] = [replacements[p][0] for p in kept]
+        for old, state in old_state:
+            if state and old in replacements:
+                new, origin = replacements[old]
+                optimizer.state[new] = {
+                    key: _sliced(value, old, origin) for key, value in state.items()
+                }
+
+
+def _sliced(value: Any, old: nn.Parameter, origin: Origin) -> Any:
+    if not isinstance(value, Tensor) or value.dim() != old.dim() or old.dim() == 0:
+        return value
+    axes = {a: kept for a, kept in origin.kept.items() if value.shape[a] == old.shape[a]}
+    return Origin(origin.name, axes).slice(value).clone(memory_format=torch.preserve_format)

@@ -1,0 +1,145 @@
+"""A run folder on disk: what one training run leaves behind and others read."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from polarprune.errors import RunFolderError
+
+SCHEMA = 1
+RUN_FILE = "run.json"
+METRICS_FILE = "metrics.jsonl"
+CUTS_FILE = "cuts.jsonl"
+OPENNESS_FILE = "openness.jsonl"
+CHECKPOINT = "checkpoint"
+PRUNED = "pruned"
+PLOTS = "plots"
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write a JSON file so that a reader finds the old one or the new one, never half of one."""
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_text(json.dumps(document, indent=1) + "\n")
+    os.replace(fresh, path)
+
+
+def append_line(path: Path, line: dict[str, Any]) -> None:
+    """Add one line to a .jsonl file."""
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a .jsonl file; none where there is no file."""
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_text().splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            break  # the last line of a run that was killed while it wrote
+    return found
+
+
+def keep_lines(path: Path, key: str, most: int) -> None:
+    """Drop the lines of a .jsonl file that lie beyond a checkpoint (`key` above `most`)."""
+    kept = [line for line in read_lines(path) if line[key] <= most]
+    if path.exists():
+        fresh = path.with_name(path.name + ".new")
+        fresh.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(fresh, path)
+
+
+class RunFolder:
+    """What is in a run folder, for those who come after training."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Read run.json.
+
+        Raises:
+            RunFolderError: the folder is no run folder.
+        """
+        self.path = Path(path)
+        try:
+            self.document: dict[str, Any] = json.loads((self.path / RUN_FILE).read_text())
+        except FileNotFoundError as error:
+            raise RunFolderError(f"{self.path} holds no {RUN_FILE}; give a run folder") from error
+        except ValueError as error:
+            raise RunFolderError(f"{self.path / RUN_FILE} is not JSON: {error}") from error
+        if self.document.get("schema") != SCHEMA:
+            raise RunFolderError(
+                f"{self.path / RUN_FILE} has schema {self.document.get('schema')}, not {SCHEMA}"
+            )
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration that the run was started with."""
+        return dict(self.document["config"])
+
+    @property
+    def model(self) -> str:
+        """The --model name of the base architecture."""
+        return str(self.config["model"])
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names, in the order of the outputs."""
+        return list(self.document["classes"])
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Normalisation mean on the 0..1 scale, RGB."""
+        return tuple(self.document["mean"])
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Normalisation standard deviation on the 0..1 scale, RGB."""
+        return tuple(self.document["std"])
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image."""
+        channels, height, width = self.document["input_shape"]
+        return channels, height, width
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The figures of the finished run.
+
+        Raises:
+            RunFolderError: the run is not finished.
+        """
+        found = self.document.get("result")
+        if found is None:
+            raise RunFolderError(f"{self.path} is not finished; go on with: train --resume")
+        return dict(found)
+
+    def cuts(self) -> list[dict[str, Any]]:
+        """The lines of cuts.jsonl."""
+        return read_lines(self.path / CUTS_FILE)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        return read_lines(self.path / METRICS_FILE)
+
+    def openness(self) -> list[dict[str, Any]]:
+        """The lines of openness.jsonl: per step and site the open probability of every unit."""
+        return read_lines(self.path / OPENNESS_FILE)
+
+    def pruned_network(self) -> nn.Module:
+        """The small network, rebuilt without the code that defined it."""
+        from polarprune.network_files import load_network
+
+        if not (self.path / PRUNED).is_dir():
+            raise RunFolderError(f"{self.path} is not finished; go on with: train --resume")
+        return load_network(self.path / PRUNED)
+
+    def base_network(self) -> nn.Module:
+        """The base architecture of the run, freshly initialised."""
+        from polarprune.networks import build_network
+
+        return build_network(self.model, num_classes=len(self.classes))

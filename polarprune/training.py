@@ -1,0 +1,506 @@
+"""Train once, prune while training: the program behind `polarprune train`.
+
+The loop is plain; all pruning is OnePass, the same four lines that a foreign loop writes.
+"""
+
+import dataclasses
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import polarprune
+from polarprune.checkpoints import (
+    Checkpoint,
+    optimizer_tensors,
+    read_checkpoint,
+    restore_optimizer,
+    write_checkpoint,
+)
+from polarprune.collapsing import describe
+from polarprune.datasets import Dataset, Split, load_dataset
+from polarprune.devices import autocast, choose_bf16, choose_device
+from polarprune.errors import ConfigError, RunFolderError, TrainingError
+from polarprune.gates import GatedNetwork, attach_gates
+from polarprune.graph.cost import count_macs, count_parameters
+from polarprune.network_files import save_network
+from polarprune.networks import build_network, input_size, weights_normalisation
+from polarprune.onepass import CutRecord, OnePass
+from polarprune.run_folder import (
+    CHECKPOINT,
+    CUTS_FILE,
+    METRICS_FILE,
+    OPENNESS_FILE,
+    PRUNED,
+    RUN_FILE,
+    SCHEMA,
+    RunFolder,
+    append_line,
+    keep_lines,
+    write_json,
+)
+from polarprune.schedules import build_schedule
+
+_PEAK_RATE = 0.2  # at batch size 128, in proportion to the batch size
+_HELD_OUT = 512  # test images on which agreement is measured; they decide nothing
+_OPENNESS_LINES = 200  # at most so many lines of openness a run
+_FINITE_EVERY = 20  # steps between looks at the loss: each look waits for the device
+
+Progress = Callable[[str, int, int, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All that decides a run.
+
+    Attributes:
+        target: kept MACs over dense MACs, a bound; 1 trains dense.
+        granularity: "block", "channel" or "both".
+        lr: peak learning rate; None is 0.2 at batch size 128, in proportion.
+        precision: "auto" takes bfloat16 autocast where the device is fast at it.
+        num_classes: None takes the data set's.
+        image_size: side of the square fed to the network; None takes the network's own for
+            images of mixed sizes and the data set's otherwise.
+    """
+
+    model: str
+    data: str
+    out: Path
+    target: float = 0.5
+    method: str = "consensus"
+    granularity: str = "both"
+    align: int = 1
+    epochs: int = 20
+    batch_size: int = 128
+    lr: float | None = None
+    schedule: str = "one-cycle"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.1
+    weights: Path | None = None
+    seed: int = 0
+    resume: bool = False
+    image_size: int | None = None
+    num_classes: int | None = None
+    precision: str = "auto"
+    device: str = "auto"
+    workers: int = 2
+
+    def as_dict(self) -> dict[str, Any]:
+        """For run.json; `resume` and `out` do not describe the run."""
+        values = dataclasses.asdict(self)
+        values.pop("resume")
+        values.pop("out")
+        return {key: str(v) if isinstance(v, Path) else v for key, v in values.items()}
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run reports; the keys of `polarprune train --json`."""
+
+    run: str
+    top1: float
+    dense_macs: int
+    macs: int
+    macs_ratio: float
+    params: int
+    dense_params: int
+    blocks_removed: int
+    agreement: float
+    train_macs_ratio: float
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dataclasses.asdict(self)
+
+
+def train(config: TrainConfig, progress: Progress | None = None) -> TrainResult:
+    """Train, prune and save one network.
+
+    Args:
+        progress: called as (epoch text, step, steps, figures) while training goes on.
+
+    Raises:
+        ConfigError, DataError, WeightsError, RunFolderError, CheckpointError, Refused: before
+            anything is written.
+        TrainingError: the loss is not finite; the last checkpoint is kept.
+    """
+    _check(config)
+    finished = _check_folder(config)
+    if finished is not None:
+        return finished
+    run = _Run(config, progress or (lambda *_: None))
+    run.resume()
+    while run.epoch < config.epochs:
+        run.train_epoch()
+    return run.finish()
+
+
+@torch.no_grad()
+def evaluate(net: nn.Module, split: Split, batch_size: int = 512, bf16: bool = False) -> float:
+    """Top-1 of a network on a split, 0..1; the network's mode is restored."""
+    training = net.training
+    device = next(net.parameters()).device
+    net.eval()
+    right = 0
+    for images, labels in split.batches(batch_size, shuffle_seed=None, augment=False):
+        with autocast(device, bf16):
+            outputs = net(images.to(device))
+        right += int((outputs.argmax(1).cpu() == labels).sum())
+    net.train(training)
+    return right / len(split)
+
+
+def _check(config: TrainConfig) -> None:
+    if not 0 < config.target <= 1:
+        raise ConfigError(f"--target must be above 0 and at most 1, got {config.target:g}")
+    if config.granularity not in ("block", "channel", "both"):
+        raise ConfigError(
+            f"granularity {config.granularity!r} is unknown; choose one of: block, channel, both"
+        )
+    for name, least in (("epochs", 1), ("batch_size", 2), ("align", 1), ("seed", 0)):
+        value = getattr(config, name)
+        if value < least:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    for name, low, high in (
+        ("momentum", 0, 1), ("weight_decay", 0, 1), ("label_smoothing", 0, 1)
+    ):  # fmt: skip
+        value = getattr(config, name)
+        if not low <= value < high:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} must be from {low} to below {high}, got {value:g}"
+            )
+    if config.lr is not None and not 0 < config.lr < math.inf:
+        raise ConfigError(f"--lr must be above 0, got {config.lr:g}")
+    build_schedule(config.schedule)
+
+
+def _check_folder(config: TrainConfig) -> TrainResult | None:
+    """Refuse to touch another run; the result where this very run is finished already."""
+    out = config.out
+    if out.exists() and not out.is_dir():
+        raise RunFolderError(f"--out {out} is a file; give a folder")
+    if not config.resume:
+        if out.exists() and any(out.iterdir()):
+            raise RunFolderError(
+                f"--out {out} is not empty; go on with that run by --resume, or choose another"
+            )
+        return None
+    found = RunFolder(out)
+    theirs, ours = found.config, config.as_dict()
+    different = [key for key in ours if theirs.get(key) != ours[key]]
+    if different:
+        key = different[0]
+        raise RunFolderError(
+            f"{out} holds a run with {key} = {theirs.get(key)!r}, not {ours[key]!r}; "
+            "resume with the same settings or choose another folder"
+        )
+    result = found.document.get("result")
+    return None if result is None else TrainResult(**{**result, "run": str(out)})
+
+
+class _Run:
+    """One run: everything the loop carries from step to step."""
+
+    def __init__(self, config: TrainConfig, progress: Progress) -> None:
+        self.config = config
+        self.progress = progress
+        self.started = time.perf_counter()
+        self.earlier_seconds = 0.0
+        self.epoch = 0
+        self.device = choose_device(config.device)
+        self.bf16 = choose_bf16(config.precision, self.device)
+        self.data = _load_data(config)
+        self.classes = config.num_classes or len(self.data.classes)
+        if self.classes < len(self.data.classes):
+            raise ConfigError(
+                f"--num-classes is {self.classes}, but {config.data} has {len(self.data.classes)}"
+            )
+        torch.manual_seed(config.seed)
+        weights = None if config.weights is None else str(config.weights)
+        net = build_network(config.model, num_classes=self.classes, weights=weights)
+        net.to(self.device, memory_format=torch.channels_last).train()
+        self.dense_params = count_parameters(net)
+        example = _example(self.data, self.device)
+        pruning = config.target < 1
+        gated = attach_gates(
+            net,
+            example,
+            method=config.method,
+            blocks=pruning and config.granularity in ("block", "both"),
+            channels=pruning and config.granularity in ("channel", "both"),
+            align=config.align,
+        )
+        self.dense_macs = count_macs(net, example)
+        self.batch_size = min(config.batch_size, len(self.data.train))
+        self.steps_an_epoch = len(self.data.train) // self.batch_size
+        self.total_steps = self.steps_an_epoch * config.epochs
+        self.schedule = build_schedule(config.schedule)
+        self.peak_rate = config.lr or _PEAK_RATE * self.batch_size / 128
+        self.optimizer = _make_optimizer(gated, config, self.peak_rate)
+        self.one = self._one_pass(gated)
+        self.openness_every = max(1, self.total_steps // _OPENNESS_LINES)
+        self.folder_ready = False
+
+    def _one_pass(self, gated: GatedNetwork) -> OnePass:
+        held_out = next(self.data.test.batches(_HELD_OUT, shuffle_seed=0, augment=False))[0]
+        return OnePass(
+            gated,
+            self.optimizer,
+            target=self.config.target,
+            total_steps=self.total_steps,
+            held_out=held_out.to(self.device),
+            measure=lambda net: evaluate(net, self.data.test, bf16=self.bf16),
+        )
+
+    def resume(self) -> None:
+        """Go on from the last whole epoch, or begin."""
+        found = read_checkpoint(self.config.out / CHECKPOINT) if self.config.resume else None
+        if found is not None:
+            self._restore(found)
+        self.config.out.mkdir(parents=True, exist_ok=True)
+        for name, key, most in (
+            (METRICS_FILE, "epoch", self.epoch),
+            (CUTS_FILE, "step", self.one.steps),
+            (OPENNESS_FILE, "step", self.one.steps),
+        ):
+            keep_lines(self.config.out / name, key, most)
+        self._write_run_file(None)
+
+    def train_epoch(self) -> None:
+        """One pass over the training images, one line of metrics, one checkpoint."""
+        config, one = self.config, self.one
+        seen, losses = 0, torch.zeros((), device=self.device)
+        began = time.perf_counter()
+        one.network.train()
+        batches = self.data.train.batches(
+            self.batch_size,
+            shuffle_seed=config.seed * 1000 + self.epoch,
+            augment=True,
+            drop_last=True,
+        )
+        for step, (images, labels) in enumerate(batches):
+            loss, cut = self._train_step(images.to(self.device), labels.to(self.device))
+            losses += loss
+            seen += len(images)
+            if step % _FINITE_EVERY == 0 or step == self.steps_an_epoch - 1:
+                self._stop_unless_finite(losses)
+                self._show(step, float(loss))
+            if cut is not None:
+                append_line(config.out / CUTS_FILE, _cut_line(cut))
+        seconds = time.perf_counter() - began
+        self.epoch += 1
+        append_line(
+            config.out / METRICS_FILE,
+            {
+                "epoch": self.epoch,
+                "step": one.steps,
+                "loss": round(float(losses) / self.steps_an_epoch, 5),
+                "top1": evaluate(one.network, self.data.test, bf16=self.bf16),
+                "lr": self.optimizer.param_groups[0]["lr"],
+                "macs": one.macs_now,
+                "train_macs_ratio": round(one.train_macs_ratio, 5),
+                "images_per_s": round(seen / seconds, 1),
+                "seconds": round(self._seconds(), 2),
+            },
+        )
+        self._write_checkpoint()
+
+    def _train_step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, CutRecord | None]:
+        one, config = self.one, self.config
+        rate = self.peak_rate * self.schedule(one.steps / self.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with autocast(self.device, self.bf16):
+            outputs = one.network(images)
+        task = F.cross_entropy(outputs.float(), labels, label_smoothing=config.label_smoothing)
+        loss = task + one.loss()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        cut = one.step()
+        if one.searching and one.steps % self.openness_every == 0:
+            append_line(config.out / OPENNESS_FILE, _openness_line(one))
+        return task.detach(), cut
+
+    def finish(self) -> TrainResult:
+        """Save the small network and the figures."""
+        config = self.config
+        net = self.one.finish().eval()
+        description = describe(net)
+        assert description is not None
+        example = _example(self.data, self.device)
+        macs = count_macs(net, example)
+        cuts = RunFolder(config.out).cuts()
+        result = TrainResult(
+            run=str(config.out),
+            top1=evaluate(net, self.data.test),
+            dense_macs=self.dense_macs,
+            macs=macs,
+            macs_ratio=macs / self.dense_macs,
+            params=count_parameters(net),
+            dense_params=self.dense_params,
+            blocks_removed=description.blocks_removed,
+            agreement=cuts[-1]["agreement"] if cuts else 1.0,
+            train_macs_ratio=self.one.train_macs_ratio,
+            seconds=round(self._seconds(), 2),
+        )
+        save_network(net, config.out / PRUNED)
+        self._write_run_file(result)
+        return result
+
+    def _seconds(self) -> float:
+        return self.earlier_seconds + time.perf_counter() - self.started
+
+    def _show(self, step: int, loss: float) -> None:
+        figures = {"loss": loss, "kept": self.one.macs_now / self.dense_macs}
+        text = f"epoch {self.epoch + 1}/{self.config.epochs}"
+        self.progress(text, self.epoch * self.steps_an_epoch + step + 1, self.total_steps, figures)
+
+    def _stop_unless_finite(self, losses: Tensor) -> None:
+        if bool(losses.isfinite()):
+            return
+        kept = self.config.out / CHECKPOINT
+        where = f"the checkpoint of epoch {self.epoch} is kept in {kept}" if self.epoch else (
+            "no checkpoint was written yet"
+        )
+        raise TrainingError(
+            f"the loss is not finite in epoch {self.epoch + 1}; {where}; try a smaller --lr than "
+            f"{self.peak_rate:g}"
+        )
+
+    def _write_run_file(self, result: TrainResult | None) -> None:
+        data, out = self.data, self.config.out
+        write_json(
+            out / RUN_FILE,
+            {
+                "schema": SCHEMA,
+                "config": self.config.as_dict(),
+                "seed": self.config.seed,
+                "versions": {
+                    "polarprune": polarprune.__version__,
+                    "python": sys.version.split()[0],
+                    "torch": torch.__version__,
+                    "torchvision": torchvision.__version__,
+                },
+                "device": str(self.device),
+                "bf16": self.bf16,
+                "threads": torch.get_num_threads(),
+                "git": _git_revision(),
+                "mean": list(data.mean),
+                "std": list(data.std),
+                "resize_side": data.resize_side,
+                "classes": data.classes,
+                "input_shape": [data.channels, data.image_size, data.image_size],
+                "result": None if result is None else result.as_dict(),
+            },
+        )
+
+    def _write_checkpoint(self) -> None:
+        one = self.one
+        state = one.state_dict()
+        gate_state = {
+            f"{index}|{key}": value
+            for index, values in state.pop("gate_optimizer").items()
+            for key, value in values.items()
+        }
+        names = {p: name for name, p in one.network.named_parameters()}
+        write_checkpoint(
+            self.config.out / CHECKPOINT,
+            {"epoch": self.epoch, "seconds": self._seconds(), "one": state, "settled": one.settled},
+            {
+                "network": {} if one.settled else one.network.state_dict(),
+                "optimizer": optimizer_tensors(self.optimizer, names),
+                "gates": gate_state,
+                "random": {"cpu": torch.get_rng_state()},
+            },
+            one.network if one.settled else None,
+        )
+
+    def _restore(self, found: Checkpoint) -> None:
+        one, document = self.one, found.document
+        state = {**document["one"], "gate_optimizer": _by_index(found.tensors.get("gates", {}))}
+        settled = None
+        if document["settled"]:
+            assert found.network is not None
+            settled = found.network.to(self.device, memory_format=torch.channels_last).train()
+            self.optimizer = _make_optimizer(settled, self.config, self.peak_rate)
+        else:
+            one.network.load_state_dict(found.tensors["network"])
+        one.load_state_dict(state, settled)
+        parameters = dict(one.network.named_parameters())
+        restore_optimizer(self.optimizer, parameters, found.tensors.get("optimizer", {}))
+        torch.set_rng_state(found.tensors["random"]["cpu"])
+        self.epoch = int(document["epoch"])
+        self.earlier_seconds = float(document["seconds"])
+
+
+def _load_data(config: TrainConfig) -> Dataset:
+    mean_std = None if config.weights is None else weights_normalisation(config.weights)
+    size = config.image_size
+    if size is None and not config.model.startswith(("resnet", "vgg")):
+        size = input_size(config.model)[1]
+    return load_dataset(config.data, image_size=size, mean_std=mean_std, workers=config.workers)
+
+
+def _example(data: Dataset, device: torch.device) -> Tensor:
+    return torch.zeros(2, data.channels, data.image_size, data.image_size, device=device)
+
+
+def _make_optimizer(
+    net: nn.Module, config: TrainConfig, rate: float
+) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum; norms and biases are not decayed."""
+    gates = set(net.gate_parameters()) if isinstance(net, GatedNetwork) else set()
+    parameters = [p for p in net.parameters() if p.requires_grad and p not in gates]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(
+        groups, lr=rate, momentum=config.momentum, nesterov=config.momentum > 0
+    )
+
+
+def _cut_line(cut: CutRecord) -> dict[str, Any]:
+    """One line of cuts.jsonl; what OnePass measures is top-1 here."""
+    line = cut.as_dict()
+    line["top1_before"] = line.pop("metric_before")
+    line["top1_after"] = line.pop("metric_after")
+    return line
+
+
+def _openness_line(one: OnePass) -> dict[str, Any]:
+    assert isinstance(one.network, GatedNetwork)
+    openness = {
+        site.name: [round(p, 3) for p in gate.running.tolist()]
+        for site, gate in zip(one.network.sites, one.network.site_gates(), strict=True)
+    }
+    return {"step": one.steps, "open": openness}
+
+
+def _by_index(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    found: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, _, key = name.partition("|")
+        found.setdefault(int(index), {})[key] = tensor
+    return found
+
+
+def _git_revision() -> str | None:
+    """The revision of the source tree that polarprune runs from, None outside of one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

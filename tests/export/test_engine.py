@@ -1,0 +1,120 @@
+"""Real TensorRT-RTX builds, on a machine that needs no GPU for them."""
+
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from polarprune.errors import BackendUnavailable, ConfigError, Refused
+from polarprune.manifest import BatchProfile
+from polarprune_export import build_engine
+from polarprune_export.engine import batch_profiles
+from polarprune_export.onnx_writer import OnnxReport
+
+pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
+
+
+@pytest.fixture
+def written(onnx_report: OnnxReport) -> Path:
+    return onnx_report.path
+
+
+def save_model(path: Path, node: onnx.NodeProto) -> Path:
+    """A graph of one node from "input" (batch, 3) to "logits"."""
+    graph = helper.make_graph(
+        [node],
+        "one",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])],
+    )
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("nobody", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    return path
+
+
+def test_an_engine_is_built_and_described(written: Path, tmp_path: Path) -> None:
+    report = build_engine(
+        written, out_path=tmp_path / "m.engine", batch=(1, 4, 16), runtime="tensorrt_rtx"
+    )
+    assert report.path.stat().st_size == report.bytes > 10_000
+    assert [path.name for path in tmp_path.iterdir()] == ["m.engine"]
+    info = report.info
+    assert info.profiles == (BatchProfile(1, 1, 1), BatchProfile(1, 4, 16))
+    assert [(t.name, t.dtype, t.shape) for t in info.inputs] == [
+        ("input", "float32", (-1, 3, 32, 32))
+    ]
+    assert [(t.name, t.shape) for t in info.outputs] == [("logits", (-1, 10))]
+    assert report.runs_on.startswith("GeForce/RTX cards of compute capability 8.6, 8.9, 12.0")
+    assert report.runs_on.endswith("not A100/H100, not a Triton plan")
+    assert info.gpu is None
+
+
+def test_a_machine_without_a_gpu_builds_for_tensorrt_rtx(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    report = build_engine(written, out_path=tmp_path / "m.engine")
+    assert report.info.runtime == "tensorrt_rtx"
+
+
+def test_progress_runs_from_nothing_to_everything(written: Path, tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    build_engine(
+        written,
+        out_path=tmp_path / "m.engine",
+        runtime="tensorrt_rtx",
+        progress=lambda phase, done, total: seen.append((phase, done, total)),
+    )
+    assert seen
+    assert all(0 <= done <= total for _, done, total in seen)
+    assert any(done == total > 0 for _, done, total in seen)
+
+
+def test_an_operator_the_parser_does_not_know_is_named(tmp_path: Path) -> None:
+    node = helper.make_node("Whirl", ["input"], ["logits"], name="whirl_0", domain="nobody")
+    path = save_model(tmp_path / "m.onnx", node)
+    with pytest.raises(Refused, match=r"node 'whirl_0'.*log: .*Whirl") as caught:
+        build_engine(path, out_path=tmp_path / "m.engine", runtime="tensorrt_rtx")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "m.engine").exists()
+
+
+def test_a_build_that_fails_quotes_the_builders_log(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without a GPU the builder cannot ask for the card it is running on.
+    if torch.cuda.is_available():
+        pytest.skip("needs a machine without a GPU")
+    import tensorrt_rtx as trt
+
+    monkeypatch.setattr("polarprune_export.engine.RTX_TARGETS", {"CURRENT": "this one"})
+    assert hasattr(trt.ComputeCapability, "CURRENT")
+    with pytest.raises(Refused, match=r"did not build .*[Cc][Uu][Dd][Aa]"):
+        build_engine(written, out_path=tmp_path / "m.engine", runtime="tensorrt_rtx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_runtime_says_what_to_install(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(BackendUnavailable, match=r"pip install polarprune\[rtx\]"):
+        build_engine(written, out_path=tmp_path / "m.engine")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(BackendUnavailable, match=r"pip install polarprune\[gpu\]"):
+        build_engine(written, out_path=tmp_path / "m.engine", runtime="tensorrt")
+
+
+@pytest.mark.parametrize("batch", [(0, 1, 1), (2, 1, 4), (1, 8, 4)])
+def test_a_profile_out_of_order_is_refused(batch: tuple[int, int, int]) -> None:
+    with pytest.raises(ConfigError, match="batch profile"):
+        batch_profiles(batch)
+
+
+def test_profiles_do_not_repeat_a_batch_of_one() -> None:
+    assert batch_profiles((1, 1, 1)) == (BatchProfile(1, 1, 1),)
+    assert batch_profiles((2, 4, 8)) == (BatchProfile(2, 4, 8),)
