@@ -36,8 +36,8 @@ class Phases:
         settle: decisions freeze and everything closed is removed.
     """
 
-    search: float = 0.15
-    settle: float = 0.5
+    search: float = 0.1
+    settle: float = 0.4
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ class TrainConfig:
     schedule: str = "one-cycle"
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    label_smoothing: float = 0.1
+    label_smoothing: float = 0.05
     weights: Path | None = None
     seed: int = 0
     resume: bool = False

@@ -77,7 +77,10 @@ class Consensus(Method):
         aim = 1.0 + (target - 1.0) * min(1.0, progress / _APPROACH)
         probabilities = torch.cat([output.probability for output in outputs])
         polarization = polarization_loss(probabilities)
-        return budget_loss(macs_ratio, aim) + _POLARIZATION_WEIGHT * progress**2 * polarization
+        return (
+            budget_loss(macs_ratio, aim, progress)
+            + _POLARIZATION_WEIGHT * progress**2 * polarization
+        )
 
 
 def polarization_loss(probability: Float[Tensor, " g"]) -> Float[Tensor, ""]:
@@ -89,10 +92,13 @@ def polarization_loss(probability: Float[Tensor, " g"]) -> Float[Tensor, ""]:
     return (4 * probability * (1 - probability)).mean()
 
 
-def budget_loss(macs_ratio: Float[Tensor, ""], aim: float) -> Float[Tensor, ""]:
+def budget_loss(
+    macs_ratio: Float[Tensor, ""], aim: float, progress: float
+) -> Float[Tensor, ""]:
     """Linear-quadratic penalty on the excess of expected MACs over the aim (ours).
 
-    The linear part gives a price a MAC that does not fade as the aim is reached.
+    The linear part gives a price a MAC that does not fade as the aim is reached; the quadratic one
+    stiffens with progress, so that the search ends at the aim whatever the task loss would pay.
     """
     excess = (macs_ratio - aim).clamp_min(0)
-    return 2.0 * excess + 50.0 * excess**2
+    return 2.0 * excess + 25.0 * (1 + 40 * progress**2) * excess**2
