@@ -60,7 +60,9 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Run one side, or both and write the record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--data", required=True)
     parser.add_argument("--work", required=True)
     parser.add_argument("--epochs", type=int, default=20)

@@ -6,6 +6,7 @@ that is killed at any moment leaves one good checkpoint.
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def read_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str]
+    optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]
 ) -> dict[str, Tensor]:
     """An optimizer's state as named tensors; keys are parameter name and state name.
 
@@ -111,9 +112,9 @@ def optimizer_tensors(
         names: the name of each parameter that the optimizer holds.
     """
     return {
-        f"{names[parameter]}|{key}": value
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
+        f"{name}|{key}": value
+        for parameter, name in names.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
         if isinstance(value, Tensor)
     }
 

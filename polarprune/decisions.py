@@ -28,7 +28,7 @@ def choose_decisions(
     """
     if target is None:
         return _named(analysis, _open_above(analysis, scores, align, 0.5))
-    thresholds = torch.cat([torch.tensor([-1.0]), *scores]).unique().tolist()
+    thresholds = torch.cat([torch.tensor([-1.0]), *scores]).unique().tolist()  # type: ignore[no-untyped-call]
     low, high = 0, len(thresholds) - 1
     if _macs_ratio(analysis, circuit, scores, align, thresholds[high]) > target:
         least = smallest_macs_ratio(analysis, circuit, align)

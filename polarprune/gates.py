@@ -27,9 +27,7 @@ class GatedNetwork(nn.Module):
         align: kept channel counts are rounded up to a multiple of this.
     """
 
-    def __init__(
-        self, plain: fx.GraphModule, analysis: Analysis, method: str, align: int
-    ) -> None:
+    def __init__(self, plain: fx.GraphModule, analysis: Analysis, method: str, align: int) -> None:
         """Insert the method's gates into a normalised graph."""
         super().__init__()
         self.method = build_method(method)
@@ -206,9 +204,7 @@ class _GateInserter:
             branch, addition = self.nodes[block.branch], self.nodes[block.addition]
             gate = self.gates[place]
             latest = self._latest([branch, gate])
-            gated = self._call(
-                f"block_{place}", BlockGate(self.state), branch, gate, after=latest
-            )
+            gated = self._call(f"block_{place}", BlockGate(self.state), branch, gate, after=latest)
             addition.replace_input_with(branch, gated)
 
     def _latest(self, nodes: list[fx.Node]) -> fx.Node:

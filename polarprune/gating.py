@@ -94,7 +94,7 @@ class ChannelGates(nn.Module):
         self.register_buffer("index", index, persistent=False)
 
     def forward(self, x: Float[Tensor, "..."], *gates: Tensor | None) -> Float[Tensor, "..."]:
-        """x with closed channels zero."""
+        """X with closed channels zero."""
         if self.state.mode == "open":
             return x
         given = [gate for gate in gates if gate is not None]

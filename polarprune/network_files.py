@@ -79,7 +79,9 @@ def load_network(folder: str | os.PathLike[str]) -> nn.Module:
             raise Refused(f"{source / NETWORK_FILE} has schema {document['schema']}, not {SCHEMA}")
         network = _build(document, weights)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{error.filename} is missing; is {source} a network folder?") from error
+        raise CheckpointError(
+            f"{error.filename} is missing; is {source} a network folder?"
+        ) from error
     except (ValueError, KeyError, TypeError, safetensors.SafetensorError, RuntimeError) as error:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{source} is not a whole network folder: {line}") from error
@@ -124,7 +126,7 @@ def _encode_node(node: fx.Node) -> dict[str, Any]:
         if node.target not in _FUNCTION_NAMES:
             name = getattr(node.target, "__name__", node.target)
             raise Refused(f"operator {name} ({node.name}) cannot be stored in a network file")
-        entry["target"] = _FUNCTION_NAMES[node.target]  # type: ignore[index]
+        entry["target"] = _FUNCTION_NAMES[node.target]
     if node.op == "call_method" and node.target not in PLAIN_METHODS:
         raise Refused(f"method {node.target} ({node.name}) cannot be stored in a network file")
     entry["args"] = [_encode(value) for value in node.args]
@@ -186,5 +188,3 @@ def _decode(value: Any, nodes: dict[str, fx.Node]) -> Any:
     if kind == "tuple":
         return tuple(_decode(part, nodes) for part in content)
     raise Refused(f"a network file names an unknown kind of value, {kind!r}")
-
-

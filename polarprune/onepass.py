@@ -1,9 +1,9 @@
 """One pass: train, search, cut and settle inside the user's own loop, in four lines.
 
-    one = OnePass(gated, optimizer, target=0.5, total_steps=steps)
-    loss = task_loss(one.network(x), y) + one.loss()
-    loss.backward(); optimizer.step(); one.step()
-    net = one.finish()
+one = OnePass(gated, optimizer, target=0.5, total_steps=steps)
+loss = task_loss(one.network(x), y) + one.loss()
+loss.backward(); optimizer.step(); one.step()
+net = one.finish()
 """
 
 import copy

@@ -3,11 +3,12 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from polarprune.errors import RunFolderError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 SCHEMA = 1
 RUN_FILE = "run.json"
@@ -74,6 +75,10 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.path / RUN_FILE} has schema {self.document.get('schema')}, not {SCHEMA}"
             )
+        needed = ("config", "mean", "std", "classes", "input_shape", "resize_side")
+        missing = [key for key in needed if key not in self.document]
+        if missing:
+            raise RunFolderError(f"{self.path / RUN_FILE} lacks {', '.join(missing)}")
 
     @property
     def config(self) -> dict[str, Any]:
@@ -99,6 +104,11 @@ class RunFolder:
     def std(self) -> tuple[float, ...]:
         """Normalisation standard deviation on the 0..1 scale, RGB."""
         return tuple(self.document["std"])
+
+    @property
+    def resize_side(self) -> int:
+        """What the shorter side of an image is resized to before its centre is cropped."""
+        return int(self.document["resize_side"])
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -130,7 +140,7 @@ class RunFolder:
         """The lines of openness.jsonl: per step and site the open probability of every unit."""
         return read_lines(self.path / OPENNESS_FILE)
 
-    def pruned_network(self) -> nn.Module:
+    def pruned_network(self) -> "nn.Module":
         """The small network, rebuilt without the code that defined it."""
         from polarprune.network_files import load_network
 
@@ -138,8 +148,9 @@ class RunFolder:
             raise RunFolderError(f"{self.path} is not finished; go on with: train --resume")
         return load_network(self.path / PRUNED)
 
-    def base_network(self) -> nn.Module:
+    def base_network(self) -> "nn.Module":
         """The base architecture of the run, freshly initialised."""
         from polarprune.networks import build_network
 
-        return build_network(self.model, num_classes=len(self.classes))
+        outputs = self.config.get("num_classes") or len(self.classes)
+        return build_network(self.model, num_classes=outputs)

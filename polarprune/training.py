@@ -3,13 +3,10 @@
 The loop is plain; all pruning is OnePass, the same four lines that a foreign loop writes.
 """
 
-import dataclasses
-import math
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +16,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import polarprune
-from polarprune.checkpoints import (
-    Checkpoint,
-    optimizer_tensors,
-    read_checkpoint,
-    restore_optimizer,
-    write_checkpoint,
-)
+from polarprune.checkpoints import Checkpoint, read_checkpoint
 from polarprune.collapsing import describe
-from polarprune.datasets import Dataset, Split, load_dataset
+from polarprune.datasets import Dataset, load_dataset
 from polarprune.devices import autocast, choose_bf16, choose_device
 from polarprune.errors import ConfigError, RunFolderError, TrainingError
+from polarprune.evaluation import evaluate
 from polarprune.gates import GatedNetwork, attach_gates
 from polarprune.graph.cost import count_macs, count_parameters
 from polarprune.network_files import save_network
 from polarprune.networks import build_network, input_size, weights_normalisation
 from polarprune.onepass import CutRecord, OnePass
+from polarprune.run_checkpoints import restore_run, write_run
 from polarprune.run_folder import (
     CHECKPOINT,
     CUTS_FILE,
@@ -49,6 +42,9 @@ from polarprune.run_folder import (
     write_json,
 )
 from polarprune.schedules import build_schedule
+from polarprune.train_config import TrainConfig, TrainResult, check_config
+
+__all__ = ["TrainConfig", "TrainResult", "evaluate", "train"]
 
 _PEAK_RATE = 0.2  # at batch size 128, in proportion to the batch size
 _HELD_OUT = 512  # test images on which agreement is measured; they decide nothing
@@ -56,72 +52,6 @@ _OPENNESS_LINES = 200  # at most so many lines of openness a run
 _FINITE_EVERY = 20  # steps between looks at the loss: each look waits for the device
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """All that decides a run.
-
-    Attributes:
-        target: kept MACs over dense MACs, a bound; 1 trains dense.
-        granularity: "block", "channel" or "both".
-        lr: peak learning rate; None is 0.2 at batch size 128, in proportion.
-        precision: "auto" takes bfloat16 autocast where the device is fast at it.
-        num_classes: None takes the data set's.
-        image_size: side of the square fed to the network; None takes the network's own for
-            images of mixed sizes and the data set's otherwise.
-    """
-
-    model: str
-    data: str
-    out: Path
-    target: float = 0.5
-    method: str = "consensus"
-    granularity: str = "both"
-    align: int = 1
-    epochs: int = 20
-    batch_size: int = 128
-    lr: float | None = None
-    schedule: str = "one-cycle"
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.05
-    weights: Path | None = None
-    seed: int = 0
-    resume: bool = False
-    image_size: int | None = None
-    num_classes: int | None = None
-    precision: str = "auto"
-    device: str = "auto"
-    workers: int = 2
-
-    def as_dict(self) -> dict[str, Any]:
-        """For run.json; `resume` and `out` do not describe the run."""
-        values = dataclasses.asdict(self)
-        values.pop("resume")
-        values.pop("out")
-        return {key: str(v) if isinstance(v, Path) else v for key, v in values.items()}
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a finished run reports; the keys of `polarprune train --json`."""
-
-    run: str
-    top1: float
-    dense_macs: int
-    macs: int
-    macs_ratio: float
-    params: int
-    dense_params: int
-    blocks_removed: int
-    agreement: float
-    train_macs_ratio: float
-    seconds: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return dataclasses.asdict(self)
 
 
 def train(config: TrainConfig, progress: Progress | None = None) -> TrainResult:
@@ -135,7 +65,7 @@ def train(config: TrainConfig, progress: Progress | None = None) -> TrainResult:
             anything is written.
         TrainingError: the loss is not finite; the last checkpoint is kept.
     """
-    _check(config)
+    check_config(config)
     finished = _check_folder(config)
     if finished is not None:
         return finished
@@ -144,45 +74,6 @@ def train(config: TrainConfig, progress: Progress | None = None) -> TrainResult:
     while run.epoch < config.epochs:
         run.train_epoch()
     return run.finish()
-
-
-@torch.no_grad()
-def evaluate(net: nn.Module, split: Split, batch_size: int = 512, bf16: bool = False) -> float:
-    """Top-1 of a network on a split, 0..1; the network's mode is restored."""
-    training = net.training
-    device = next(net.parameters()).device
-    net.eval()
-    right = 0
-    for images, labels in split.batches(batch_size, shuffle_seed=None, augment=False):
-        with autocast(device, bf16):
-            outputs = net(images.to(device))
-        right += int((outputs.argmax(1).cpu() == labels).sum())
-    net.train(training)
-    return right / len(split)
-
-
-def _check(config: TrainConfig) -> None:
-    if not 0 < config.target <= 1:
-        raise ConfigError(f"--target must be above 0 and at most 1, got {config.target:g}")
-    if config.granularity not in ("block", "channel", "both"):
-        raise ConfigError(
-            f"granularity {config.granularity!r} is unknown; choose one of: block, channel, both"
-        )
-    for name, least in (("epochs", 1), ("batch_size", 2), ("align", 1), ("seed", 0)):
-        value = getattr(config, name)
-        if value < least:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
-    for name, low, high in (
-        ("momentum", 0, 1), ("weight_decay", 0, 1), ("label_smoothing", 0, 1)
-    ):  # fmt: skip
-        value = getattr(config, name)
-        if not low <= value < high:
-            raise ConfigError(
-                f"--{name.replace('_', '-')} must be from {low} to below {high}, got {value:g}"
-            )
-    if config.lr is not None and not 0 < config.lr < math.inf:
-        raise ConfigError(f"--lr must be above 0, got {config.lr:g}")
-    build_schedule(config.schedule)
 
 
 def _check_folder(config: TrainConfig) -> TrainResult | None:
@@ -229,7 +120,7 @@ class _Run:
         torch.manual_seed(config.seed)
         weights = None if config.weights is None else str(config.weights)
         net = build_network(config.model, num_classes=self.classes, weights=weights)
-        net.to(self.device, memory_format=torch.channels_last).train()
+        net.to(self.device).to(memory_format=torch.channels_last).train()
         self.dense_params = count_parameters(net)
         example = _example(self.data, self.device)
         pruning = config.target < 1
@@ -314,7 +205,8 @@ class _Run:
                 "seconds": round(self._seconds(), 2),
             },
         )
-        self._write_checkpoint()
+        counters = {"epoch": self.epoch, "seconds": self._seconds()}
+        write_run(config.out / CHECKPOINT, counters, one, self.optimizer)
 
     def _train_step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, CutRecord | None]:
         one, config = self.one, self.config
@@ -371,8 +263,10 @@ class _Run:
         if bool(losses.isfinite()):
             return
         kept = self.config.out / CHECKPOINT
-        where = f"the checkpoint of epoch {self.epoch} is kept in {kept}" if self.epoch else (
-            "no checkpoint was written yet"
+        where = (
+            f"the checkpoint of epoch {self.epoch} is kept in {kept}"
+            if self.epoch
+            else ("no checkpoint was written yet")
         )
         raise TrainingError(
             f"the loss is not finite in epoch {self.epoch + 1}; {where}; try a smaller --lr than "
@@ -406,50 +300,20 @@ class _Run:
             },
         )
 
-    def _write_checkpoint(self) -> None:
-        one = self.one
-        state = one.state_dict()
-        gate_state = {
-            f"{index}|{key}": value
-            for index, values in state.pop("gate_optimizer").items()
-            for key, value in values.items()
-        }
-        names = {p: name for name, p in one.network.named_parameters()}
-        write_checkpoint(
-            self.config.out / CHECKPOINT,
-            {"epoch": self.epoch, "seconds": self._seconds(), "one": state, "settled": one.settled},
-            {
-                "network": {} if one.settled else one.network.state_dict(),
-                "optimizer": optimizer_tensors(self.optimizer, names),
-                "gates": gate_state,
-                "random": {"cpu": torch.get_rng_state()},
-            },
-            one.network if one.settled else None,
-        )
-
     def _restore(self, found: Checkpoint) -> None:
-        one, document = self.one, found.document
-        state = {**document["one"], "gate_optimizer": _by_index(found.tensors.get("gates", {}))}
-        settled = None
-        if document["settled"]:
-            assert found.network is not None
-            settled = found.network.to(self.device, memory_format=torch.channels_last).train()
-            self.optimizer = _make_optimizer(settled, self.config, self.peak_rate)
-        else:
-            one.network.load_state_dict(found.tensors["network"])
-        one.load_state_dict(state, settled)
-        parameters = dict(one.network.named_parameters())
-        restore_optimizer(self.optimizer, parameters, found.tensors.get("optimizer", {}))
-        torch.set_rng_state(found.tensors["random"]["cpu"])
-        self.epoch = int(document["epoch"])
-        self.earlier_seconds = float(document["seconds"])
+        self.optimizer = restore_run(
+            found,
+            self.one,
+            self.optimizer,
+            lambda net: _make_optimizer(net, self.config, self.peak_rate),
+        )
+        self.epoch = int(found.document["epoch"])
+        self.earlier_seconds = float(found.document["seconds"])
 
 
 def _load_data(config: TrainConfig) -> Dataset:
     mean_std = None if config.weights is None else weights_normalisation(config.weights)
-    size = config.image_size
-    if size is None and not config.model.startswith(("resnet", "vgg")):
-        size = input_size(config.model)[1]
+    size = config.image_size or input_size(config.model)[1]
     return load_dataset(config.data, image_size=size, mean_std=mean_std, workers=config.workers)
 
 
@@ -457,9 +321,7 @@ def _example(data: Dataset, device: torch.device) -> Tensor:
     return torch.zeros(2, data.channels, data.image_size, data.image_size, device=device)
 
 
-def _make_optimizer(
-    net: nn.Module, config: TrainConfig, rate: float
-) -> torch.optim.Optimizer:
+def _make_optimizer(net: nn.Module, config: TrainConfig, rate: float) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum; norms and biases are not decayed."""
     gates = set(net.gate_parameters()) if isinstance(net, GatedNetwork) else set()
     parameters = [p for p in net.parameters() if p.requires_grad and p not in gates]
@@ -467,9 +329,7 @@ def _make_optimizer(
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.SGD(
-        groups, lr=rate, momentum=config.momentum, nesterov=config.momentum > 0
-    )
+    return torch.optim.SGD(groups, lr=rate, momentum=config.momentum, nesterov=config.momentum > 0)
 
 
 def _cut_line(cut: CutRecord) -> dict[str, Any]:
@@ -487,14 +347,6 @@ def _openness_line(one: OnePass) -> dict[str, Any]:
         for site, gate in zip(one.network.sites, one.network.site_gates(), strict=True)
     }
     return {"step": one.steps, "open": openness}
-
-
-def _by_index(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    found: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        index, _, key = name.partition("|")
-        found.setdefault(int(index), {})[key] = tensor
-    return found
 
 
 def _git_revision() -> str | None:

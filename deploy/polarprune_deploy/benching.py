@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from polarprune.errors import ConfigError
 from polarprune.manifest import is_bundle
+from polarprune.run_folder import RUN_FILE, RunFolder
 from polarprune_deploy.comparisons import Comparison
 from polarprune_deploy.environment import describe_environment
 from polarprune_deploy.latency import MIN_ROUNDS, compare_latency
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 BATCHES = (1, 8, 64)
-RUN_NAME = "run.json"
 
 
 def bench(
@@ -108,7 +108,7 @@ def bench(
 
 
 def _is_run(path: Path) -> bool:
-    return (path / RUN_NAME).is_file()
+    return (path / RUN_FILE).is_file()
 
 
 def _is_exported(path: Path) -> bool:
@@ -138,15 +138,12 @@ class _Exporter:
         return self._export(source.network, source.input_shape, f"{role}-{source.name}")
 
     def base_of(self, path: Path) -> Path:
-        """The architecture a run began with, exported."""
-        from polarprune.networks import build_network
-        from polarprune_export.export_sources import open_source
+        """The architecture a run began with, exported.
 
-        options = dict.fromkeys(self._model_options)
-        source = open_source(path, data=None, weights=None, **options)
-        # What the weights are does not matter to the time, so they are left as drawn.
-        base = build_network(str(source.base["model"]), len(source.classes))
-        return self._export(base, source.input_shape, f"base-{source.name}")
+        What the weights are does not matter to the time, so they are left as drawn.
+        """
+        run = RunFolder(path)
+        return self._export(run.base_network(), run.input_shape, "base")
 
     def _export(self, network: "nn.Module", shape: tuple[int, int, int], stem: str) -> Path:
         import torch

@@ -11,6 +11,7 @@ from torch import nn
 
 from polarprune.errors import ConfigError, RunFolderError
 from polarprune.manifest import CertificateLink, Preprocessing
+from polarprune.run_folder import CUTS_FILE, RunFolder
 
 if TYPE_CHECKING:
     from polarprune.datasets import Dataset
@@ -55,39 +56,26 @@ def open_source(
 
 
 def _open_run(folder: Path, data: str | None) -> ExportSource:
-    from polarprune.network_files import load_network
-
-    try:
-        run = json.loads((folder / "run.json").read_bytes())
-        config = run["config"]
-        channels, height, width = run["input_shape"]
-        mean, std = _triple(run["mean"]), _triple(run["std"])
-        classes = tuple(str(name) for name in run["classes"])
-        model = str(config["model"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunFolderError(
-            f"{folder} is not a run folder: run.json cannot be read ({error!r}); "
-            "give a folder written by `polarprune train`"
-        ) from None
-    if not (folder / "pruned").is_dir():
-        raise RunFolderError(f"{folder} has no pruned network; train to the end (--resume) first")
+    run = RunFolder(folder)
+    channels, height, width = run.input_shape
+    mean, std = _triple(run.mean), _triple(run.std)
+    classes = tuple(run.classes)
+    network = run.pruned_network()
     dataset = _load_data(data, height, (mean, std))
     if dataset is not None and tuple(dataset.classes) != classes:
         raise ConfigError(
             f"{dataset.name} has the classes {_few(dataset.classes)}, the run was trained on "
             f"{_few(classes)}; give the run's own data"
         )
-    resize_side = height if dataset is None else dataset.resize_side
+    config = run.config
     return ExportSource(
-        network=load_network(folder / "pruned"),
-        name=_plain_name(model),
+        network=network,
+        name=_plain_name(run.model),
         input_shape=(channels, height, width),
-        preprocessing=Preprocessing(
-            height, width, int(run.get("resize_side", resize_side)), mean, std
-        ),
+        preprocessing=Preprocessing(height, width, run.resize_side, mean, std),
         classes=classes,
-        cuts=cut_links(folder / "cuts.jsonl"),
-        base={"model": model, "data": config.get("data"), "target": config.get("target")},
+        cuts=cut_links(run.path / CUTS_FILE),
+        base={"model": run.model, "data": config.get("data"), "target": config.get("target")},
         data=dataset,
     )
 

@@ -30,7 +30,7 @@ def count_macs(net: nn.Module, example_input: Tensor) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         twin(one)
     counts = counter.get_flop_counts()["Global"]
-    return sum(flops for operator, flops in counts.items() if operator in _COUNTED) // 2
+    return int(sum(flops for operator, flops in counts.items() if operator in _COUNTED)) // 2
 
 
 def count_parameters(net: nn.Module) -> int:
@@ -150,7 +150,8 @@ class CostCircuit:
                 opened = opened + share * cost.reads[site]
                 macs = macs + _times(_given(read[site], alive), share) * each
             return macs, opened
-        opened, outputs = float(cost.fixed_in), float(cost.fixed_out)
+        opened = float(cost.fixed_in)
+        outputs: Openness = float(cost.fixed_out)
         same: Openness = 0.0
         for site, count in cost.reads.items():
             opened = opened + _times(_given(written[site], alive), sums[site]) * count

@@ -54,9 +54,7 @@ class Cut:
     origins: dict[str, Origin]
 
 
-def cut_graph(
-    plain: fx.GraphModule, analysis: Analysis, decisions: dict[str, Tensor]
-) -> Cut:
+def cut_graph(plain: fx.GraphModule, analysis: Analysis, decisions: dict[str, Tensor]) -> Cut:
     """The network that is left when everything closed is removed.
 
     Args:

@@ -28,7 +28,6 @@ from polarprune.graph.operators import (
     SIZE_METHODS,
     SPATIAL_FUNCTIONS,
     SPATIAL_MODULES,
-    TRANSPOSED,
     ZERO_KEEPING_FUNCTIONS,
     ZERO_KEEPING_METHODS,
     ZERO_KEEPING_MODULES,
@@ -281,11 +280,11 @@ class _LabelPass:
     def _opaque(self, node: fx.Node, reason: str) -> Any:
         """One pinned label for a whole tensor whose channels cannot be told apart or cut."""
         value = self.values[node.name]
-        if not isinstance(value, Tensor):
-            return value
-        label = self.labels.new(node.name, "opaque", 1)
-        self.labels.pin(label, reason)
-        return Labelled(torch.from_numpy(label).reshape([1] * value.dim()), tuple(value.shape))
+        return self._opaque_like(node, value, reason) if isinstance(value, Tensor) else value
+
+    def _opaque_labels(self, node: fx.Node, reason: str) -> Labelled:
+        """The same for a node that is known to give a tensor."""
+        return self._opaque_like(node, self.values[node.name], reason)
 
     def _unknown(self, node: fx.Node, module: nn.Module | None) -> Any:
         name = type(module).__name__ if module is not None else _target_name(node)
@@ -364,9 +363,7 @@ class _LabelPass:
         self.labels.tie(flat, fresh)
         return Labelled(torch.from_numpy(fresh).reshape(source.compact.shape), source.shape)
 
-    def _elementwise(
-        self, node: fx.Node, module: nn.Module | None, source: Labelled
-    ) -> Labelled:
+    def _elementwise(self, node: fx.Node, module: nn.Module | None, source: Labelled) -> Labelled:
         keeps_zero = calls(
             node,
             module,
@@ -389,16 +386,15 @@ class _LabelPass:
             rank = len(shape) - len(tensor.shape)
             sizes = (1,) * rank + tensor.shape
             compact = tensor.compact.reshape((1,) * rank + tuple(tensor.compact.shape))
-            if any(s == 1 and t > 1 and a != 0 for a, (s, t) in enumerate(zip(sizes, shape))):
-                # Broadcast over space (squeeze-excitation) is harmless, over channels it is one
-                # channel read by all of them: it has to stay.
-                if sizes[1] == 1 and shape[1] > 1:
-                    self.labels.pin(tensor, "one channel broadcast over several")
-                    continue
+            # Broadcast over space (squeeze-excitation) is harmless; over channels it is one channel
+            # read by all of them, which has to stay.
+            if len(shape) > 1 and sizes[1] == 1 and shape[1] > 1:
+                self.labels.pin(tensor, "one channel broadcast over several")
+                continue
             wide.append(compact)
         if not wide:
-            return self._opaque(node, "only broadcast operands")
-        full = torch.broadcast_tensors(*wide)
+            return self._opaque_labels(node, "only broadcast operands")
+        full: tuple[Tensor, ...] = torch.broadcast_tensors(*wide)  # type: ignore[no-untyped-call]
         for other in full[1:]:
             self.labels.tie(full[0].reshape(-1).numpy(), other.reshape(-1).numpy())
         result = full[0].clone()
@@ -412,16 +408,16 @@ class _LabelPass:
         shape = self._shape(node)
         if channels is None or len(shape) < 2 or shape[1] != source.shape[1]:
             self.labels.refuse(node.name, "pools an axis along which channels lie", source)
-            return self._opaque(node, "pooled channels")
+            return self._opaque_labels(node, "pooled channels")
         return Labelled.along(channels, 1, shape)
 
     def _mean(self, node: fx.Node, source: Labelled) -> Labelled:
-        given = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-        dims = range(len(source.shape)) if given is None else given
+        given: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+        dims: Any = range(len(source.shape)) if given is None else given
         axes = {int(d) % len(source.shape) for d in ([dims] if isinstance(dims, int) else dims)}
         if axes & set(source.axes()):
             self.labels.refuse(node.name, "averages over channels", source)
-            return self._opaque(node, "averaged channels")
+            return self._opaque_labels(node, "averaged channels")
         keep = bool(node.kwargs.get("keepdim", node.args[2] if len(node.args) > 2 else False))
         kept = [size for axis, size in enumerate(source.compact.shape) if keep or axis not in axes]
         return Labelled(source.compact.reshape(kept), self._shape(node))

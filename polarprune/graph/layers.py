@@ -8,12 +8,11 @@ from torchvision.ops import StochasticDepth
 from polarprune.errors import Refused
 from polarprune.graph.operators import PLAIN_MODULES
 
-_CONV = (
-    "in_channels out_channels kernel_size stride padding dilation groups bias padding_mode".split()
-)
+_CONV = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"]
+_CONV += ["bias", "padding_mode"]
 _TRANSPOSED = [*_CONV, "output_padding"]
-_NORM = "num_features eps momentum affine track_running_stats".split()
-_POOL = "kernel_size stride padding ceil_mode".split()
+_NORM = ["num_features", "eps", "momentum", "affine", "track_running_stats"]
+_POOL = ["kernel_size", "stride", "padding", "ceil_mode"]
 _ARGUMENTS: dict[type[nn.Module], list[str]] = {
     nn.Conv1d: _CONV,
     nn.Conv2d: _CONV,

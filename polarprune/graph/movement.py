@@ -94,7 +94,7 @@ def pad_amounts(node: fx.Node) -> tuple[int, ...]:
     """The (before, after) pairs of an F.pad call, last axis first."""
     given = node.kwargs.get("pad", node.args[1] if len(node.args) > 1 else ())
     assert isinstance(given, tuple | list)
-    return tuple(given)  # type: ignore[arg-type]
+    return tuple(given)
 
 
 def _pad(pass_: "_LabelPass", node: fx.Node) -> Any:

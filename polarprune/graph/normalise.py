@@ -132,7 +132,7 @@ def _make_out_of_place(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
         module = graph_module.get_submodule(str(node.target))
         if getattr(module, "inplace", False) is True:
-            module.inplace = False
+            setattr(module, "inplace", False)  # noqa: B010
             return True
         return False
     if node.op == "call_function":

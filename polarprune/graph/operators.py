@@ -203,7 +203,7 @@ def is_addition(node: fx.Node) -> bool:
     """Whether the node adds two tensors (a scalar factor `alpha` other than 1 is not plain)."""
     plain = node.kwargs.get("alpha", 1) == 1
     return (
-        plain
+        bool(plain)
         and calls(node, None, functions=ADDITION_FUNCTIONS, methods=frozenset({"add"}))
         and sum(isinstance(arg, fx.Node) for arg in node.args) == 2
     )

@@ -203,7 +203,8 @@ def _add_channel_sites(analysis: Analysis, graph: fx.Graph) -> None:
 
 
 def _node(graph: fx.Graph, name: str) -> fx.Node:
-    return next(node for node in graph.nodes if node.name == name)
+    found: fx.Node = next(node for node in graph.nodes if node.name == name)
+    return found
 
 
 def _name_uniquely(analysis: Analysis) -> None:

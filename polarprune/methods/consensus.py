@@ -92,9 +92,7 @@ def polarization_loss(probability: Float[Tensor, " g"]) -> Float[Tensor, ""]:
     return (4 * probability * (1 - probability)).mean()
 
 
-def budget_loss(
-    macs_ratio: Float[Tensor, ""], aim: float, progress: float
-) -> Float[Tensor, ""]:
+def budget_loss(macs_ratio: Float[Tensor, ""], aim: float, progress: float) -> Float[Tensor, ""]:
     """Linear-quadratic penalty on the excess of expected MACs over the aim (ours).
 
     The linear part gives a price a MAC that does not fade as the aim is reached; the quadratic one

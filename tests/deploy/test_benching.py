@@ -153,6 +153,7 @@ def run(factory: str, tmp_path: Path) -> Path:
         "std": [0.25, 0.25, 0.25],
         "classes": ["a", "b", "c"],
         "input_shape": [3, 32, 32],
+        "resize_side": 32,
     }
     (folder / "run.json").write_text(json.dumps(facts))
     return folder
@@ -164,7 +165,7 @@ def test_a_run_is_compared_with_its_own_base(run: Path) -> None:
     assert set(row) == ROW
     assert row["verdict"] in ("faster", "inconclusive")
     assert row["speedup"] > 1.4
-    assert seen[0].against == "base-own_networks-eight"
+    assert seen[0].against == "base"
     assert seen[0].candidate == "candidate-own_networks-eight"
 
 

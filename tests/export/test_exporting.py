@@ -53,6 +53,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "std": data.std,
                 "classes": data.classes,
                 "input_shape": [3, 32, 32],
+                "resize_side": data.resize_side,
             }
         )
     )
@@ -153,7 +154,7 @@ def test_a_bad_argument_is_one_line_and_leaves_nothing(kind: str, tmp_path: Path
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match=r"run\.json"):
         export_bundle(tmp_path, out=tmp_path / "out")
-    (tmp_path / "run.json").write_text('{"config": {}}')
+    (tmp_path / "run.json").write_text('{"schema": 1, "config": {}}')
     with pytest.raises(RunFolderError, match="input_shape"):
         export_bundle(tmp_path, out=tmp_path / "out")
 

@@ -1,0 +1,5 @@
+"""`python -m polarprune`."""
+
+from polarprune.cli import main
+
+main()

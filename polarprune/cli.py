@@ -1,0 +1,375 @@
+r"""The command line: parse, call one library function, print.
+
+    polarprune train --model resnet20 --data digits --image-size 16 --epochs 10 --out run
+    polarprune --help
+
+Nothing heavy is imported until a verb needs it, so that help is immediate.
+"""
+
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import polarprune
+from polarprune.errors import ConfigError, PolarpruneError
+from polarprune.terminal import Terminal, print_error, progress_on
+
+TRACEBACK_VARIABLE = "POLARPRUNE_TRACEBACK"
+
+_FAILED, _MISUSED, _INTERRUPTED = 1, 2, 130
+
+
+class _Verbs(TyperGroup):
+    """Turns every exception into one line on stderr and an exit code."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        try:
+            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+        except Exception as error:
+            # click's own errors; typer may carry a click of its own, so not by their class.
+            if not hasattr(error, "format_message"):
+                raise
+            context = getattr(error, "ctx", None)
+            path = context.command_path if context is not None else "polarprune"
+            print_error(f"{error.format_message().rstrip('.')}; see {path} --help")
+            code = _MISUSED
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            with warnings.catch_warnings():
+                if not sys.warnoptions:  # what libraries have to say is for developers
+                    warnings.simplefilter("ignore")
+                return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print_error("interrupted")
+            raise typer.Exit(_INTERRUPTED) from None
+        except BrokenPipeError:  # `polarprune inspect ... | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(_FAILED) from None
+        except Exception as error:
+            if isinstance(error, typer.Exit) or hasattr(error, "format_message"):
+                raise
+            if os.environ.get(TRACEBACK_VARIABLE):
+                traceback.print_exc()
+            print_error(_in_one_line(error))
+            raise typer.Exit(_FAILED) from None
+
+
+def _in_one_line(error: Exception) -> str:
+    if isinstance(error, PolarpruneError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    words = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {words} ({TRACEBACK_VARIABLE}=1 shows where)"
+
+
+app = typer.Typer(
+    name="polarprune",
+    cls=_Verbs,
+    rich_markup_mode=None,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help="Train an image network once, cut what it can do without, check it, ship it.",
+    epilog="Start with: polarprune demo",
+)
+
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", help="Last line of stdout is one JSON object; words go to stderr."),
+]
+Classes = Annotated[
+    int | None,
+    typer.Option(
+        "--num-classes", help="Classes of a MODEL.", show_default="the zoo's or data's own"
+    ),
+]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(
+        "--image-size", help="Side of the square input, pixels.", show_default="the zoo's or data's"
+    ),
+]
+Model = Annotated[
+    str,
+    typer.Option(
+        help="resnet20/32/44/56/110, vgg16_bn, torchvision:NAME, timm:NAME or package.module:factory."
+    ),
+]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="digits, cifar10, cifar100, or a folder with train/<class>/* and test/<class>/*."
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="Start from these: .safetensors, .pt or .pth, or `pretrained`.",
+        show_default="random",
+    ),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _start(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True)
+    ] = False,
+) -> None:
+    if version:
+        typer.echo(f"polarprune {polarprune.__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command(epilog="Example: polarprune train --model resnet20 --data cifar10 --out run")
+def train(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Run folder to make; absent or empty.")],
+    target: Annotated[
+        float, typer.Option(help="Kept MACs over dense MACs, a bound, 0..1; 1 trains dense.")
+    ] = 0.5,
+    method: Annotated[
+        str, typer.Option(help="How gates decide: consensus or random.")
+    ] = "consensus",
+    granularity: Annotated[str, typer.Option(help="What may go: block, channel or both.")] = "both",
+    align: Annotated[
+        int, typer.Option(help="Round kept channels of a site up to a multiple of this.")
+    ] = 1,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 20,
+    weights: Weights = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last epoch of --out.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Peak learning rate.", show_default="0.2 x batch size / 128"),
+    ] = None,
+    schedule: Annotated[str, typer.Option(help="one-cycle or cosine.")] = "one-cycle",
+    momentum: Annotated[float, typer.Option(help="Nesterov momentum, 0..1.")] = 0.9,
+    weight_decay: Annotated[
+        float, typer.Option(help="L2 on weights, not on norms or biases.")
+    ] = 5e-4,
+    label_smoothing: Annotated[
+        float, typer.Option(help="Mass spread over all classes, 0..1.")
+    ] = 0.05,
+    image_size: ImageSize = None,
+    num_classes: Classes = None,
+    precision: Annotated[
+        str, typer.Option(help="auto, fp32 or bf16 (autocast); auto takes bf16 where it is fast.")
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    workers: Annotated[
+        int, typer.Option(help="Reading processes, for data that do not fit in memory.")
+    ] = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Train a network in one pass and prune it on the way, down to --target or below."""
+    from polarprune import training
+
+    config = training.TrainConfig(
+        model=model, data=data, out=out, target=target, method=method, granularity=granularity,
+        align=align, epochs=epochs, weights=None if weights is None else Path(weights), seed=seed,
+        resume=resume, batch_size=batch_size, lr=lr, schedule=schedule, momentum=momentum,
+        weight_decay=weight_decay, label_smoothing=label_smoothing, image_size=image_size,
+        num_classes=num_classes, precision=precision, device=device, workers=workers,
+    )  # fmt: skip
+    terminal = Terminal(as_json)
+    with progress_on(sys.stderr) as progress:
+        result = training.train(config, progress)
+    terminal.show(
+        f"Top-1 {100 * result.top1:.2f} % on the test split, {result.seconds:.0f} s.",
+        f"MACs {result.macs:,} of {result.dense_macs:,} ({100 * result.macs_ratio:.1f} %), "
+        f"parameters {result.params:,} of {result.dense_params:,}, "
+        f"{result.blocks_removed} residual blocks removed.",
+        f"Agreement of the gates {100 * result.agreement:.2f} %, "
+        f"training MACs {100 * result.train_macs_ratio:.1f} % of dense training.",
+        f"Run folder {result.run}; look at it with: polarprune inspect {result.run}",
+    )
+    terminal.result(result.as_dict())
+
+
+@app.command(epilog="Example: polarprune inspect torchvision:resnet18 --image-size 224")
+def inspect(
+    x: Annotated[str, typer.Argument(metavar="MODEL|RUN|BUNDLE", help="What to look at.")],
+    num_classes: Classes = None,
+    image_size: ImageSize = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show gate sites, units, MACs and refusals, or what is in a bundle."""
+    from polarprune.inspecting import BundleInspection, inspect_source
+    from polarprune.inspection_tables import bundle_tables, network_tables
+
+    found = inspect_source(x, num_classes, image_size)
+    terminal = Terminal(as_json)
+    if isinstance(found, BundleInspection):
+        terminal.show(*bundle_tables(found))
+    else:
+        terminal.show(*network_tables(found))
+    terminal.result(found.as_dict())
+
+
+@app.command(epilog="Example: polarprune export run --format onnx --data digits --out bundle")
+def export(
+    x: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="What to export.")],
+    out: Annotated[Path, typer.Option(help="Bundle folder to make; an older bundle is replaced.")],
+    format: Annotated[str, typer.Option(help="onnx, or trt for ONNX and an engine.")] = "onnx",
+    precision: Annotated[str, typer.Option(help="fp32.")] = "fp32",
+    batch: Annotated[
+        str, typer.Option(help="Batch sizes of the engine, images: smallest:tuned:largest.")
+    ] = "1:8:64",
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Check with these real images too, as in train --data.", show_default="none"
+        ),
+    ] = None,
+    weights: Weights = None,
+    max_accuracy_drop: Annotated[
+        float | None,
+        typer.Option(
+            metavar="POINTS",
+            help="Refuse to lose more top-1 than this, 0..100.",
+            show_default="no bound",
+        ),
+    ] = None,
+    num_classes: Classes = None,
+    image_size: ImageSize = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a checked bundle: ONNX, on request an engine, and a manifest."""
+    from polarprune_export import exporting
+
+    terminal = Terminal(as_json)
+    with progress_on(sys.stderr) as progress:
+        answer = exporting.export_bundle(
+            x, format=format, precision=precision, batch=batch, data=data, weights=weights,
+            num_classes=num_classes, image_size=image_size, out=out,
+            max_accuracy_drop=max_accuracy_drop,
+            progress=lambda text, step, steps: progress(text, step, steps, {}),
+        )  # fmt: skip
+    terminal.show(
+        f"Bundle {answer['bundle']}: {answer['precision']}, "
+        f"largest error against torch in float64 {answer['max_abs_error']:.1e}.",
+        f"Runs on: {answer['runs_on']}",
+    )
+    if answer["top1"] is not None:
+        terminal.show(f"Top-1 of the ONNX file {100 * answer['top1']:.2f} %.")
+    terminal.result(answer)
+
+
+@app.command(epilog="Example: polarprune verify bundle")
+def verify(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder.")],
+    as_json: AsJson = False,
+) -> None:
+    """Check a bundle again: digests, certificate, ONNX, and its outputs on this machine."""
+    from polarprune_export.bundle_verification import verify_bundle
+
+    answer = verify_bundle(bundle)
+    terminal = Terminal(as_json)
+    terminal.show(f"Bundle {bundle} holds: {len(answer['files'])} files with the right digests.")
+    for link in answer["parity"]:
+        terminal.show(
+            f"ONNX Runtime here, {link['inputs']} inputs (n = {link['n']}): largest relative "
+            f"error {link['max_rel_error']:.1e}, {link['tolerance']:.0e} allowed."
+        )
+    if answer["engine"] is not None:
+        terminal.show(f"Engine: {answer['engine']}; runs on: {answer['runs_on']}")
+    if answer["unlisted"]:
+        terminal.show(f"Files that nobody vouches for: {', '.join(answer['unlisted'])}")
+    terminal.result(answer)
+
+
+@app.command(epilog="Example: polarprune bench run --batch 1,64")
+def bench(
+    x: Annotated[str, typer.Argument(metavar="RUN|BUNDLE|MODEL", help="The pruned side.")],
+    against: Annotated[
+        str | None,
+        typer.Option(help="What to compare with.", show_default="the base network of a RUN"),
+    ] = None,
+    batch: Annotated[str, typer.Option(help="Batch sizes, images, with commas.")] = "1,8,64",
+    backend: Annotated[str, typer.Option(help="auto or onnxruntime.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Annotated[
+        int | None, typer.Option(help="Threads inside one operator.", show_default="all CPUs")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Paired samples of a row, at least 40.")] = 40,
+    seed: Annotated[int, typer.Option(help="Seed of inputs and order.")] = 0,
+    record: Annotated[
+        Path | None,
+        typer.Option(help="Write all raw samples here, JSON lines.", show_default="nowhere"),
+    ] = None,
+    num_classes: Classes = None,
+    image_size: ImageSize = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure whether the pruned side is faster: paired, with an interval and a control."""
+    from polarprune_deploy import benching
+
+    terminal = Terminal(as_json)
+    answer = benching.bench(
+        x, against, batches=_numbers(batch), backend=backend, device=device, threads=threads,
+        rounds=rounds, seed=seed, num_classes=num_classes, image_size=image_size, record=record,
+        on_row=lambda comparison: terminal.show(comparison.sentence()),
+    )  # fmt: skip
+    terminal.result(answer)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(
+            f"--batch must be whole numbers with commas, as 1,8,64, got {text!r}"
+        ) from None
+
+
+@app.command(epilog="Example: polarprune demo --out polarprune-demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="Run folder to make; absent or empty.")] = Path(
+        "polarprune-demo"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Train, prune, export and bench a ResNet-20 on real digits: the whole chain in minutes."""
+    from polarprune_deploy.demonstration import demo_table, run_demo
+
+    terminal = Terminal(as_json)
+    with progress_on(sys.stderr) as progress:
+        result = run_demo(out, progress)
+    terminal.show(demo_table(result), *result.remarks)
+    terminal.result(result.as_dict())
+    if result.missed:
+        raise PolarpruneError(f"the demo missed its bounds: {'; '.join(result.missed)}")
+
+
+def main() -> None:
+    """The console entry point."""
+    app(prog_name="polarprune")
+
+
+if __name__ == "__main__":
+    main()

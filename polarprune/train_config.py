@@ -1,0 +1,104 @@
+"""What decides a run, what a run reports, and which values are out of range."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polarprune.errors import ConfigError
+from polarprune.schedules import build_schedule
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All that decides a run.
+
+    Attributes:
+        target: kept MACs over dense MACs, a bound; 1 trains dense.
+        granularity: "block", "channel" or "both".
+        lr: peak learning rate; None is 0.2 at batch size 128, in proportion.
+        precision: "auto" takes bfloat16 autocast where the device is fast at it.
+        num_classes: None takes the data set's.
+        image_size: side of the square fed to the network; None takes the network's own.
+    """
+
+    model: str
+    data: str
+    out: Path
+    target: float = 0.5
+    method: str = "consensus"
+    granularity: str = "both"
+    align: int = 1
+    epochs: int = 20
+    batch_size: int = 128
+    lr: float | None = None
+    schedule: str = "one-cycle"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.05
+    weights: Path | None = None
+    seed: int = 0
+    resume: bool = False
+    image_size: int | None = None
+    num_classes: int | None = None
+    precision: str = "auto"
+    device: str = "auto"
+    workers: int = 2
+
+    def as_dict(self) -> dict[str, Any]:
+        """For run.json; `resume` and `out` do not describe the run."""
+        values = dataclasses.asdict(self)
+        values.pop("resume")
+        values.pop("out")
+        return {key: str(v) if isinstance(v, Path) else v for key, v in values.items()}
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run reports; the keys of `polarprune train --json`."""
+
+    run: str
+    top1: float
+    dense_macs: int
+    macs: int
+    macs_ratio: float
+    params: int
+    dense_params: int
+    blocks_removed: int
+    agreement: float
+    train_macs_ratio: float
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dataclasses.asdict(self)
+
+
+def check_config(config: TrainConfig) -> None:
+    """Refuse values out of range.
+
+    Raises:
+        ConfigError: the option is named.
+    """
+    if not 0 < config.target <= 1:
+        raise ConfigError(f"--target must be above 0 and at most 1, got {config.target:g}")
+    if config.granularity not in ("block", "channel", "both"):
+        raise ConfigError(
+            f"granularity {config.granularity!r} is unknown; choose one of: block, channel, both"
+        )
+    for name, least in (("epochs", 1), ("batch_size", 2), ("align", 1), ("seed", 0)):
+        value = getattr(config, name)
+        if value < least:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    for name, low, high in (
+        ("momentum", 0, 1), ("weight_decay", 0, 1), ("label_smoothing", 0, 1)
+    ):  # fmt: skip
+        value = getattr(config, name)
+        if not low <= value < high:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} must be from {low} to below {high}, got {value:g}"
+            )
+    if config.lr is not None and not 0 < config.lr < math.inf:
+        raise ConfigError(f"--lr must be above 0, got {config.lr:g}")
+    build_schedule(config.schedule)

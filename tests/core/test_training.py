@@ -1,0 +1,224 @@
+"""`train` on real digits: the run folder, resuming, and what it refuses."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import polarprune
+from polarprune.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    PolarpruneError,
+    RunFolderError,
+    TrainingError,
+    WeightsError,
+)
+from polarprune.run_folder import RunFolder
+from polarprune.train_config import TrainConfig
+from polarprune.training import train
+
+EPOCHS = 5  # search from step 5, settle at step 22 of 55: inside epoch 2
+
+
+def config(out: Path, **changes: object) -> TrainConfig:
+    base = TrainConfig(
+        model="resnet20", data="digits", out=out, image_size=8, epochs=EPOCHS, batch_size=128
+    )
+    return replace(base, **changes)
+
+
+class Killed(Exception):
+    """Stands for a power cut."""
+
+
+def kill_in_epoch(number: int):  # noqa: ANN201
+    def progress(text: str, step: int, steps: int, figures: dict[str, float]) -> None:
+        if text.startswith(f"epoch {number}/"):
+            raise Killed
+
+    return progress
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    train(config(out))
+    return RunFolder(out)
+
+
+def test_a_run_is_at_or_under_its_target_and_says_what_it_cost(finished: RunFolder) -> None:
+    result = finished.result
+    assert result["macs_ratio"] <= 0.5
+    assert result["macs"] == polarprune.count_macs(
+        finished.pruned_network(), torch.zeros(1, *finished.input_shape)
+    )
+    assert result["dense_macs"] == polarprune.count_macs(
+        finished.base_network(), torch.zeros(1, *finished.input_shape)
+    )
+    assert 0.4 < result["train_macs_ratio"] < 1.02
+    [cut] = finished.cuts()
+    assert cut["macs_after"] == result["macs"]
+    assert cut["max_rel_error"] <= 1e-9
+    assert cut["certificate"]["passed"]
+    assert 0 <= cut["top1_before"] <= 1
+    assert [line["epoch"] for line in finished.metrics()] == list(range(1, EPOCHS + 1))
+    assert all(line["images_per_s"] > 0 for line in finished.metrics())
+
+
+def test_openness_is_recorded_for_every_unit_of_every_site(finished: RunFolder) -> None:
+    lines = finished.openness()
+    assert lines
+    units = {site: values[2] for site, values in _kept(finished).items()}
+    for line in lines:
+        assert {site: len(values) for site, values in line["open"].items()} == units
+        assert all(0 <= p <= 1 for values in line["open"].values() for p in values)
+
+
+def _kept(run: RunFolder) -> dict[str, list]:
+    document = json.loads((run.path / "pruned" / "network.json").read_text())
+    return document["base"]["kept"]
+
+
+@pytest.mark.parametrize("epoch", [2, 3, 5], ids=["searching", "around the cut", "settled"])
+def test_a_killed_run_resumes_bit_for_bit(finished: RunFolder, tmp_path: Path, epoch: int) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(Killed):
+        train(config(out), kill_in_epoch(epoch))
+    train(config(out, resume=True))
+    expected = finished.pruned_network().state_dict()
+    got = RunFolder(out).pruned_network().state_dict()
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    without_times = [{**m, "seconds": 0, "images_per_s": 0} for m in RunFolder(out).metrics()]
+    assert without_times == [{**m, "seconds": 0, "images_per_s": 0} for m in finished.metrics()]
+    assert RunFolder(out).cuts() == finished.cuts()
+    assert RunFolder(out).openness() == finished.openness()
+    assert RunFolder(out).result["train_macs_ratio"] == finished.result["train_macs_ratio"]
+
+
+def test_the_seed_decides_the_run(finished: RunFolder, tmp_path: Path) -> None:
+    losses = []
+    for seed in (0, 1):
+        with pytest.raises(Killed):
+            train(config(tmp_path / str(seed), seed=seed), kill_in_epoch(2))
+        losses.append(RunFolder(tmp_path / str(seed)).metrics()[0]["loss"])
+    assert losses[0] == finished.metrics()[0]["loss"]
+    assert losses[1] != losses[0]
+
+
+def test_resuming_a_finished_run_returns_its_result(finished: RunFolder) -> None:
+    assert train(config(finished.path, resume=True)).top1 == finished.result["top1"]
+
+
+def test_target_1_trains_dense_and_keeps_everything(tmp_path: Path) -> None:
+    result = train(config(tmp_path / "run", target=1.0, epochs=1))
+    assert result.macs == result.dense_macs
+    assert result.params == result.dense_params
+    assert result.blocks_removed == 0
+    assert result.train_macs_ratio == 1.0
+    assert RunFolder(tmp_path / "run").cuts() == []
+
+
+def test_the_random_control_meets_the_target(tmp_path: Path) -> None:
+    result = train(config(tmp_path / "run", method="random", epochs=2, align=8))
+    assert 0.2 < result.macs_ratio <= 0.5
+    kept = _kept(RunFolder(tmp_path / "run"))
+    assert all(k % 8 == 0 for kind, k, _ in kept.values() if kind == "channel")
+
+
+@pytest.mark.parametrize("granularity", ["block", "channel"])
+def test_granularity_decides_which_sites_are_gated(tmp_path: Path, granularity: str) -> None:
+    train(config(tmp_path / "run", granularity=granularity, epochs=1, target=0.6))
+    assert {kind for kind, _, _ in _kept(RunFolder(tmp_path / "run")).values()} == {granularity}
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+
+    with pytest.raises(Killed):
+        train(config(out), kill_in_epoch(3))
+    before = {p.name: p.read_bytes() for p in (out / "checkpoint").iterdir() if p.is_file()}
+    with pytest.raises(TrainingError, match=r"not finite in epoch 3; the checkpoint of epoch 2"):
+        _train_with_broken_batches(config(out, resume=True))
+    after = {p.name: p.read_bytes() for p in (out / "checkpoint").iterdir() if p.is_file()}
+    assert before == after
+
+
+def _train_with_broken_batches(settings: TrainConfig) -> None:
+    from polarprune.datasets.memory import MemorySplit
+
+    original = MemorySplit._normalised
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MemorySplit, "_normalised", lambda s, x: original(s, x) * float("nan"))
+        train(settings)
+
+
+BAD = {
+    "target 0": ({"target": 0.0}, ConfigError, "--target must be above 0"),
+    "target 1.5": ({"target": 1.5}, ConfigError, "--target must be above 0 and at most 1"),
+    "target unreachable": ({"target": 0.0001}, ConfigError, "cannot be reached"),
+    "target nan": ({"target": float("nan")}, ConfigError, "--target must be"),
+    "method": ({"method": "magic"}, ConfigError, "'magic' is unknown"),
+    "granularity": ({"granularity": "layer"}, ConfigError, "'layer' is unknown"),
+    "schedule": ({"schedule": "steps"}, ConfigError, "'steps' is unknown"),
+    "precision": ({"precision": "fp8"}, ConfigError, "'fp8' is unknown"),
+    "device": ({"device": "tpu"}, ConfigError, "'tpu' is unknown"),
+    "epochs": ({"epochs": 0}, ConfigError, "--epochs must be at least 1"),
+    "batch size": ({"batch_size": 1}, ConfigError, "--batch-size must be at least 2"),
+    "align": ({"align": 0}, ConfigError, "--align must be at least 1"),
+    "lr": ({"lr": -1.0}, ConfigError, "--lr must be above 0"),
+    "momentum": ({"momentum": 1.0}, ConfigError, "--momentum must be"),
+    "classes": ({"num_classes": 3}, ConfigError, "--num-classes is 3"),
+    "data": ({"data": "no/such/folder"}, DataError, "does not exist"),
+    "model": ({"model": "resnet21"}, ConfigError, "resnet21"),
+    "weights": ({"weights": Path("no.safetensors")}, WeightsError, "no.safetensors"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, case: str) -> None:
+    changes, kind, words = BAD[case]
+    with pytest.raises(kind, match=words) as caught:
+        train(config(tmp_path / "run", **changes))
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, PolarpruneError)
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_the_wrong_shape_are_named(tmp_path: Path) -> None:
+    net = polarprune.build_network("resnet20", num_classes=7)
+    torch.save(net.state_dict(), tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match=r"linear\.(weight|bias)"):
+        train(config(tmp_path / "run", weights=tmp_path / "w.pt"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_with_another_run_is_not_touched(finished: RunFolder) -> None:
+    before = sorted(p.name for p in finished.path.iterdir())
+    with pytest.raises(RunFolderError, match="is not empty"):
+        train(config(finished.path))
+    with pytest.raises(RunFolderError, match=r"epochs = 5, not 6"):
+        train(config(finished.path, epochs=6, resume=True))
+    assert before == sorted(p.name for p in finished.path.iterdir())
+
+
+def test_resume_without_a_run_says_so(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match=r"run\.json"):
+        train(config(tmp_path / "none", resume=True))
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("file", ["state.safetensors", "state.json"])
+def test_a_truncated_checkpoint_is_refused(tmp_path: Path, file: str) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(Killed):
+        train(config(out), kill_in_epoch(2))
+    broken = out / "checkpoint" / file
+    broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match="cannot be read") as caught:
+        train(config(out, resume=True))
+    assert "\n" not in str(caught.value)
