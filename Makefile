@@ -11,7 +11,6 @@ WORKERS ?= 2
 
 bin := .venv/bin
 comma := ,
-sources := polarprune export deploy tests benchmarks
 
 # uv installs the 6 GB of torch and CUDA in about half of pip's time. It reads none of pip's
 # settings, so where it fails (an index that only pip knows) pip does it.
@@ -32,8 +31,8 @@ demo: .venv/demo.stamp
 	$(bin)/polarprune demo --out demo-run
 
 check: .venv/check.stamp
-	$(bin)/ruff format --check $(sources)
-	$(bin)/ruff check $(sources)
+	$(bin)/ruff format --check
+	$(bin)/ruff check
 	$(bin)/mypy
 	$(bin)/lint-imports
 	OMP_NUM_THREADS=1 $(bin)/pytest -n $(WORKERS)
@@ -41,8 +40,8 @@ check: .venv/check.stamp
 install: .venv/check.stamp
 
 format: .venv/check.stamp
-	$(bin)/ruff format $(sources)
-	$(bin)/ruff check --fix $(sources)
+	$(bin)/ruff format
+	$(bin)/ruff check --fix
 
 clean:
 	rm -rf .venv demo-run dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

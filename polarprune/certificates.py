@@ -69,6 +69,11 @@ def certify(
         worst_abs = max(worst_abs, _absolute_error(expected, got))
         if not training:
             agreement = top1_agreement(expected, got)
+    leaves = [leaf for leaf in pytree.tree_leaves(expected) if isinstance(leaf, Tensor)]
+    if not any(bool(leaf.isfinite().any()) for leaf in leaves):
+        raise ParityError(
+            "the outputs hold no finite number, so nothing was compared; check the weights"
+        )
     if not worst_rel <= CUT_RTOL:
         raise ParityError(
             f"the collapsed network differs from the gated one: relative error {worst_rel:.2e}, "

@@ -109,7 +109,7 @@ ImageSize = Annotated[
 Model = Annotated[
     str,
     typer.Option(
-        help="resnet20/32/44/56/110, vgg16_bn, torchvision:NAME, timm:NAME or package.module:factory."
+        help="resnet20/32/44/56/110, vgg16_bn, torchvision:NAME, timm:NAME or package:factory."
     ),
 ]
 Data = Annotated[
@@ -186,10 +186,15 @@ def train(
     ] = 2,
     as_json: AsJson = False,
 ) -> None:
-    """Train a network in one pass and prune it on the way, down to --target or below."""
-    from polarprune import training
+    """Train in one pass and prune on the way.
 
-    config = training.TrainConfig(
+    The network is cut down to --target of its MACs or below. Metrics, cuts and checkpoints go to
+    the run folder; --target 1 trains dense.
+    """
+    from polarprune import training
+    from polarprune.train_config import TrainConfig
+
+    config = TrainConfig(
         model=model, data=data, out=out, target=target, method=method, granularity=granularity,
         align=align, epochs=epochs, weights=None if weights is None else Path(weights), seed=seed,
         resume=resume, batch_size=batch_size, lr=lr, schedule=schedule, momentum=momentum,
@@ -203,7 +208,7 @@ def train(
         f"Top-1 {100 * result.top1:.2f} % on the test split, {result.seconds:.0f} s.",
         f"MACs {result.macs:,} of {result.dense_macs:,} ({100 * result.macs_ratio:.1f} %), "
         f"parameters {result.params:,} of {result.dense_params:,}, "
-        f"{result.blocks_removed} residual blocks removed.",
+        f"residual blocks removed: {result.blocks_removed}.",
         f"Agreement of the gates {100 * result.agreement:.2f} %, "
         f"training MACs {100 * result.train_macs_ratio:.1f} % of dense training.",
         f"Run folder {result.run}; look at it with: polarprune inspect {result.run}",
@@ -218,7 +223,11 @@ def inspect(
     image_size: ImageSize = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show gate sites, units, MACs and refusals, or what is in a bundle."""
+    """Show gate sites and MACs, or a bundle's content.
+
+    Of a model or run: sites, units, what was kept, MACs and refusals. Of a bundle: files, digests,
+    certificate, where it runs, preprocessing and classes.
+    """
     from polarprune.inspecting import BundleInspection, inspect_source
     from polarprune.inspection_tables import bundle_tables, network_tables
 
@@ -259,7 +268,10 @@ def export(
     image_size: ImageSize = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a checked bundle: ONNX, on request an engine, and a manifest."""
+    """Write a checked bundle: ONNX, engine, manifest.
+
+    Every step is compared with the network in float64; a bundle that does not hold is not written.
+    """
     from polarprune_export import exporting
 
     terminal = Terminal(as_json)
@@ -285,7 +297,10 @@ def verify(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder.")],
     as_json: AsJson = False,
 ) -> None:
-    """Check a bundle again: digests, certificate, ONNX, and its outputs on this machine."""
+    """Check a bundle again, on this machine.
+
+    Digests, certificate, ONNX, and its outputs in ONNX Runtime here.
+    """
     from polarprune_export.bundle_verification import verify_bundle
 
     answer = verify_bundle(bundle)
@@ -326,7 +341,11 @@ def bench(
     image_size: ImageSize = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure whether the pruned side is faster: paired, with an interval and a control."""
+    """Measure whether pruned is faster.
+
+    Both sides are timed in turn in one process; a row is their paired ratio with an interval, a
+    control of the pruned side against itself, and a verdict.
+    """
     from polarprune_deploy import benching
 
     terminal = Terminal(as_json)
@@ -354,7 +373,11 @@ def demo(
     ),
     as_json: AsJson = False,
 ) -> None:
-    """Train, prune, export and bench a ResNet-20 on real digits: the whole chain in minutes."""
+    """Run the whole chain on real digits, in minutes.
+
+    Trains a ResNet-20 dense and pruned, exports both, times them, draws two pictures, and ends with
+    a table. Exits with 1 where the result is not what a demo should show.
+    """
     from polarprune_deploy.demonstration import demo_table, run_demo
 
     terminal = Terminal(as_json)

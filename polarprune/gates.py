@@ -38,6 +38,7 @@ class GatedNetwork(nn.Module):
         self._plain_graph = fx.Graph()
         self._plain_graph.output(self._plain_graph.graph_copy(plain.graph, {}))
         self.body = self._insert_gates(plain)
+        self.train(self.body.training)
 
     @property
     def sites(self) -> list[GateSite]:

@@ -150,10 +150,7 @@ def inspect_model(name: str, num_classes: int | None, image_size: int | None) ->
 
 def inspect_run(run: RunFolder) -> NetworkInspection:
     """The sites of a run's base network, and what is left of them where the run is finished."""
-    from polarprune.networks import build_network
-
-    classes = run.config.get("num_classes") or len(run.classes)
-    base = build_network(run.model, num_classes=classes)
+    base = run.base_network()
     small = run.pruned_network() if (run.path / PRUNED).is_dir() else None
     # A dense run has no sites of its own; it is shown what it could have had.
     gated = "both" if run.config.get("target") == 1 else run.config.get("granularity", "both")

@@ -30,6 +30,11 @@ _FUNCTION_NAMES = {function: name for name, function in reversed(PLAIN_FUNCTIONS
 # fx writes module paths and attribute names into the code it generates.
 _PATH = re.compile(r"[A-Za-z_0-9]+(\.[A-Za-z_0-9]+)*")
 _SHAPE = "shape"
+# Whatever a wrong type, key, number or name in the file makes Python, torch or fx raise.
+_BROKEN = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError,
+    SyntaxError, TypeError, ValueError,
+)  # fmt: skip
 
 
 def save_network(dense: nn.Module, folder: str | os.PathLike[str]) -> None:
@@ -44,16 +49,18 @@ def save_network(dense: nn.Module, folder: str | os.PathLike[str]) -> None:
             f"only collapsed networks can be saved, got {type(dense).__name__}; "
             "pass it through attach_gates and collapse first"
         )
+    buffers = {name for name, _ in dense.named_buffers()}
     document = {
         "schema": SCHEMA,
         "base": asdict(description),
-        "nodes": [_encode_node(node) for node in dense.graph.nodes],
+        "nodes": [_encode_node(node, buffers) for node in dense.graph.nodes],
         "layers": {
             str(node.target): _encode_layer(dense.get_submodule(str(node.target)))
             for node in dense.graph.nodes
             if node.op == "call_module"
         },
     }
+    _refuse_shared_weights(dense)
     text = json.dumps(document, indent=1)  # before any file is touched: it may refuse
     weights = {name: t.detach().cpu().contiguous() for name, t in dense.state_dict().items()}
     target = Path(folder)
@@ -82,10 +89,21 @@ def load_network(folder: str | os.PathLike[str]) -> nn.Module:
         raise CheckpointError(
             f"{error.filename} is missing; is {source} a network folder?"
         ) from error
-    except (ValueError, KeyError, TypeError, safetensors.SafetensorError, RuntimeError) as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Refused:
+        raise
+    except (OSError, safetensors.SafetensorError, *_BROKEN) as error:
+        # torch puts the offending tensor on the second line.
+        line = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(f"{source} is not a whole network folder: {line}") from error
     return network
+
+
+def _refuse_shared_weights(dense: nn.Module) -> None:
+    names: dict[int, str] = {}
+    for name, tensor in dense.named_parameters(remove_duplicate=False):
+        other = names.setdefault(id(tensor), name)
+        if other != name:
+            raise Refused(f"{other} and {name} are one tensor; a network file cannot say that")
 
 
 def _build(document: dict[str, Any], weights: dict[str, Tensor]) -> fx.GraphModule:
@@ -98,7 +116,8 @@ def _build(document: dict[str, Any], weights: dict[str, Tensor]) -> fx.GraphModu
     for entry in document["nodes"]:
         nodes[entry["name"]] = _decode_node(graph, entry, nodes)
         if entry["op"] == "get_attr":
-            parts[entry["target"]] = nn.Parameter(torch.empty_like(weights[entry["target"]]))
+            value = torch.empty_like(weights[entry["target"]])
+            parts[entry["target"]] = value if entry.get("buffer") else nn.Parameter(value)
     network = fx.GraphModule(parts, graph)
     dtypes = {t.dtype for t in weights.values() if t.is_floating_point()}
     if len(dtypes) == 1:
@@ -118,7 +137,7 @@ def _encode_layer(module: nn.Module) -> dict[str, Any]:
     return {"type": type(module).__name__, "arguments": arguments}
 
 
-def _encode_node(node: fx.Node) -> dict[str, Any]:
+def _encode_node(node: fx.Node, buffers: set[str]) -> dict[str, Any]:
     entry: dict[str, Any] = {"name": node.name, "op": node.op, "target": str(node.target)}
     if node.op == "call_function":
         if node.target is getattr and node.args[1] == _SHAPE:
@@ -129,6 +148,8 @@ def _encode_node(node: fx.Node) -> dict[str, Any]:
         entry["target"] = _FUNCTION_NAMES[node.target]
     if node.op == "call_method" and node.target not in PLAIN_METHODS:
         raise Refused(f"method {node.target} ({node.name}) cannot be stored in a network file")
+    if node.op == "get_attr" and node.target in buffers:
+        entry["buffer"] = True
     entry["args"] = [_encode(value) for value in node.args]
     if node.kwargs:
         entry["kwargs"] = {key: _encode(value) for key, value in node.kwargs.items()}

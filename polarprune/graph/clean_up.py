@@ -9,7 +9,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from polarprune.graph.movement import pad_amounts
-from polarprune.graph.operators import ADDITION_FUNCTIONS, calls, module_of
+from polarprune.graph.operators import is_addition, module_of
 
 _RELU_FUNCTIONS = {"relu": F.relu, "torch.relu": torch.relu}
 # Keep the sign of what they are given.
@@ -75,8 +75,7 @@ def _never_negative(root: fx.GraphModule, node: fx.Node) -> bool:
         node.op != "call_module" and name in _SIGN_KEEPING_TARGETS
     )
     zero_pad = node.target is F.pad and len(node.args) == 2 and not node.kwargs
-    added = calls(node, module, functions=ADDITION_FUNCTIONS) and len(node.all_input_nodes) == 2
-    if not (keeps or zero_pad or added) or not node.all_input_nodes:
+    if not (keeps or zero_pad or is_addition(node)) or not node.all_input_nodes:
         return False
     return all(_never_negative(root, source) for source in node.all_input_nodes)
 
@@ -89,5 +88,6 @@ def _drop_unused_parameters(graph_module: fx.GraphModule) -> None:
     names += [name for name, _ in graph_module.named_buffers()]
     for name in names:
         owner, _, child = name.rpartition(".")
-        if owner not in called and name not in read:
+        nested = any(owner == layer or owner.startswith(f"{layer}.") for layer in called)
+        if not nested and name not in read:
             delattr(graph_module.get_submodule(owner), child)

@@ -77,7 +77,25 @@ class CostCircuit:
             (node.name, [n.name for n in node.all_input_nodes], node.op == "output")
             for node in graph.nodes
         ]
+        self._may_vanish = self._before_concatenations(graph)
         self.dense_macs = sum(cost.total for cost in self._costs)
+
+    def _before_concatenations(self, graph: fx.Graph) -> dict[str, list[int]]:
+        """Operators that may lose all outputs and leave a valid network, with the sites they write.
+
+        Their channels lie in a concatenation, whose other operands stay.
+        """
+        costs = {cost.mix.node: cost for cost in self._costs}
+        joined: set[fx.Node] = set()
+        found: dict[str, list[int]] = {}
+        for node in reversed(graph.nodes):
+            if any(user.target is torch.cat or user in joined for user in node.users):
+                cost = costs.get(node.name)
+                if cost is None or cost.mix.depthwise:
+                    joined.add(node)
+                elif not cost.fixed_out and cost.writes:
+                    found[node.name] = list(cost.writes)
+        return found
 
     @staticmethod
     def _passed_on(analysis: Analysis) -> list[bool]:
@@ -125,6 +143,9 @@ class CostCircuit:
             own: Openness = 1.0 if is_output else live.get(name, 0.0)
             if isinstance(own, float) and own == 0.0:
                 continue
+            if name in self._may_vanish:
+                left = torch.stack([probabilities[s].sum() for s in self._may_vanish[name]]).sum()
+                own = live[name] = _times(own, (left > 0).to(left.dtype))
             for source in sources:
                 edge = own
                 if name in self._shortcut and source != self._shortcut[name]:

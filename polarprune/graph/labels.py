@@ -5,6 +5,7 @@ additions and products tie the labels they bring together; what is not understoo
 it meets. Labels tied together form a class: its positions are cut together or not at all.
 """
 
+import operator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -183,6 +184,7 @@ def label_graph(graph_module: fx.GraphModule, example_input: Tensor) -> Labels:
     for node in graph_module.graph.nodes:
         pass_.visit(node)
     pass_.tie_shared_layers()
+    pass_.pin_shared_weights()
     pass_.labels.solve()
     return pass_.labels
 
@@ -232,13 +234,18 @@ class _LabelPass:
         if node.op == "get_attr":
             return self._parameter(node)
         if node.op == "output":
-            for source in node.all_input_nodes:
-                if isinstance(self.env[source], Labelled):
-                    self.labels.pin(self.env[source], "network output")
+            for tensor in self._inputs(node):
+                self.labels.pin(tensor, "network output")
             return None
-        tensors = [self.env[n] for n in node.all_input_nodes if self._is_tensor(self.env[n])]
-        if not tensors:
-            return self.values[node.name]  # arithmetic on sizes
+        tensors = self._inputs(node)
+        if not tensors:  # arithmetic on sizes, or a tensor made from them
+            return self._opaque(node, "made from numbers, not from channels")
+        if any(isinstance(self.env[n], tuple | list) for n in node.all_input_nodes):
+            return self._part(node) or self._unknown(node, module)
+        if calls(node, module, methods=SIZE_METHODS) or _reads_shape(node):
+            return self._size(node, tensors[0])
+        if not isinstance(self.values[node.name], Tensor):
+            return self._unknown(node, module)  # several results: a pool that returns indices
         if calls(node, module, modules=MIXING_MODULES):
             assert module is not None
             return self._mix(node, module, tensors[0])
@@ -258,8 +265,6 @@ class _LabelPass:
             return self._spatial(node, tensors[0])
         if calls(node, module, functions=REDUCTION_FUNCTIONS, methods=REDUCTION_METHODS):
             return self._mean(node, tensors[0])
-        if calls(node, module, methods=SIZE_METHODS) or _reads_shape(node):
-            return self._size(node, tensors[0])
         if calls(
             node,
             module,
@@ -270,9 +275,17 @@ class _LabelPass:
             return self._move(node, module)
         return self._unknown(node, module)
 
-    @staticmethod
-    def _is_tensor(value: Any) -> bool:
-        return isinstance(value, Labelled)
+    def _inputs(self, node: fx.Node) -> list[Labelled]:
+        """The tensors that a node reads, those inside of tuples included."""
+        leaves = torch.utils._pytree.tree_leaves([self.env[n] for n in node.all_input_nodes])
+        return [leaf for leaf in leaves if isinstance(leaf, Labelled)]
+
+    def _part(self, node: fx.Node) -> Any:
+        """One of several results of an unknown operator; None where that is not what it takes."""
+        whole = self.env[node.all_input_nodes[0]]
+        index = node.args[1] if len(node.args) == 2 else None
+        plain = node.target is operator.getitem and isinstance(index, int)
+        return whole[index] if plain and isinstance(whole, tuple | list) else None
 
     def _shape(self, node: fx.Node) -> tuple[int, ...]:
         return tuple(self.values[node.name].shape)
@@ -289,8 +302,7 @@ class _LabelPass:
     def _unknown(self, node: fx.Node, module: nn.Module | None) -> Any:
         name = type(module).__name__ if module is not None else _target_name(node)
         reason = f"operator {name} is not known to keep channels apart"
-        inputs = [self.env[n] for n in node.all_input_nodes if self._is_tensor(self.env[n])]
-        self.labels.refuse(node.name, reason, *inputs)
+        self.labels.refuse(node.name, reason, *self._inputs(node))
         value = self.values[node.name]
         if isinstance(value, Tensor):
             return self._opaque(node, reason)
@@ -307,6 +319,8 @@ class _LabelPass:
         value = self.values[node.name]
         if not isinstance(value, Tensor):
             return value
+        if str(node.target) in self.labels.parameters:  # read before: one tensor, one cut
+            return self.labels.parameters[str(node.target)]
         wide = [axis for axis, size in enumerate(value.shape) if size > 1]
         if len(wide) != 1:
             return self._opaque(node, "parameter that varies along several axes")
@@ -381,17 +395,23 @@ class _LabelPass:
         shape = self._shape(node)
         if len(tensors) == 1:  # with a number
             return self._not_zero(node, tensors[0])
+        ranked = [(1,) * (len(shape) - len(t.shape)) for t in tensors]
+        sizes = [ones + t.shape for ones, t in zip(ranked, tensors, strict=True)]
+        compacts = [
+            t.compact.reshape(ones + tuple(t.compact.shape))
+            for ones, t in zip(ranked, tensors, strict=True)
+        ]
+        # Broadcast over space (squeeze-excitation) is harmless; over an axis along which another
+        # operand's channels lie it is one channel read by all of them: it has to stay.
+        channel_axes = [
+            axis for axis in range(len(shape)) if any(c.shape[axis] > 1 for c in compacts)
+        ]
         wide = []
-        for tensor in tensors:
-            rank = len(shape) - len(tensor.shape)
-            sizes = (1,) * rank + tensor.shape
-            compact = tensor.compact.reshape((1,) * rank + tuple(tensor.compact.shape))
-            # Broadcast over space (squeeze-excitation) is harmless; over channels it is one channel
-            # read by all of them, which has to stay.
-            if len(shape) > 1 and sizes[1] == 1 and shape[1] > 1:
+        for tensor, size, compact in zip(tensors, sizes, compacts, strict=True):
+            if any(size[axis] == 1 for axis in channel_axes):
                 self.labels.pin(tensor, "one channel broadcast over several")
-                continue
-            wide.append(compact)
+            else:
+                wide.append(compact)
         if not wide:
             return self._opaque_labels(node, "only broadcast operands")
         full: tuple[Tensor, ...] = torch.broadcast_tensors(*wide)  # type: ignore[no-untyped-call]
@@ -445,6 +465,24 @@ class _LabelPass:
             if twin is not mix:
                 self.labels.tie(twin.inputs, mix.inputs)
                 self.labels.tie(twin.outputs, mix.outputs)
+
+    def pin_shared_weights(self) -> None:
+        """Different layers that own one weight tensor: slicing each would part them."""
+        owner: dict[int, str] = {}
+        shared: dict[str, str] = {}
+        for layer in {*(m.layer for m in self.labels.mixes), *self.labels.norms}:
+            for parameter in self.root.get_submodule(layer).parameters(recurse=False):
+                other = owner.setdefault(id(parameter), layer)
+                if other != layer:
+                    shared |= {layer: other, other: layer}
+        for layer in sorted(shared):
+            reason = f"shares a weight with {shared[layer]}"
+            self.labels.refused.append((layer, reason))
+            for mix in self.labels.mixes:
+                if mix.layer == layer:
+                    self.labels.pin(np.concatenate([mix.inputs, mix.outputs]), reason)
+            if layer in self.labels.norms:
+                self.labels.pin(self.labels.norms[layer], reason)
 
 
 def _target_name(node: fx.Node) -> str:

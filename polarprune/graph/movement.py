@@ -32,7 +32,9 @@ def move_labels(pass_: "_LabelPass", node: fx.Node, module: nn.Module | None) ->
     if module is not None:
         return Labelled.of(module(source.full()))
     if node.op == "call_method":
-        return Labelled.of(getattr(args[0], str(node.target))(*args[1:], **kwargs))
+        # Labels are expanded without copying, which view() refuses; reshape() gives the same.
+        method = "reshape" if node.target == "view" else str(node.target)
+        return Labelled.of(getattr(args[0], method)(*args[1:], **kwargs))
     assert callable(node.target)
     return Labelled.of(node.target(*args, **kwargs))
 
@@ -46,6 +48,11 @@ def _inexpressible(pass_: "_LabelPass", node: fx.Node, source: Labelled) -> str 
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     if name == "squeeze" and len(node.args) == 1 and not node.kwargs:
         return "squeeze without a dimension could drop the channel axis"
+    if name == "squeeze":
+        given = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else ())
+        dims = given if isinstance(given, tuple | list) else (given,)
+        if {int(d) % len(source.shape) for d in dims} & set(source.axes()):  # type: ignore[arg-type, call-overload]
+            return "squeezes the channel axis, which a cut to one channel would drop"
     if name == "getitem":
         index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
         if any(not isinstance(i, int | slice) for i in index):
@@ -107,6 +114,10 @@ def _pad(pass_: "_LabelPass", node: fx.Node) -> Any:
     channels = source.vector(1)
     # The pair of axis 1 is the (rank - 2)-th; spatial axes come first.
     place = 2 * (len(source.shape) - 2)
+    if channels is not None and len(amounts) <= place:  # over space only, in whatever mode
+        zeros_stay = mode != "constant" or value in (None, 0, 0.0)
+        spread = Labelled.along(channels, 1, shape)
+        return spread if zeros_stay else pass_._not_zero(node, spread)
     before, after = (*amounts, *[0] * (place + 2))[place : place + 2]
     plain = mode == "constant" and value in (None, 0, 0.0) and channels is not None
     if not plain or before < 0 or after < 0 or len(amounts) > place + 2:

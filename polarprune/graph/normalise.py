@@ -7,6 +7,7 @@ evaluation and in training mode, in float64.
 """
 
 import copy
+import inspect
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +20,7 @@ from torch.utils import _pytree as pytree
 from torchvision.ops import StochasticDepth
 
 from polarprune.errors import Refused
-from polarprune.graph.operators import DROPOUT_MODULES
+from polarprune.graph.operators import DROPOUT_MODULES, module_of
 
 # Traced and untraced run the same kernels on the same float64 numbers; only a different order of
 # evaluation could differ, and tracing does not change it.
@@ -30,14 +31,18 @@ _OUT_OF_PLACE: dict[Any, Callable[..., Any]] = {
     operator.isub: operator.sub,
     operator.imul: operator.mul,
     operator.itruediv: operator.truediv,
-    torch.relu_: torch.relu,
-    F.relu_: F.relu,
 }
 _VIEWS = {
     "view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "contiguous",
     "getitem", "chunk", "split", "expand",
 }  # fmt: skip
 _LEAVES = (StochasticDepth,)
+_DROPOUTS: dict[Any, type[nn.Module]] = {
+    F.dropout: nn.Dropout,
+    F.dropout1d: nn.Dropout1d,
+    F.dropout2d: nn.Dropout2d,
+    F.dropout3d: nn.Dropout3d,
+}
 
 
 class _Proxy(fx.Proxy):
@@ -77,6 +82,7 @@ def normalise(net: nn.Module, example_input: Tensor) -> fx.GraphModule:
     Raises:
         Refused: the network cannot be traced, or tracing changed what it computes.
     """
+    _refuse_hooks(net)
     owned = copy.deepcopy(net)
     if isinstance(owned, fx.GraphModule):
         graph_module = owned
@@ -91,15 +97,35 @@ def normalise(net: nn.Module, example_input: Tensor) -> fx.GraphModule:
                 f"{type(net).__name__} cannot be traced by torch.fx: {line}; "
                 "remove Python control flow that depends on tensor values"
             ) from error
+    _name_no_operands(graph_module.graph)
+    _functionalise(graph_module)  # before dead code goes: a result in place may have no reader
     _drop_assertions(graph_module.graph)
-    _functionalise(graph_module)
-    _lower_dropout(graph_module)
+    _lower_dropouts(graph_module)
     graph_module.graph.lint()
     graph_module.delete_all_unused_submodules()
     graph_module.recompile()
     graph_module.train(net.training)
     _verify(net, graph_module, example_input)
     return graph_module
+
+
+def _refuse_hooks(net: nn.Module) -> None:
+    """A hook may change what its layer computes (old weight_norm does); a cut layer loses it."""
+    for name, module in net.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise Refused(
+                f"layer {name or type(net).__name__} has a forward hook, which a cut would lose; "
+                "remove it first (torch.nn.utils.remove_weight_norm, handle.remove())"
+            )
+
+
+def _name_no_operands(graph: fx.Graph) -> None:
+    """`torch.cat(tensors=...)`, `F.pad(input=...)`: the operand goes where the rules look."""
+    for node in graph.nodes:
+        for key in ("input", "tensors"):
+            if node.op == "call_function" and not node.args and key in node.kwargs:
+                node.args = (node.kwargs[key],)
+                node.kwargs = {k: v for k, v in node.kwargs.items() if k != key}
 
 
 def _drop_assertions(graph: fx.Graph) -> None:
@@ -112,8 +138,12 @@ def _drop_assertions(graph: fx.Graph) -> None:
 
 def _functionalise(graph_module: fx.GraphModule) -> None:
     order = {node: place for place, node in enumerate(graph_module.graph.nodes)}
+    modules = {n: module_of(graph_module, n) for n in graph_module.graph.nodes}
+    in_place = {n for n, module in modules.items() if getattr(module, "inplace", False) is True}
+    for node in in_place:
+        setattr(modules[node], "inplace", False)  # noqa: B010
     for node in list(graph_module.graph.nodes):
-        if not _make_out_of_place(graph_module, node):
+        if node not in in_place and not _make_out_of_place(node):
             continue
         mutated = node.args[0]
         assert isinstance(mutated, fx.Node)
@@ -128,24 +158,26 @@ def _functionalise(graph_module: fx.GraphModule) -> None:
                 user.replace_input_with(mutated, node)
 
 
-def _make_out_of_place(graph_module: fx.GraphModule, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        module = graph_module.get_submodule(str(node.target))
-        if getattr(module, "inplace", False) is True:
-            setattr(module, "inplace", False)  # noqa: B010
-            return True
-        return False
+def _make_out_of_place(node: fx.Node) -> bool:
+    """Rewrite a function or method that changes its first argument; whether it did."""
     if node.op == "call_function":
+        name = getattr(node.target, "__name__", "")
+        if name.endswith("_") and not name.endswith("__"):  # torch.relu_, F.leaky_relu_
+            plain = getattr(F, name[:-1], None) or getattr(torch, name[:-1], None)
+            if plain is None:
+                raise Refused(f"{node.name} works in place by {name}; write it out of place")
+            node.target = plain
+            return True
         if node.target in _OUT_OF_PLACE:
             node.target = _OUT_OF_PLACE[node.target]
             return isinstance(node.args[0], fx.Node)
         if node.kwargs.get("inplace") is True:
             node.kwargs = {k: v for k, v in node.kwargs.items() if k != "inplace"}
             return True
-        # F.relu(x, True): the flag given by position
-        if node.target in (F.relu, F.relu6, F.hardswish, F.silu) and len(node.args) > 1:
-            in_place = bool(node.args[1])
-            node.args = node.args[:1]
+        place = _place_of_flag(node.target)
+        if place is not None and len(node.args) > place:  # F.relu(x, True)
+            in_place = bool(node.args[place])
+            node.args = node.args[:place]  # the flag is the last argument of all of them
             return in_place
         return False
     if node.op == "call_method":
@@ -154,6 +186,14 @@ def _make_out_of_place(graph_module: fx.GraphModule, node: fx.Node) -> bool:
             node.target = name.removesuffix("_")
             return True
     return False
+
+
+def _place_of_flag(function: Any) -> int | None:
+    """Where a function of torch.nn.functional takes `inplace`, None where it does not."""
+    if getattr(function, "__module__", None) != F.__name__ or not inspect.isfunction(function):
+        return None
+    names = list(inspect.signature(function).parameters)
+    return names.index("inplace") if "inplace" in names else None
 
 
 def _aliases(node: fx.Node) -> set[fx.Node]:
@@ -182,15 +222,15 @@ def _is_view(node: fx.Node) -> bool:
     return node.op in ("call_function", "call_method") and name in _VIEWS
 
 
-def _lower_dropout(graph_module: fx.GraphModule) -> None:
+def _lower_dropouts(graph_module: fx.GraphModule) -> None:
     """F.dropout bakes `training` at trace time; a module follows train() and eval()."""
     for node in list(graph_module.graph.nodes):
-        if node.op == "call_function" and node.target is F.dropout:
+        if node.op == "call_function" and node.target in _DROPOUTS:
             p, training = _dropout_arguments(*node.args[1:], **node.kwargs)
             if training:
                 raise Refused(f"{node.name} drops values in evaluation mode too: not a function")
             name = f"dropout_{node.name}"
-            graph_module.add_submodule(name, nn.Dropout(float(p)))
+            graph_module.add_submodule(name, _DROPOUTS[node.target](float(p)))
             with graph_module.graph.inserting_before(node):
                 lowered = graph_module.graph.call_module(name, (node.args[0],))
             node.replace_all_uses_with(lowered)
@@ -205,9 +245,14 @@ def _dropout_arguments(
 
 
 def _verify(net: nn.Module, traced: nn.Module, example_input: Tensor) -> None:
+    inputs = example_input.detach()
+    if inputs.numel() and bool((inputs == inputs.flatten()[0]).all()):
+        # Zeros would hide differences: a fresh network maps them to zeros everywhere.
+        generator = torch.Generator().manual_seed(0)
+        inputs = torch.randn(inputs.shape, generator=generator).to(inputs)
     for training in (False, True):
-        expected = forward_float64(net, example_input, training)
-        got = forward_float64(traced, example_input, training)
+        expected = forward_float64(net, inputs, training)
+        got = forward_float64(traced, inputs, training)
         error = relative_error(expected, got)
         if not error <= TRACE_RTOL:
             mode = "training" if training else "evaluation"
@@ -226,7 +271,7 @@ def forward_float64(net: nn.Module, inputs: Tensor, training: bool) -> Any:
     for module in twin.modules():
         if isinstance(module, DROPOUT_MODULES):
             module.eval()
-    x = inputs.detach().double()
+    x = inputs.detach().double().clone()  # a network may work on its input in place
     if training and len(x) == 1:
         x = torch.cat([x, x.flip(-1)])
     with torch.no_grad(), _NoDropout():
@@ -239,8 +284,8 @@ class _NoDropout(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func is F.dropout:
-            return args[0]
+        if func in _DROPOUTS:
+            return args[0] if args else (kwargs or {})["input"]
         return func(*args, **(kwargs or {}))
 
 
@@ -257,9 +302,10 @@ def relative_error(expected: Any, got: Any) -> float:
     for a, b in zip(left, right, strict=True):
         if not isinstance(a, Tensor):
             continue
-        if a.shape != b.shape or not torch.equal(a.isfinite(), b.isfinite()):
-            return float("inf")
         finite = a.isfinite()
+        same = a.shape == b.shape and torch.equal(finite, b.isfinite())
+        if not same or not torch.equal(torch.nan_to_num(a[~finite]), torch.nan_to_num(b[~finite])):
+            return float("inf")
         if finite.any():
             scale = float(a[finite].abs().max())
             difference = float((a[finite] - b[finite]).abs().max())

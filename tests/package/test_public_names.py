@@ -4,7 +4,7 @@ import ast
 import importlib
 import pkgutil
 import types
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -43,12 +43,12 @@ def names_that_are_modules(package: types.ModuleType) -> set[str]:
 
 
 @pytest.fixture(params=PACKAGES)
-def package(request: pytest.FixtureRequest) -> Iterator[types.ModuleType]:
-    yield importlib.import_module(request.param)
+def package(request: pytest.FixtureRequest) -> types.ModuleType:
+    return importlib.import_module(request.param)
 
 
 def test_every_public_name_is_the_one_type_checkers_see(package: types.ModuleType) -> None:
-    seen = type_checked_names(open(str(package.__file__), encoding="utf-8").read())
+    seen = type_checked_names(Path(str(package.__file__)).read_text(encoding="utf-8"))
     assert set(seen) == set(package.__all__)
     for name, home in seen.items():
         assert getattr(package, name) is getattr(importlib.import_module(home), name)

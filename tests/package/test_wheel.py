@@ -24,11 +24,10 @@ elsewhere = [p for p in sys.path if pathlib.Path(p).resolve() not in source_root
 sys.path[:] = [str(wheel), *elsewhere]
 for name in ("polarprune", "polarprune_export", "polarprune_deploy"):
     package = importlib.import_module(name)
-    for module in [package, *map(
-        lambda found: importlib.import_module(found.name),
-        pkgutil.walk_packages(package.__path__, name + "."),
-    )]:
-        assert wheel in pathlib.Path(module.__file__).parents, module.__file__
+    for found in pkgutil.walk_packages(package.__path__, name + "."):
+        if not found.name.endswith(".__main__"):
+            module = importlib.import_module(found.name)
+            assert wheel in pathlib.Path(module.__file__).parents, module.__file__
 from polarprune.datasets import load_dataset
 digits = load_dataset("digits")
 print(len(digits.train), len(digits.test))

@@ -1,0 +1,42 @@
+"""What all tests share: one thread, fixed seeds, the folder of published weights."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+_TESTS = Path(__file__).resolve().parent
+# pytest's importlib mode puts no test folder on the path; reference.py is imported by name.
+sys.path.insert(0, str(_TESTS))
+
+settings.register_profile(
+    "polarprune",
+    deadline=None,  # two cores are shared
+    derandomize=True,  # the same examples on every machine
+    database=None,
+    print_blob=False,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("polarprune")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Sums in one order, and no fight over the cores when tests run in parallel."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder beside the repository that holds published weights; not part of a clone."""
+    folder = _TESTS.parents[1] / "shared"
+    if not folder.is_dir():
+        pytest.skip("the folder ../shared with published weights is absent")
+    return folder

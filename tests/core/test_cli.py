@@ -1,0 +1,297 @@
+"""The command line: what it prints where, its exit codes, and one line for every failure."""
+
+import dataclasses
+import inspect
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import polarprune
+from polarprune import cli, inspecting
+from polarprune.errors import TrainingError
+from polarprune.train_config import TrainConfig
+
+VERBS = ["train", "inspect", "export", "verify", "bench", "demo"]
+TRAIN = ["train", "--model", "resnet20", "--data", "digits", "--out", "out"]
+
+Answer = tuple[int, str, str]
+
+
+@pytest.fixture
+def run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., Answer]:
+    """(exit code, stdout, stderr) of the console entry point, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*args: str) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["polarprune", *args])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return call
+
+
+def test_help_imports_nothing_heavy() -> None:
+    probe = (
+        "import sys; from polarprune.cli import app\n"
+        "try: app(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'numpy', 'onnx', 'onnxruntime', 'matplotlib') "
+        "if m in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
+    assert answer.stdout.splitlines()[-1] == "[]", answer.stdout + answer.stderr
+    assert "Usage: " in answer.stdout
+
+
+def test_help_takes_less_than_half_a_second_of_work() -> None:
+    before = os.times()
+    subprocess.run([sys.executable, "-m", "polarprune", "--help"], capture_output=True, check=True)
+    after = os.times()
+    spent = after.children_user + after.children_system
+    spent -= before.children_user + before.children_system
+    # CPU seconds, not wall: the machine may be busy. Torch alone would cost several times this.
+    assert spent < 0.9
+
+
+def test_help_lists_the_verbs_in_the_order_of_the_pipeline(run: Callable[..., Answer]) -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    places = [out.index(f"\n  {verb} ") for verb in VERBS]
+    assert places == sorted(places)
+    assert run()[1] == out
+    assert run("--version")[:2] == (0, f"polarprune {polarprune.__version__}\n")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_an_example_and_help_for_every_option(
+    verb: str, run: Callable[..., Answer]
+) -> None:
+    code, out, _ = run(verb, "--help")
+    assert code == 0
+    assert f"Example: polarprune {verb}" in out
+    parameters = inspect.signature(getattr(cli, verb)).parameters.values()
+    for parameter in parameters:
+        [information] = parameter.annotation.__metadata__
+        assert information.help, parameter.name
+
+
+def test_the_defaults_of_train_are_those_of_the_library() -> None:
+    ours = inspect.signature(cli.train).parameters
+    for field in dataclasses.fields(TrainConfig):
+        if field.default is not dataclasses.MISSING:
+            assert ours[field.name].default == field.default, field.name
+    assert set(ours) == {field.name for field in dataclasses.fields(TrainConfig)} | {"as_json"}
+
+
+FAILURES = [
+    ([*TRAIN, "--target", "0"], 1, "error: --target must be above 0 and at most 1, got 0"),
+    ([*TRAIN, "--target", "1.5"], 1, "error: --target must be above 0 and at most 1, got 1.5"),
+    ([*TRAIN, "--target", "nan"], 1, "error: --target must be above 0 and at most 1, got nan"),
+    ([*TRAIN, "--target", "0.00001"], 1, "error: --target 1e-05 cannot be reached: "),
+    ([*TRAIN, "--epochs", "0"], 1, "error: --epochs must be at least 1, got 0"),
+    ([*TRAIN, "--method", "magic"], 1, "error: method 'magic' is unknown; choose one of: "),
+    ([*TRAIN, "--granularity", "atom"], 1, "error: granularity 'atom' is unknown; choose one of: "),
+    ([*TRAIN, "--schedule", "none"], 1, "error: "),
+    ([*TRAIN, "--precision", "fp8"], 1, "error: "),
+    ([*TRAIN, "--device", "abacus"], 1, "error: "),
+    ([*TRAIN, "--lr", "-1"], 1, "error: --lr must be above 0, got -1"),
+    ([*TRAIN, "--model", "resnet21"], 1, "error: unknown model 'resnet21'"),
+    ([*TRAIN, "--data", "nowhere"], 1, "error: data folder nowhere does not exist; "),
+    ([*TRAIN, "--weights", "nothing.pt"], 1, "error: "),
+    ([*TRAIN, "--resume"], 1, "error: out holds no run.json; "),
+    (["inspect", "nothing/here"], 1, "error: unknown model 'nothing/here'"),
+    (["inspect", "."], 1, "error: . holds neither run.json nor a manifest; "),
+    (["export", "resnet20", "--format", "tflite", "--out", "out"], 1, "error: the format is 'tfl"),
+    (["export", "resnet20", "--precision", "fp4", "--out", "out"], 1, "error: the precision is 'f"),
+    (["export", "resnet20", "--batch", "8:1", "--out", "out"], 1, "error: the batch profile is '8"),
+    (["export", ".", "--out", "out"], 1, "error: "),
+    (["verify", "."], 1, "error: . is not a bundle: "),
+    (["bench", "resnet20"], 1, "error: resnet20 is no run, so it has no base to compare with; "),
+    (["bench", "resnet20", "--backend", "abacus"], 1, "error: backend must be one of "),
+    (["bench", "resnet20", "--batch", "1,x"], 1, "error: --batch must be whole numbers"),
+    (["bench", "resnet20", "--batch", ""], 1, "error: --batch must be whole numbers"),
+    (["--nonsense"], 2, "error: No such option: --nonsense"),
+    (["fly"], 2, "error: No such command 'fly'"),
+    (["train", "--nonsense"], 2, "error: No such option: --nonsense"),
+    (["train"], 2, "error: Missing option '--model'"),
+    ([*TRAIN, "--epochs", "many"], 2, "error: Invalid value for '--epochs'"),
+    (["verify"], 2, "error: Missing argument 'BUNDLE'"),
+    (["serve", "bundle"], 2, "error: No such command 'serve'"),
+]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "line"), FAILURES, ids=[" ".join(args) for args, _, _ in FAILURES]
+)
+def test_a_failure_is_one_line_and_leaves_nothing(
+    args: list[str], code: int, line: str, run: Callable[..., Answer], tmp_path: Path
+) -> None:
+    got, out, err = run(*args)
+    assert (got, out) == (code, "")
+    assert err.startswith(line)
+    assert err.count("\n") == 1, err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_holds_something_is_left_alone(
+    run: Callable[..., Answer], tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("precious")
+    for args in (TRAIN, ["demo", "--out", "out"], ["export", "resnet20", "--out", "out"]):
+        code, _, err = run(*args)
+        assert code == 1
+        assert "not" in err
+        assert "empty" in err
+        assert err.count("\n") == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_with_json_the_last_line_of_stdout_is_one_object(
+    run: Callable[..., Answer], pruned_run: Path
+) -> None:
+    code, out, err = run("inspect", str(pruned_run), "--json")
+    assert code == 0
+    assert out.count("\n") == 1
+    document = json.loads(out)
+    assert document["kind"] == "run"
+    assert document["blocks_removed"] == 3
+    assert "layer1.0.conv1" in err
+
+
+def test_without_json_people_read_stdout(run: Callable[..., Answer], pruned_run: Path) -> None:
+    code, out, err = run("inspect", str(pruned_run))
+    assert (code, err) == (0, "")
+    assert "layer1.0.conv1" in out
+
+
+@pytest.fixture
+def broken_inspect(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
+    """Makes `inspect` raise something."""
+
+    def breaks(error: BaseException) -> None:
+        def fail(*args: object) -> None:
+            raise error
+
+        monkeypatch.setattr(inspecting, "inspect_source", fail)
+
+    return breaks
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (KeyboardInterrupt(), 130, "error: interrupted\n"),
+        (TrainingError("two\nlines"), 1, "error: two lines\n"),
+        (OSError(28, "No space left on device", "run"), 1, "error: run: No space left on device\n"),
+        (
+            ZeroDivisionError("division by zero"),
+            1,
+            "error: ZeroDivisionError: division by zero (POLARPRUNE_TRACEBACK=1 shows where)\n",
+        ),
+        (AssertionError(), 1, "error: AssertionError:  (POLARPRUNE_TRACEBACK=1 shows where)\n"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+)
+def test_whatever_is_raised_is_one_line(
+    error: BaseException,
+    code: int,
+    line: str,
+    run: Callable[..., Answer],
+    broken_inspect: Callable[[BaseException], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("POLARPRUNE_TRACEBACK", raising=False)
+    broken_inspect(error)
+    got, out, err = run("inspect", "resnet20")
+    assert (got, out) == (code, "")
+    assert " ".join(err.split()) == " ".join(line.split())
+    assert err.count("\n") == 1
+
+
+def test_a_traceback_is_shown_to_who_asks_for_it(
+    run: Callable[..., Answer],
+    broken_inspect: Callable[[BaseException], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("POLARPRUNE_TRACEBACK", "1")
+    broken_inspect(ZeroDivisionError("division by zero"))
+    code, _, err = run("inspect", "resnet20")
+    assert code == 1
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith("error: ZeroDivisionError")
+
+
+def test_what_libraries_warn_of_does_not_reach_the_user(
+    run: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def warn(*args: object) -> None:
+        warnings.warn("deprecated since yesterday", DeprecationWarning, stacklevel=1)
+        raise TrainingError("done")
+
+    monkeypatch.setattr(sys, "warnoptions", [])
+    monkeypatch.setattr(inspecting, "inspect_source", warn)
+    assert run("inspect", "resnet20")[2] == "error: done\n"
+
+
+def test_a_reader_that_stops_reading_is_no_error(bundle: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "polarprune", "inspect", str(bundle)]
+    answer = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (answer.returncode, answer.stderr) == (1, "")
+
+
+@pytest.mark.slow
+def test_the_chain_runs_verb_by_verb(run: Callable[..., Answer], tmp_path: Path) -> None:
+    """On real digits, quickly: two epochs at 8x8 pixels."""
+    options = ["--image-size", "8", "--epochs", "2", "--json"]
+    code, out, err = run(*TRAIN, *options)
+    assert code == 0, err
+    trained = json.loads(out.splitlines()[-1])
+    assert trained["run"] == "out"
+    assert trained["macs_ratio"] <= 0.5
+    assert "epoch 2/2" in err
+
+    seen = json.loads(run("inspect", "out", "--json")[1])
+    assert (seen["macs"], seen["params"]) == (trained["macs"], trained["params"])
+    assert seen["blocks_removed"] == trained["blocks_removed"]
+
+    code, out, err = run("export", "out", "--data", "digits", "--out", "bundle", "--json")
+    assert code == 0, err
+    exported = json.loads(out.splitlines()[-1])
+    assert set(exported) == {
+        *("bundle", "onnx", "engine", "runs_on", "precision", "max_abs_error", "top1")
+    }
+    assert (tmp_path / exported["onnx"]).is_file()
+    assert abs(exported["top1"] - trained["top1"]) <= 1 / 360
+
+    code, out, err = run("verify", "bundle")
+    assert code == 0, err
+    assert "real inputs" in out
+    code, out, err = run("bench", "bundle", "--against", "bundle", "--batch", "1", "--json")
+    assert code == 0, err
+    [row] = json.loads(out.splitlines()[-1])["rows"]
+    assert row["batch"] == 1
+    assert row["verdict"] in {"faster", "slower", "no_difference_shown", "inconclusive"}
+
+    onnx = bytearray((tmp_path / "bundle" / "model.onnx").read_bytes())
+    onnx[len(onnx) // 2] ^= 1
+    (tmp_path / "bundle" / "model.onnx").write_bytes(onnx)
+    code, out, err = run("verify", "bundle")
+    assert (code, out) == (1, "")
+    assert "was changed after export" in err
+    assert err.count("\n") == 1
+    code, out, _ = run("inspect", "bundle")
+    assert (code, "NOT OK" in out) == (0, True)

@@ -1,0 +1,87 @@
+"""MACs: counted three ways, expected, differentiable."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from reference import counted_macs
+from small_networks import image, small
+from torch import nn
+
+import polarprune
+from polarprune.graph.cost import as_float, count_parameters
+
+LAYERS = {
+    "convolution": (nn.Conv2d(3, 8, 3, stride=2, padding=1), (1, 3, 9, 9), 5 * 5 * 9 * 3 * 8),
+    "grouped": (nn.Conv2d(6, 12, (3, 1), groups=3, bias=False), (1, 6, 8, 8), 6 * 8 * 3 * 2 * 12),
+    "depthwise": (nn.Conv2d(6, 6, 3, groups=6), (1, 6, 8, 8), 6 * 6 * 9 * 6),
+    "one dimension": (nn.Conv1d(4, 8, 5, dilation=2), (1, 4, 20), 12 * 5 * 4 * 8),
+    "transposed": (nn.ConvTranspose2d(4, 6, 4, 2, 1), (1, 4, 5, 5), 5 * 5 * 16 * 4 * 6),
+    "transposed, grouped": (
+        nn.ConvTranspose2d(4, 6, 2, 2, groups=2), (1, 4, 5, 5), 5 * 5 * 4 * 4 * 3,
+    ),
+    "linear": (nn.Linear(10, 7), (1, 10), 70),
+    "linear on tokens": (nn.Linear(10, 7, bias=False), (1, 5, 10), 350),
+    "linear on tokens, bias": (nn.Linear(10, 7), (1, 5, 10), 350),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("layer", "shape", "macs"), LAYERS.values(), ids=LAYERS)
+def test_macs_of_one_layer_are_those_of_a_pencil(layer, shape, macs) -> None:
+    x = torch.randn(3, *shape[1:])
+    assert polarprune.count_macs(layer, x) == macs == counted_macs(layer, x)
+
+
+def test_counting_leaves_the_network_and_its_mode_alone() -> None:
+    net = small(lambda s, x: s.head(s.norm(s.stem(x)))).train()
+    before = {n: t.clone() for n, t in net.state_dict().items()}
+    polarprune.count_macs(net, image())
+    assert net.training
+    assert all(torch.equal(before[n], t) for n, t in net.state_dict().items())
+
+
+def test_parameters_are_counted_once() -> None:
+    assert count_parameters(nn.Sequential(nn.Linear(3, 2), nn.Conv2d(1, 1, 3))) == 8 + 10
+
+
+def _gated():
+    def compute(s, x):
+        x = F.relu(s.stem(x))
+        x = F.relu(x + s.two(F.relu(s.one(x))))
+        return s.head(x)
+
+    return polarprune.attach_gates(small(compute), image())
+
+
+def test_expected_macs_have_a_gradient_at_every_site() -> None:
+    gated = _gated()
+    p = [torch.full((s.units,), 0.7, dtype=torch.double, requires_grad=True) for s in gated.sites]
+    gated.circuit.evaluate(p).macs.backward()
+    assert all(bool((x.grad > 0).all()) for x in p)
+
+
+def test_the_gradient_is_the_finite_difference() -> None:
+    gated = _gated()
+    p = [torch.full((s.units,), 0.6, dtype=torch.double, requires_grad=True) for s in gated.sites]
+    assert torch.autograd.gradcheck(lambda *q: gated.circuit.evaluate(list(q)).macs, p)
+
+
+def test_expected_macs_of_independent_gates_are_the_mean_over_draws() -> None:
+    gated = _gated()
+    generator = torch.Generator().manual_seed(0)
+    p = [torch.full((s.units,), 0.8, dtype=torch.double) for s in gated.sites]
+    expected = as_float(gated.circuit.evaluate(p).macs)
+    draws = [
+        as_float(gated.circuit.evaluate([torch.bernoulli(q, generator=generator) for q in p]).macs)
+        for _ in range(300)
+    ]
+    mean = torch.tensor(draws).mean()
+    deviation = torch.tensor(draws).std() / 300**0.5
+    # Five standard errors, and the sites that no draw of 8 units closes whole.
+    assert abs(float(mean) - expected) <= 5 * float(deviation) + 0.002 * expected
+
+
+def test_expected_macs_never_exceed_the_dense_ones() -> None:
+    gated = _gated()
+    ones = [torch.ones(s.units) for s in gated.sites]
+    assert as_float(gated.circuit.evaluate(ones).macs) == gated.circuit.dense_macs
+    assert gated.circuit.dense_macs == polarprune.count_macs(gated.plain(), image())

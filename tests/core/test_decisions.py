@@ -1,0 +1,96 @@
+"""From scores to decisions: aligned, valid, at or under the target; what is refused."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_networks import all_open, image, small
+from torch import Tensor
+
+import polarprune
+from polarprune.decisions import choose_decisions, macs_of, smallest_macs_ratio
+from polarprune.errors import ConfigError
+from polarprune.gates import GatedNetwork
+
+
+def _block(s, x: Tensor) -> Tensor:
+    x = F.relu(s.stem(x))
+    return s.head(F.relu(x + s.two(F.relu(s.one(x)))))
+
+
+@pytest.fixture(scope="module")
+def gated() -> GatedNetwork:
+    return polarprune.attach_gates(small(_block), image())
+
+
+def _scores(gated: GatedNetwork, seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.rand(site.units, generator=generator) for site in gated.sites]
+
+
+@given(st.integers(0, 10**6), st.floats(0.1, 1.0), st.sampled_from([1, 2, 4, 3]))
+@settings(max_examples=15)
+def test_the_target_is_a_bound_and_counts_are_aligned(
+    gated: GatedNetwork, seed: int, target: float, align: int
+) -> None:
+    scores = _scores(gated, seed)
+    least = smallest_macs_ratio(gated.analysis, gated.circuit, align)
+    if target < least:
+        with pytest.raises(ConfigError, match="cannot be reached"):
+            choose_decisions(gated.analysis, gated.circuit, scores, align, target)
+        return
+    chosen = choose_decisions(gated.analysis, gated.circuit, scores, align, target)
+    in_order = [chosen[s.name] for s in gated.sites]
+    assert macs_of(gated.circuit, in_order) <= target * gated.circuit.dense_macs
+    for site, score, opened in zip(gated.sites, scores, in_order, strict=True):
+        if site.kind == "channel":
+            count = int(opened.sum())
+            assert count >= 1
+            assert count % align == 0 or count == site.units
+            if count < site.units:
+                assert float(score[opened].min()) >= float(score[~opened].max())
+
+
+def test_without_a_target_the_likelier_side_wins(gated: GatedNetwork) -> None:
+    scores = [torch.linspace(0, 1, site.units) for site in gated.sites]
+    chosen = choose_decisions(gated.analysis, gated.circuit, scores, 1, None)
+    assert chosen["stem"].tolist() == [False] * 4 + [True] * 4
+
+
+def test_equal_scores_give_equal_decisions(gated: GatedNetwork) -> None:
+    scores = [torch.full((site.units,), 0.3) for site in gated.sites]
+    chosen = choose_decisions(gated.analysis, gated.circuit, scores, 2, None)
+    assert chosen["stem"].tolist() == [True] * 2 + [False] * 6
+
+
+BAD = {
+    "unknown site": ({"nowhere": torch.ones(1)}, "there is no gate site 'nowhere'"),
+    "too few units": ({"stem": torch.ones(3)}, "'stem' has 8 units, got a decision of shape"),
+    "wrong rank": ({"stem": torch.ones(8, 1)}, "'stem' has 8 units"),
+    "starved stream": ({"stem": torch.zeros(8)}, "'stem'"),
+    "starved block": ({"one": torch.zeros(8)}, "'one'"),
+    "starved head": ({"last": torch.zeros(6)}, "'last'"),
+}
+
+
+@pytest.mark.parametrize(("decisions", "match"), BAD.values(), ids=BAD)
+def test_bad_decisions_are_a_value_error_of_one_line(gated: GatedNetwork, decisions, match) -> None:
+    with pytest.raises(ValueError, match=match) as caught:
+        gated.set_decisions(decisions)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_refused_set_leaves_the_gates_as_they_were(gated: GatedNetwork) -> None:
+    gated.set_decisions(all_open(gated, stem=[1]))
+    with pytest.raises(ValueError, match="stem"):
+        gated.set_decisions({"stem": torch.zeros(8)})
+    assert gated.decisions()["stem"].tolist() == [True, False] + [True] * 6
+
+
+def test_decisions_come_back_as_they_were_set(gated: GatedNetwork) -> None:
+    wanted = all_open(gated, stem=[2], one=[0, 7])
+    gated.set_decisions(wanted)
+    assert all(torch.equal(gated.decisions()[n], wanted[n]) for n in wanted)
+    gated.set_decisions({})
+    assert all(bool(d.all()) for d in gated.decisions().values())
