@@ -47,8 +47,8 @@ class SiteGate(nn.Module):
     frozen: Bool[Tensor, " g"]
     running: Float[Tensor, " g"]
 
-    # How fast the running open probability forgets: about 50 batches.
-    MOMENTUM = 0.02
+    # How fast the running open probability forgets: about 10 batches, a small part of a search.
+    MOMENTUM = 0.1
 
     def __init__(self, state: GateState, gate: nn.Module, units: int) -> None:
         """Wrap the method's module for a site of so many units."""

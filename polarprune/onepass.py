@@ -235,7 +235,7 @@ class OnePass:
             return None
         # Adam moves a logit by about the learning rate a step: let it travel 20 in the search.
         steps = self._settle_step - self._search_step
-        rate = min(0.05, max(0.003, 20.0 / steps))
+        rate = min(0.1, max(0.003, 20.0 / steps))
         return torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.99))
 
     def _step_gates(self, gate_optimizer: torch.optim.Adam) -> None:

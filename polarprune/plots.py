@@ -19,6 +19,8 @@ _BEFORE: dict[str, Any] = {"facecolor": "#e3e3e3", "edgecolor": "#a8a8a8", "line
 _GREY = "#555555"
 # Names under the bars stay legible up to so many layers; beyond, every second, third, ... is named.
 _NAMED_LAYERS = 60
+# Up to so many, numbers and words above the bars are wide enough apart to be written level.
+_ROOMY_LAYERS = 30
 # The palette's last fifth is too pale on white.
 _PALETTE, _PALETTE_END = "viridis", 0.82
 
@@ -87,8 +89,8 @@ def draw_channels(run: RunFolder, path: Path) -> None:
     for place, (layer, count) in enumerate(zip(layers, kept, strict=True)):
         if layer.block in removed and not count:
             continue
-        size = 8 if len(layers) <= 30 else 6
-        rotation = 0 if len(layers) <= 30 else 90
+        size = 8 if len(layers) <= _ROOMY_LAYERS else 6
+        rotation = 0 if len(layers) <= _ROOMY_LAYERS else 90
         axes.text(
             place, layer.channels + tallest * 0.012, str(count), ha="center", va="bottom",
             fontsize=size, rotation=rotation, color=_GREY,
@@ -238,10 +240,11 @@ def _mark_removed_blocks(
     for block in dict.fromkeys(layer.block for layer in layers if layer.block in removed):
         places = [place for place, layer in enumerate(layers) if layer.block == block]
         axes.axvspan(min(places) - 0.46, max(places) + 0.46, color=_GONE_FILL, zorder=0)
-        axes.text(
-            (min(places) + max(places)) / 2, tallest * 1.14, "removed",
-            ha="center", va="top", fontsize=8, color=_GONE, rotation=0 if len(layers) <= 30 else 90,
-        )  # fmt: skip
+        if len(layers) <= _ROOMY_LAYERS:
+            axes.text(
+                (min(places) + max(places)) / 2, tallest * 1.14, "removed",
+                ha="center", va="top", fontsize=8, color=_GONE,
+            )  # fmt: skip
 
 
 def _channel_legend(colours: list[Any], with_removed: bool) -> tuple[list[Any], list[str]]:

@@ -59,8 +59,13 @@ class CostCircuit:
     Source: ours (design: the budget).
     """
 
-    def __init__(self, analysis: Analysis, graph: fx.Graph) -> None:
-        """The circuit of one analysed graph."""
+    def __init__(self, analysis: Analysis, graph: fx.Graph, total_macs: int | None = None) -> None:
+        """The circuit of one analysed graph.
+
+        Args:
+            total_macs: of the whole network as it was counted. What lies in operators that the
+                analysis does not know is kept, whatever is decided; None: there is nothing.
+        """
         self._costs = analysis.costs
         self._readers = [
             [i for i, c in enumerate(self._costs) if s in c.reads and not c.mix.depthwise]
@@ -78,7 +83,9 @@ class CostCircuit:
             for node in graph.nodes
         ]
         self._may_vanish = self._before_concatenations(graph)
-        self.dense_macs = sum(cost.total for cost in self._costs)
+        known = sum(cost.total for cost in self._costs)
+        self.dense_macs = known if total_macs is None else total_macs
+        self._fixed_macs = self.dense_macs - known
 
     def _before_concatenations(self, graph: fx.Graph) -> dict[str, list[int]]:
         """Operators that may lose all outputs and leave a valid network, with the sites they write.
@@ -124,7 +131,7 @@ class CostCircuit:
             1.0 if self._always_written[s] else _any([live[i] for i in writers])
             for s, writers in enumerate(self._writers)
         ]
-        total: Openness = 0.0
+        total: Openness = float(self._fixed_macs)
         open_inputs: list[Openness] = []
         for cost, alive in zip(self._costs, live, strict=True):
             macs, opened = self._one(cost, alive, probabilities, sums, read, written)

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from polarprune.errors import Refused
 from polarprune.graph.clean_up import clean_up
-from polarprune.graph.labels import Key, Labels, Mix, label_graph
+from polarprune.graph.label_pass import label_graph
+from polarprune.graph.labels import Key, Labels, Mix
 from polarprune.graph.layers import layer_arguments
 from polarprune.graph.movement import pad_amounts, view_sizes
 from polarprune.graph.operators import NORM_MODULES, TRANSPOSED, module_of

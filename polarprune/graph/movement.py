@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from polarprune.graph.labels import Labelled
 
 if TYPE_CHECKING:
-    from polarprune.graph.labels import _LabelPass
+    from polarprune.graph.label_pass import LabelPass
 
 
-def move_labels(pass_: "_LabelPass", node: fx.Node, module: nn.Module | None) -> Any:
+def move_labels(pass_: "LabelPass", node: fx.Node, module: nn.Module | None) -> Any:
     """The labels of a movement operator's result."""
     if node.target is torch.cat:
         return _concatenate(pass_, node)
@@ -43,7 +43,7 @@ def _value(value: Any) -> Any:
     return value.full() if isinstance(value, Labelled) else value
 
 
-def _inexpressible(pass_: "_LabelPass", node: fx.Node, source: Labelled) -> str | None:
+def _inexpressible(pass_: "LabelPass", node: fx.Node, source: Labelled) -> str | None:
     """Why a movement could not be replayed on fewer channels, or None where it can."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     if name == "squeeze" and len(node.args) == 1 and not node.kwargs:
@@ -51,7 +51,7 @@ def _inexpressible(pass_: "_LabelPass", node: fx.Node, source: Labelled) -> str 
     if name == "squeeze":
         given = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else ())
         dims = given if isinstance(given, tuple | list) else (given,)
-        if {int(d) % len(source.shape) for d in dims} & set(source.axes()):  # type: ignore[arg-type, call-overload]
+        if {int(d) % len(source.shape) for d in dims} & set(source.axes()):
             return "squeezes the channel axis, which a cut to one channel would drop"
     if name == "getitem":
         index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
@@ -79,7 +79,7 @@ def _inexpressible_view(node: fx.Node, shape: tuple[int, ...], source: Labelled)
     return None
 
 
-def _concatenate(pass_: "_LabelPass", node: fx.Node) -> Any:
+def _concatenate(pass_: "LabelPass", node: fx.Node) -> Any:
     parts = [pass_.env[n] for n in node.all_input_nodes]
     operands = node.args[0]
     dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
@@ -104,7 +104,7 @@ def pad_amounts(node: fx.Node) -> tuple[int, ...]:
     return tuple(given)
 
 
-def _pad(pass_: "_LabelPass", node: fx.Node) -> Any:
+def _pad(pass_: "LabelPass", node: fx.Node) -> Any:
     """Zero padding: new zero labels along the channel axis, the channel's own over space."""
     source = pass_.env[node.all_input_nodes[0]]
     mode = node.kwargs.get("mode", node.args[2] if len(node.args) > 2 else "constant")

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from polarprune.graph.labels import Labels, Mix, label_graph, run_for_values
+from polarprune.graph.label_pass import label_graph, run_for_values
+from polarprune.graph.labels import Labels, Mix
 from polarprune.graph.operators import TRANSPOSED
 from polarprune.graph.residual import ResidualAddition, residual_additions
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 import polarprune
 from polarprune.errors import Refused
-from polarprune.graph.labels import Labels, _LabelPass
+from polarprune.graph.label_pass import LabelPass
+from polarprune.graph.labels import Labels
 
 
 def test_an_unknown_operator_pins_its_channels_and_is_named() -> None:
@@ -225,21 +226,21 @@ def test_keyword_operands_are_understood() -> None:
 
 
 def test_a_tie_left_out_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    true = _LabelPass._binary
+    true = LabelPass._binary
 
     def untied(self, node, tensors):
         monkeypatch.setattr(Labels, "tie", lambda *_: None)
         result = true(self, node, tensors)
         monkeypatch.undo()
-        monkeypatch.setattr(_LabelPass, "_binary", untied)
+        monkeypatch.setattr(LabelPass, "_binary", untied)
         return result
 
-    monkeypatch.setattr(_LabelPass, "_binary", untied)
+    monkeypatch.setattr(LabelPass, "_binary", untied)
     with pytest.raises((RuntimeError, AssertionError, ValueError, Refused)):
         check_exact(small(lambda s, x: s.head((y := s.stem(x)) + s.two(F.relu(s.one(y))))))
 
 
 def test_an_unpinned_unknown_operator_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_LabelPass, "_unknown", lambda self, node, module: self._inputs(node)[0])
+    monkeypatch.setattr(LabelPass, "_unknown", lambda self, node, module: self._inputs(node)[0])
     with pytest.raises(AssertionError):
         check_exact(small(lambda s, x: s.head(s.one(F.relu(s.stem(x))).cumsum(1))))

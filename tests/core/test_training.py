@@ -35,7 +35,7 @@ class Killed(Exception):
     """Stands for a power cut."""
 
 
-def kill_in_epoch(number: int):  # noqa: ANN201
+def kill_in_epoch(number: int):
     def progress(text: str, step: int, steps: int, figures: dict[str, float]) -> None:
         if text.startswith(f"epoch {number}/"):
             raise Killed

@@ -403,10 +403,11 @@ def test_a_gate_missing_at_one_reader_would_be_noticed() -> None:
 
 
 def test_untied_additions_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from polarprune.graph.labels import Labelled, _LabelPass
+    from polarprune.graph.label_pass import LabelPass
+    from polarprune.graph.labels import Labelled
 
     case_of = prepared("resnet20")
-    true = _LabelPass._binary
+    true = LabelPass._binary
 
     def untied(self: Any, node: Any, tensors: list[Labelled]) -> Labelled:
         tie = self.labels.tie
@@ -416,7 +417,7 @@ def test_untied_additions_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> N
         finally:
             self.labels.tie = tie
 
-    monkeypatch.setattr(_LabelPass, "_binary", untied)
+    monkeypatch.setattr(LabelPass, "_binary", untied)
     gated = polarprune.attach_gates(case_of.net.eval(), case_of.x)
     assert len(gated.sites) != len(case_of.gated.sites)
     decisions = random_decisions(gated.sites, 0, 0.5, 1.0)
