@@ -96,13 +96,7 @@ def _open_model(
     channels, height, width = networks.input_size(name)
     if image_size is not None:
         height = width = image_size
-    known = None
-    if weights is not None and str(weights) != "pretrained":
-        known = networks.weights_normalisation(weights)
-    elif weights is not None:
-        from polarprune.datasets import IMAGENET_MEAN, IMAGENET_STD
-
-        known = (IMAGENET_MEAN, IMAGENET_STD)
+    known = None if weights is None else networks.weights_normalisation(weights)
     dataset = _load_data(data, height, known)
     preprocessing = None
     if dataset is not None:

@@ -15,10 +15,8 @@ from torch import nn
 from polarprune.errors import ConfigError
 from polarprune.networks.cifar_resnet import build_cifar_resnet
 from polarprune.networks.cifar_vgg import CifarVgg
-from polarprune.networks.weights import load_weights
+from polarprune.networks.weights import PRETRAINED, load_weights
 from polarprune.networks.zoos import FactoryZoo, TimmZoo, TorchvisionZoo
-
-PRETRAINED = "pretrained"
 
 _CIFAR_INPUT = (3, 32, 32)
 _CIFAR_CLASSES = 10

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from polarprune.datasets.splits import IMAGENET_MEAN, IMAGENET_STD
 from polarprune.errors import WeightsError
 
 # Where training programs put the state dict inside a checkpoint (Lightning, torchvision).
@@ -20,6 +21,8 @@ _WRAPPERS = ("state_dict", "model")
 # Left by DataParallel and DistributedDataParallel.
 _PARALLEL_PREFIX = "module."
 _COUNTER = "num_batches_tracked"
+# In place of a file: the zoo's own weights, downloaded.
+PRETRAINED = "pretrained"
 
 Triple = tuple[float, float, float]
 
@@ -129,12 +132,15 @@ def _check_parameter(name: str, value: Tensor, wanted: Tensor, source: str) -> N
 def weights_normalisation(path: str | Path) -> tuple[Triple, Triple] | None:
     """The mean and standard deviation (RGB, 0..1 scale) the weights were trained with, if stated.
 
-    They are read from the safetensors metadata `normalize_mean` and `normalize_std`, each three
-    numbers with commas; None where the file does not say.
+    ImageNet's for "pretrained", with which torchvision's zoo was trained. Those of a file are read
+    from the safetensors metadata `normalize_mean` and `normalize_std`, each three numbers with
+    commas; None where the file does not say.
 
     Raises:
         WeightsError: the file is missing or unreadable, or the metadata are no numbers.
     """
+    if str(path) == PRETRAINED:
+        return IMAGENET_MEAN, IMAGENET_STD
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"weights file {path} does not exist")

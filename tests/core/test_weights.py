@@ -257,3 +257,7 @@ def test_malformed_normalisation_is_an_error(
 
     with pytest.raises(WeightsError, match=message):
         weights_normalisation(tmp_path / "w.safetensors")
+
+
+def test_pretrained_stands_for_imagenets_normalisation() -> None:
+    assert weights_normalisation("pretrained") == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
