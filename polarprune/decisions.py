@@ -1,5 +1,8 @@
 """From scores to decisions: aligned, valid, and at or under a target cost."""
 
+import bisect
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, fx
 
@@ -17,38 +20,47 @@ def choose_decisions(
 ) -> dict[str, Tensor]:
     """Open what scores above a threshold; the likeliest unit of a channel site always stays.
 
+    With a target the threshold is the lowest that meets it. A block is a large step, so what its
+    closing leaves free is given back to the likeliest closed channels.
+
     Args:
         scores: per site (units,), open probability.
         align: each channel site's open count is rounded up to a multiple of this.
-        target: kept share of the dense MACs, a bound: the lowest threshold that meets it. Without
-            one the threshold is 0.5.
+        target: kept share of the dense MACs, a bound. Without one the threshold is 0.5.
 
     Raises:
         ConfigError: even the smallest network is above the target.
     """
     if target is None:
-        return _named(analysis, _open_above(analysis, scores, align, 0.5))
+        return _named(analysis, _open_above(analysis, scores, align, 0.5, 0.5))
     thresholds = torch.cat([torch.tensor([-1.0]), *scores]).unique().tolist()  # type: ignore[no-untyped-call]
-    low, high = 0, len(thresholds) - 1
-    if _macs_ratio(analysis, circuit, scores, align, thresholds[high]) > target:
+
+    def fits(blocks: float, channels: float) -> bool:
+        opened = _open_above(analysis, scores, align, blocks, channels)
+        return macs_of(circuit, opened) <= target * circuit.dense_macs
+
+    if not fits(thresholds[-1], thresholds[-1]):
         least = smallest_macs_ratio(analysis, circuit, align)
         raise ConfigError(
             f"--target {target:g} cannot be reached: the smallest network that these gates allow "
             f"keeps {least:.4f} of the MACs; choose a larger target or --granularity both"
         )
-    while low < high:  # the first threshold, in rising order, that meets the target
-        middle = (low + high) // 2
-        if _macs_ratio(analysis, circuit, scores, align, thresholds[middle]) <= target:
-            high = middle
-        else:
-            low = middle + 1
-    return _named(analysis, _open_above(analysis, scores, align, thresholds[low]))
+    common = _lowest(thresholds, lambda threshold: fits(threshold, threshold))
+    channels = _lowest(
+        [t for t in thresholds if t <= common], lambda threshold: fits(common, threshold)
+    )
+    return _named(analysis, _open_above(analysis, scores, align, common, channels))
+
+
+def _lowest(rising: list[float], holds: Callable[[float], bool]) -> float:
+    """The first of these values that something holds for, which does so for all after it."""
+    return rising[bisect.bisect_left(rising, True, key=holds)]
 
 
 def smallest_macs_ratio(analysis: Analysis, circuit: CostCircuit, align: int) -> float:
     """Kept share of the MACs with all blocks closed and one aligned set of units a site open."""
     scores = [torch.zeros(site.units) for site in analysis.sites]
-    return _macs_ratio(analysis, circuit, scores, align, 1.0)
+    return macs_of(circuit, _open_above(analysis, scores, align, 1.0, 1.0)) / circuit.dense_macs
 
 
 def macs_of(circuit: CostCircuit, decisions: list[Tensor]) -> int:
@@ -57,19 +69,13 @@ def macs_of(circuit: CostCircuit, decisions: list[Tensor]) -> int:
         return round(as_float(circuit.evaluate([d.double() for d in decisions]).macs))
 
 
-def _macs_ratio(
-    analysis: Analysis, circuit: CostCircuit, scores: list[Tensor], align: int, threshold: float
-) -> float:
-    opened = _open_above(analysis, scores, align, threshold)
-    return macs_of(circuit, opened) / circuit.dense_macs
-
-
 def _open_above(
-    analysis: Analysis, scores: list[Tensor], align: int, threshold: float
+    analysis: Analysis, scores: list[Tensor], align: int, blocks: float, channels: float
 ) -> list[Tensor]:
+    """Per site what scores above the threshold of its kind, aligned and never empty."""
     opened = []
     for site, score in zip(analysis.sites, scores, strict=True):
-        above = score > threshold
+        above = score > (blocks if site.kind == "block" else channels)
         if site.kind == "channel":
             count = max(1, int(above.sum()))
             count = min(site.units, -(-count // align) * align)

@@ -19,7 +19,7 @@ _INITIAL_LOGIT = 2.0
 _MAX_HIDDEN = 16
 # Weight of the polarization loss at the end of the search; it grows with the square of progress,
 # so that gates are free to move first and are made to agree last.
-_POLARIZATION_WEIGHT = 1.0
+_POLARIZATION_WEIGHT = 5.0
 # The running target falls from 1 to the user's over this part of the search; the rest is for
 # agreement at the final cost.
 _APPROACH = 0.6

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 # Tests may name such a folder, if only to show that it is refused.
 UNCHECKED = ("tests/",)
+GENERATED = re.compile(r"(^|/)(\.venv|__pycache__|\.[a-z]+_cache|\.hypothesis|dist)/")
 MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:work|farm|tmp|root|home|Users|opt|mnt)/\w")
 
 
@@ -24,7 +25,8 @@ def files_of_the_repository() -> list[str]:
             check=True,
         ).stdout.split("\0")
     except (OSError, subprocess.CalledProcessError):
-        listed = [str(path.relative_to(ROOT)) for path in ROOT.rglob("*") if path.is_file()]
+        listed = [str(path.relative_to(ROOT)) for path in ROOT.rglob("*")]
+        listed = [name for name in listed if not GENERATED.search(name)]
     return [name for name in listed if (ROOT / name).is_file()]
 
 
