@@ -1,0 +1,102 @@
+"""The README's result tables, made from the records.
+
+    python -m benchmarks.readme_results             # put them into README.md
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+BLOCK = re.compile(r"(<!-- results:begin -->\n).*?(<!-- results:end -->)", re.DOTALL)
+
+
+def load(name: str) -> dict[str, Any]:
+    """One record."""
+    record: dict[str, Any] = json.loads((HERE / "results" / f"{name}.json").read_text())
+    return record
+
+
+def machine(record: dict[str, Any]) -> str:
+    """Where a record was made, in words."""
+    found = record["machine"]
+    return f"{found['cores']} cores of {found['cpu']} ({found['capability']}), torch {found['torch']}"
+
+
+def timed(row: dict[str, Any]) -> str:
+    """A paired ratio with its interval and verdict."""
+    verdict = row["verdict"].replace("_", " ")
+    return f"{row['speedup']:.2f} x [{row['ci_low']:.2f}, {row['ci_high']:.2f}], {verdict}"
+
+
+def demo_table() -> list[str]:
+    """Dense against pruned, as `make demo` shows it."""
+    demo = load("demo")
+    dense, rows = demo["dense"], {row["batch"]: row for row in demo["rows"]}
+    lines = [
+        f"`make demo`: ResNet-20 on scikit-learn's digits at 16x16, one seed, {machine(demo)}:",
+        "",
+        "| | dense | pruned |",
+        "|---|---|---|",
+        f"| top-1 (n = {demo['test_images']}) | {100 * dense['top1']:.2f} % | "
+        f"{100 * demo['top1']:.2f} % |",
+        f"| MACs | {dense['macs']:,} | {demo['macs']:,} ({100 * demo['macs_ratio']:.1f} %) |",
+        f"| parameters | {dense['params']:,} | {demo['params']:,} |",
+        f"| residual blocks removed | | {demo['blocks_removed']} of 9 |",
+        f"| ONNX, bytes | {demo['onnx_bytes']['dense']:,} | {demo['onnx_bytes']['pruned']:,} |",
+    ]
+    for batch, row in sorted(rows.items()):
+        lines.append(
+            f"| ONNX Runtime CPU, batch {batch} | {row['against_ms']:.2f} ms | {row['ms']:.2f} ms: "
+            f"{timed(row)} |"
+        )
+    return lines
+
+
+def alignment_table() -> list[str]:
+    """Latency against the multiple that kept channel counts are rounded up to."""
+    record = load("alignment")
+    lines = [
+        "Half of the MACs is not half of the time: the same training with other `--align`, "
+        "against dense:",
+        "",
+        "| `--align` | kept MACs | batch 1 | batch 64 |",
+        "|---|---|---|---|",
+    ]
+    for run in record["runs"]:
+        rows = {row["batch"]: row for row in run["rows"]}
+        lines.append(
+            f"| {run['align']} | {100 * run['result']['macs_ratio']:.1f} % | {timed(rows[1])} | "
+            f"{timed(rows[64])} |"
+        )
+    return lines
+
+
+def resnet56_line() -> list[str]:
+    """The published network through our exporter, and exact cuts of it."""
+    record = load("resnet56_export")
+    worst = max(cut["max_rel_error"] for cut in record["random_cuts"])
+    return [
+        f"Published ResNet-56 weights (CIFAR-10, option-A shortcuts) exported by us: "
+        f"{100 * record['top1']:.2f} % of {record['test_images']:,} test images in ONNX Runtime "
+        f"(published: {100 * record['published_top1']:.2f} %). "
+        f"{len(record['random_cuts'])} cuts of it at random decisions, on real images: largest "
+        f"relative error {worst:.0e} in float64.",
+    ]
+
+
+def results_block() -> str:
+    """Everything between the README's result marks."""
+    return "\n".join([*demo_table(), "", *alignment_table(), "", *resnet56_line(), ""])
+
+
+def main() -> None:
+    """Write the block into the README."""
+    text = README.read_text()
+    README.write_text(BLOCK.sub(lambda m: m.group(1) + results_block() + m.group(2), text))
+
+
+if __name__ == "__main__":
+    main()
