@@ -1,7 +1,7 @@
 """Does rounding kept channel counts up to a multiple pay? ONNX Runtime on the CPU, digits.
 
     python -m benchmarks.alignment                  # about 6 minutes on two cores
-    python -m benchmarks.alignment --epochs 1 --record /tmp/rehearsal.json
+    python -m benchmarks.alignment --epochs 1 --record rehearsal.json
 
 Trains ResNet-20 once for each multiple, to at most half of the MACs, and times each small network
 against its own base architecture, paired, with an A/A control.
