@@ -1,6 +1,6 @@
 """The demo's figures, recorded: `polarprune demo` in a temporary folder.
 
-    python -m benchmarks.demo                       # about 2 minutes on two cores
+python -m benchmarks.demo                       # about 2 minutes on two cores
 """
 
 import argparse

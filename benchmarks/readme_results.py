@@ -1,6 +1,6 @@
 """The README's result tables, made from the records.
 
-    python -m benchmarks.readme_results             # put them into README.md
+python -m benchmarks.readme_results             # put them into README.md
 """
 
 import json
@@ -22,7 +22,9 @@ def load(name: str) -> dict[str, Any]:
 def machine(record: dict[str, Any]) -> str:
     """Where a record was made, in words."""
     found = record["machine"]
-    return f"{found['cores']} cores of {found['cpu']} ({found['capability']}), torch {found['torch']}"
+    return (
+        f"{found['cores']} cores of {found['cpu']} ({found['capability']}), torch {found['torch']}"
+    )
 
 
 def timed(row: dict[str, Any]) -> str:

@@ -60,16 +60,10 @@ def bench(
         ConfigError: nothing to compare with, or a value out of range.
         BackendUnavailable: the backend or device is not here.
     """
-    check_backend(backend, device)
-    sizes = list(dict.fromkeys(batches))
-    if not sizes or min(sizes) < 1:
-        raise ConfigError(f"batch sizes must be at least 1, got {list(batches)}")
     candidate, rival = Path(x), None if against is None else Path(against)
-    if rival is None and not _is_run(candidate):
-        raise ConfigError(f"{x} is no run, so it has no base to compare with; give --against")
-    models = [path for path in (candidate, rival) if path and not path.exists()]
-    if not models and (num_classes, image_size) != (None, None):
-        raise ConfigError("--num-classes and --image-size belong to a model, and none is named")
+    sizes = list(dict.fromkeys(batches))
+    check_backend(backend, device)
+    _check_request(candidate, rival, sizes, model_options=(num_classes, image_size))
     comparisons: dict[int, Comparison] = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="polarprune-bench-")))
@@ -105,6 +99,23 @@ def bench(
             comparisons=ordered,
         )
     return {"rows": [comparison.row() for comparison in ordered]}
+
+
+def _check_request(
+    candidate: Path,
+    rival: Path | None,
+    sizes: Sequence[int],
+    model_options: tuple[int | None, int | None],
+) -> None:
+    if not sizes or min(sizes) < 1:
+        raise ConfigError(f"batch sizes must be at least 1, got {list(sizes)}")
+    if rival is None and not _is_run(candidate):
+        raise ConfigError(
+            f"{candidate} is no run, so it has no base to compare with; give --against"
+        )
+    models = [path for path in (candidate, rival) if path and not path.exists()]
+    if not models and model_options != (None, None):
+        raise ConfigError("--num-classes and --image-size belong to a model, and none is named")
 
 
 def _is_run(path: Path) -> bool:
