@@ -156,7 +156,10 @@ class OnePass:
 
     @property
     def train_macs_ratio(self) -> float:
-        """MACs computed in training so far, gates included, over those of dense training."""
+        """MACs computed in training so far, gates included, over those of dense training.
+
+        Evaluation, the measuring of agreement and the checks of cuts are in neither.
+        """
         return self._spent_macs / (self.steps * self.dense_macs) if self.steps else 1.0
 
     def loss(self) -> Float[Tensor, ""]:

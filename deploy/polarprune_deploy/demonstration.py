@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 MODEL, DATA, IMAGE_SIZE = "resnet20", "digits", 16
 # Small batches: gates learn by the step, and 540 steps give them 160 to agree in.
 TARGET, EPOCHS, BATCH_SIZE = 0.5, 12, 32
-# ONNX Runtime works on blocks of 8 channels (16 with AVX-512): other counts were found to make a
-# network of half the MACs slower than the dense one.
+# With counts as they fell, half the MACs ran slower than dense in ONNX Runtime on an AVX2 machine
+# (benchmarks/results/alignment.json); why is not established.
 ALIGN = 8
 BENCH_BATCHES = (1, 64)
 
