@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from polarprune.errors import ParityError
 from polarprune.gates import GatedNetwork
-from polarprune.graph.normalise import forward_float64, relative_error
+from polarprune.graph.comparing import forward_float64, relative_error
 
 # In float64 a cut only changes the order of summation: about 1e-15 a layer.
 CUT_RTOL = 1e-9

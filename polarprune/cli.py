@@ -219,6 +219,14 @@ def train(
 @app.command(epilog="Example: polarprune inspect torchvision:resnet18 --image-size 224")
 def inspect(
     x: Annotated[str, typer.Argument(metavar="MODEL|RUN|BUNDLE", help="What to look at.")],
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PAGE.html",
+            help="Draw the network with its sites on a page here too.",
+            show_default="nowhere",
+        ),
+    ] = None,
     num_classes: Classes = None,
     image_size: ImageSize = None,
     as_json: AsJson = False,
@@ -229,14 +237,21 @@ def inspect(
     certificate, where it runs, preprocessing and classes.
     """
     from polarprune.inspecting import BundleInspection, inspect_source
+    from polarprune.inspection_page import check_page_path, write_page
     from polarprune.inspection_tables import bundle_tables, network_tables
 
+    if html is not None:
+        check_page_path(html)
     found = inspect_source(x, num_classes, image_size)
+    if html is not None:
+        write_page(found, html)
     terminal = Terminal(as_json)
     if isinstance(found, BundleInspection):
         terminal.show(*bundle_tables(found))
     else:
         terminal.show(*network_tables(found))
+    if html is not None:
+        terminal.show(f"Page: {html}")
     terminal.result(found.as_dict())
 
 

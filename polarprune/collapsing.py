@@ -60,7 +60,7 @@ def collapse_with_origins(gated: GatedNetwork) -> tuple[fx.GraphModule, Cut]:
     """The smaller network, and for each of its tensors the part of the old one that it keeps."""
     decisions = gated.decisions()
     with torch.no_grad():
-        cut = cut_graph(gated.plain(), gated.analysis, decisions)
+        cut = cut_graph(gated.plain(), gated.analysis, decisions, shared_with=gated.body)
     cut.graph_module.train(gated.training)
     cut.graph_module.meta[META] = Description(
         input_shape=gated.analysis.input_shape,

@@ -132,7 +132,7 @@ def _refuse_starved(
         for root in roots[~decisions[site.name].numpy()]
     }
     empty = {
-        name: {int(r) for r in analysis.labels.roots[t.compact.reshape(-1).numpy()]} <= closed
+        name: {int(r) for r in analysis.labels.roots[t.ids]} <= closed
         for name, t in analysis.labels.tensors.items()
     }
     live_nodes = circuit.live_nodes(values)
@@ -141,9 +141,9 @@ def _refuse_starved(
             continue
         for source in node.all_input_nodes:
             starved = empty.get(source.name, False) and source.name in live_nodes
-            if starved and getattr(node.target, "__name__", "") != "cat":
+            if starved and getattr(node.target, "__name__", "") not in ("cat", "concat"):
                 tensor = analysis.labels.tensors[source.name]
-                units = analysis.units_at(tensor.compact.reshape(-1).numpy())
+                units = analysis.units_at(tensor.ids)
                 _raise_starved(analysis, [u[0] for u in units if u is not None], node.name)
 
 

@@ -9,9 +9,9 @@ from torch import Tensor, fx, nn
 from polarprune.decisions import check_decisions, choose_decisions
 from polarprune.errors import ConfigError
 from polarprune.gating import BlockGate, ChannelGates, GateState, PooledFeatures, SiteGate
-from polarprune.graph.cost import CostCircuit, count_macs, count_parameters
+from polarprune.graph.cost import CostCircuit, count_parameters
 from polarprune.graph.normalise import normalise
-from polarprune.graph.sites import Analysis, GateSite, Refusal, analyse, example_like
+from polarprune.graph.sites import Analysis, GateSite, Refusal, analyse
 from polarprune.methods import GateOutput, GateRequest, build_method
 
 # All gates together: at most this share of the network's parameters (the design says under 5 %).
@@ -34,8 +34,7 @@ class GatedNetwork(nn.Module):
         self.align = align
         self.analysis = analysis
         self.state = GateState()
-        total = count_macs(plain, example_like(plain, analysis.input_shape))
-        self.circuit = CostCircuit(analysis, plain.graph, total)
+        self.circuit = CostCircuit(analysis, plain.graph)
         self._plain_graph = fx.Graph()
         self._plain_graph.output(self._plain_graph.graph_copy(plain.graph, {}))
         self.body = self._insert_gates(plain)
@@ -210,8 +209,7 @@ class _GateInserter:
             addition.replace_input_with(branch, gated)
 
     def _latest(self, nodes: list[fx.Node]) -> fx.Node:
-        order = {node: place for place, node in enumerate(self.graph.nodes)}
-        return max(nodes, key=lambda node: order[node])
+        return max(nodes)  # nodes of one graph compare by their place in it
 
 
 def attach_gates(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from polarprune.collapsing import Description
     from polarprune.graph.sites import Analysis, MixCost
+    from polarprune.operator_graph import OperatorGraph
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,10 @@ class RefusalRow:
 
 @dataclass(frozen=True)
 class NetworkInspection:
-    """A network by name, or the network of a run before and after (None: not finished)."""
+    """A network by name, or the network of a run before and after (None: not finished).
+
+    `graph` is what a picture of it shows; it is not part of the JSON.
+    """
 
     kind: str
     model: str
@@ -70,10 +74,17 @@ class NetworkInspection:
     params: int | None
     blocks_removed: int | None
     top1: float | None
+    graph: "OperatorGraph"
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        found = dataclasses.asdict(self)
+        found = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name != "graph"
+        }
+        for name in ("sites", "layers", "refused"):
+            found[name] = tuple(dataclasses.asdict(row) for row in found[name])
         return {**found, "macs_ratio": None if self.macs is None else self.macs / self.dense_macs}
 
 
@@ -194,6 +205,7 @@ def _inspect_network(
     from polarprune.graph.cost import count_macs, count_parameters
     from polarprune.graph.normalise import normalise
     from polarprune.graph.sites import analyse
+    from polarprune.operator_graph import operator_graph
 
     example = torch.zeros(2, *shape)
     plain = normalise(base.eval(), example)
@@ -203,11 +215,15 @@ def _inspect_network(
     dense_macs = count_macs(base, example)
     description = None if small is None else describe(small)
     left = None if small is None else {name for name, _ in small.named_modules()}
+    sites = _site_rows(analysis, dense_macs, description, left)
+    removed = frozenset(
+        place for place, row in enumerate(sites) if row.kind == "block" and row.kept == 0
+    )
     return NetworkInspection(
         kind=kind,
         model=model,
         input_shape=shape,
-        sites=_site_rows(analysis, dense_macs, description, left),
+        sites=sites,
         layers=_layer_rows(analysis, plain, small),
         refused=tuple(RefusalRow(r.where, r.reason) for r in analysis.refused),
         dense_macs=dense_macs,
@@ -216,6 +232,7 @@ def _inspect_network(
         params=None if small is None else count_parameters(small),
         blocks_removed=None if description is None else description.blocks_removed,
         top1=top1,
+        graph=operator_graph(plain, analysis, removed, small),
     )
 
 

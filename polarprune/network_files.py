@@ -28,7 +28,8 @@ WEIGHTS_FILE = "weights.safetensors"
 
 _FUNCTION_NAMES = {function: name for name, function in reversed(PLAIN_FUNCTIONS.items())}
 # fx writes module paths and attribute names into the code it generates.
-_PATH = re.compile(r"[A-Za-z_0-9]+(\.[A-Za-z_0-9]+)*")
+_PATH = re.compile(r"[A-Za-z_0-9-]+(\.[A-Za-z_0-9-]+)*")  # between quotes where no identifier
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z_0-9]*")
 _SHAPE = "shape"
 # Whatever a wrong type, key, number or name in the file makes Python, torch or fx raise.
 _BROKEN = (
@@ -158,9 +159,11 @@ def _encode_node(node: fx.Node, buffers: set[str]) -> dict[str, Any]:
 
 def _decode_node(graph: fx.Graph, entry: dict[str, Any], nodes: dict[str, fx.Node]) -> fx.Node:
     args = tuple(_decode(value, nodes) for value in entry["args"])
-    kwargs = {_checked(k): _decode(v, nodes) for k, v in entry.get("kwargs", {}).items()}
+    kwargs = {
+        _checked(k, _IDENTIFIER): _decode(v, nodes) for k, v in entry.get("kwargs", {}).items()
+    }
     op, target = entry["op"], entry["target"]
-    name = _checked(entry["name"])
+    name = _checked(entry["name"], _IDENTIFIER)
     if op == "shape":
         return graph.create_node("call_function", getattr, (*args, _SHAPE), {}, name)
     if op == "call_function":
@@ -174,8 +177,8 @@ def _decode_node(graph: fx.Graph, entry: dict[str, Any], nodes: dict[str, fx.Nod
     return graph.create_node(op, _checked(target), args, kwargs, name)
 
 
-def _checked(path: str) -> str:
-    if not _PATH.fullmatch(path):
+def _checked(path: str, form: re.Pattern[str] = _PATH) -> str:
+    if not form.fullmatch(path):
         raise Refused(f"{path!r} is not a name that a network file may use")
     return path
 

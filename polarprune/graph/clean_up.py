@@ -26,18 +26,22 @@ _SIGN_KEEPING_TARGETS = frozenset(
 )
 
 
-def clean_up(graph_module: fx.GraphModule) -> None:
-    """Remove pointless operators in place. Exactness: bitwise, in both modes."""
+def clean_up(graph_module: fx.GraphModule) -> bool:
+    """Remove pointless operators in place; whether there were any. Exactness: bitwise.
+
+    The code of the graph is not written anew: call recompile() when all is done.
+    """
+    changed = False
     for node in list(graph_module.graph.nodes):
         stand_in = _stand_in(graph_module, node)
         if stand_in is not None:
             node.replace_all_uses_with(stand_in)
             graph_module.graph.erase_node(node)
-    graph_module.graph.eliminate_dead_code()
+            changed = True
+    changed |= bool(graph_module.graph.eliminate_dead_code())
     graph_module.delete_all_unused_submodules()
     _drop_unused_parameters(graph_module)
-    graph_module.graph.lint()
-    graph_module.recompile()
+    return changed
 
 
 def _stand_in(root: fx.GraphModule, node: fx.Node) -> fx.Node | None:
@@ -50,7 +54,7 @@ def _stand_in(root: fx.GraphModule, node: fx.Node) -> fx.Node | None:
         return first  # case 1
     if node.target is F.pad and not any(pad_amounts(node)):
         return first  # case 2
-    if node.target is torch.cat and len(node.all_input_nodes) == 1:
+    if node.target in (torch.cat, torch.concat) and len(node.all_input_nodes) == 1:
         operands = node.args[0]
         return first if isinstance(operands, tuple | list) and len(operands) == 1 else None
     if _is_relu(node, module) and _never_negative(root, first):
@@ -88,6 +92,7 @@ def _drop_unused_parameters(graph_module: fx.GraphModule) -> None:
     names += [name for name, _ in graph_module.named_buffers()]
     for name in names:
         owner, _, child = name.rpartition(".")
-        nested = any(owner == layer or owner.startswith(f"{layer}.") for layer in called)
+        parts = owner.split(".")
+        nested = any(".".join(parts[: i + 1]) in called for i in range(len(parts)))
         if not nested and name not in read:
             delattr(graph_module.get_submodule(owner), child)

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from polarprune.graph.shapes import COUNTED
 from polarprune.graph.sites import Analysis, MixCost
-
-_COUNTED = (torch.ops.aten.convolution, torch.ops.aten.addmm, torch.ops.aten.mm)
 
 Openness = Tensor | float
 
@@ -30,7 +29,7 @@ def count_macs(net: nn.Module, example_input: Tensor) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         twin(one)
     counts = counter.get_flop_counts()["Global"]
-    return int(sum(flops for operator, flops in counts.items() if operator in _COUNTED)) // 2
+    return int(sum(flops for operator, flops in counts.items() if operator in COUNTED)) // 2
 
 
 def count_parameters(net: nn.Module) -> int:
@@ -59,12 +58,10 @@ class CostCircuit:
     Source: ours (design: the budget).
     """
 
-    def __init__(self, analysis: Analysis, graph: fx.Graph, total_macs: int | None = None) -> None:
+    def __init__(self, analysis: Analysis, graph: fx.Graph) -> None:
         """The circuit of one analysed graph.
 
-        Args:
-            total_macs: of the whole network as it was counted. What lies in operators that the
-                analysis does not know is kept, whatever is decided; None: there is nothing.
+        What lies in operators that the analysis does not know is kept, whatever is decided.
         """
         self._costs = analysis.costs
         self._readers = [
@@ -84,8 +81,8 @@ class CostCircuit:
         ]
         self._may_vanish = self._before_concatenations(graph)
         known = sum(cost.total for cost in self._costs)
-        self.dense_macs = known if total_macs is None else total_macs
-        self._fixed_macs = self.dense_macs - known
+        self._uncounted = analysis.uncounted
+        self.dense_macs = known + sum(self._uncounted.values())
 
     def _before_concatenations(self, graph: fx.Graph) -> dict[str, list[int]]:
         """Operators that may lose all outputs and leave a valid network, with the sites they write.
@@ -96,7 +93,9 @@ class CostCircuit:
         joined: set[fx.Node] = set()
         found: dict[str, list[int]] = {}
         for node in reversed(graph.nodes):
-            if any(user.target is torch.cat or user in joined for user in node.users):
+            if any(
+                user.target in (torch.cat, torch.concat) or user in joined for user in node.users
+            ):
                 cost = costs.get(node.name)
                 if cost is None or cost.mix.depthwise:
                     joined.add(node)
@@ -131,7 +130,9 @@ class CostCircuit:
             1.0 if self._always_written[s] else _any([live[i] for i in writers])
             for s, writers in enumerate(self._writers)
         ]
-        total: Openness = float(self._fixed_macs)
+        total: Openness = 0.0
+        for name, uncounted in self._uncounted.items():
+            total = total + _times(live_nodes.get(name, 0.0), float(uncounted))
         open_inputs: list[Openness] = []
         for cost, alive in zip(self._costs, live, strict=True):
             macs, opened = self._one(cost, alive, probabilities, sums, read, written)

@@ -1,49 +1,43 @@
 """Second stage, the pass: give every channel of every tensor a label, and see where labels go.
 
-Operators that only move data run *on the labels*; those that combine channels make new labels;
-additions and products tie the labels they bring together; what is not understood pins the labels
-it meets.
+Operators that only move data run *on the labels* (movement.py); those that combine channels make
+new labels; additions and products tie the labels they bring together; what is not understood pins
+the labels it meets.
 """
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from polarprune.graph.labels import Labelled, Labels, Mix
+from polarprune.graph.movement import move_labels, split_axis
 from polarprune.graph.operators import (
-    BINARY_FUNCTIONS,
-    BINARY_METHODS,
-    ELEMENTWISE_FUNCTIONS,
-    ELEMENTWISE_METHODS,
-    ELEMENTWISE_MODULES,
-    MIXING_MODULES,
-    MOVEMENT_FUNCTIONS,
-    MOVEMENT_METHODS,
-    MOVEMENT_MODULES,
-    NORM_MODULES,
-    REDUCTION_FUNCTIONS,
-    REDUCTION_METHODS,
-    SIZE_METHODS,
-    SPATIAL_FUNCTIONS,
-    SPATIAL_MODULES,
-    ZERO_KEEPING_FUNCTIONS,
-    ZERO_KEEPING_METHODS,
-    ZERO_KEEPING_MODULES,
-    calls,
+    Family,
+    argument,
+    family_of,
+    keeps_zero,
+    layer_type,
     module_of,
+    operator_name,
 )
+from polarprune.graph.shapes import Values, run_for_values
 
 
-def label_graph(graph_module: fx.GraphModule, example_input: Tensor) -> Labels:
+def label_graph(
+    graph_module: fx.GraphModule, example_input: Tensor, values: Values | None = None
+) -> Labels:
     """Label every tensor of a normalised graph.
 
     Args:
-        example_input: (n, ...); one evaluation-mode forward gives the shapes.
+        example_input: (n, ...); one evaluation-mode forward without arithmetic gives the shapes.
+        values: what run_for_values says of this graph, where that is known already.
     """
-    values = run_for_values(graph_module, example_input)
+    if values is None:
+        values = run_for_values(graph_module, example_input)
     pass_ = LabelPass(graph_module, values)
     for node in graph_module.graph.nodes:
         pass_.visit(node)
@@ -53,133 +47,105 @@ def label_graph(graph_module: fx.GraphModule, example_input: Tensor) -> Labels:
     return pass_.labels
 
 
-def run_for_values(graph_module: fx.GraphModule, example_input: Tensor) -> dict[str, Any]:
-    """Every node's value in one evaluation-mode forward; tensors as (shape) on the meta device."""
-
-    class Recorder(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            result = super().run_node(n)
-            values[n.name] = torch.utils._pytree.tree_map_only(
-                Tensor, lambda t: torch.empty(t.shape, device="meta"), result
-            )
-            return result
-
-    values: dict[str, Any] = {}
-    modes = {module: module.training for module in graph_module.modules()}
-    graph_module.eval()
-    try:
-        with torch.no_grad():
-            Recorder(graph_module).run(example_input)
-    finally:
-        for module, training in modes.items():
-            module.training = training
-    return values
-
-
 class LabelPass:
     """Visits the nodes in order; one rule a family of operators."""
 
-    def __init__(self, graph_module: fx.GraphModule, values: dict[str, Any]) -> None:
+    def __init__(self, graph_module: fx.GraphModule, values: Values) -> None:
+        """Start with no labels; `values` are those of run_for_values."""
         self.root = graph_module
         self.values = values
         self.labels = Labels()
         self.env: dict[fx.Node, Any] = {}
+        self.rules: dict[Family, Callable[[fx.Node, Any], Any]] = {
+            Family.MIX: self._mix,
+            Family.PER_CHANNEL: self._per_channel,
+            Family.ELEMENTWISE: self._elementwise,
+            Family.BINARY: self._binary,
+            Family.SPATIAL: self._spatial,
+            Family.REDUCE: self._reduce,
+            Family.NORMALISE: self._normalise,
+            Family.NORM_OVER_CHANNELS: self._norm_over_channels,
+            Family.MOVE: self._move,
+        }
 
     def visit(self, node: fx.Node) -> None:
         """Label what one node gives."""
-        module = module_of(self.root, node)
-        value = self._apply(node, module)
+        value = self._apply(node)
         self.env[node] = value
         if isinstance(value, Labelled):
             self.labels.tensors[node.name] = value
 
-    def _apply(self, node: fx.Node, module: nn.Module | None) -> Any:
+    def _apply(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
-            return self._opaque(node, "network input")
+            return self.opaque(node, "network input")
         if node.op == "get_attr":
             return self._parameter(node)
         if node.op == "output":
-            for tensor in self._inputs(node):
+            for tensor in self.inputs(node):
                 self.labels.pin(tensor, "network output")
             return None
-        tensors = self._inputs(node)
-        if not tensors:  # arithmetic on sizes, or a tensor made from them
-            return self._opaque(node, "made from numbers, not from channels")
-        if any(isinstance(self.env[n], tuple | list) for n in node.all_input_nodes):
-            return self._part(node) or self._unknown(node, module)
-        if calls(node, module, methods=SIZE_METHODS) or _reads_shape(node):
-            return self._size(node, tensors[0])
-        if not isinstance(self.values[node.name], Tensor):
-            return self._unknown(node, module)  # several results: a pool that returns indices
-        if calls(node, module, modules=MIXING_MODULES):
-            assert module is not None
-            return self._mix(node, module, tensors[0])
-        if calls(node, module, modules=NORM_MODULES):
-            return self._norm(node, tensors[0])
-        if calls(
-            node,
-            module,
-            modules=ELEMENTWISE_MODULES,
-            functions=ELEMENTWISE_FUNCTIONS,
-            methods=ELEMENTWISE_METHODS,
-        ):
-            return self._elementwise(node, module, tensors[0])
-        if calls(node, module, functions=BINARY_FUNCTIONS, methods=BINARY_METHODS):
-            return self._binary(node, tensors)
-        if calls(node, module, modules=SPATIAL_MODULES, functions=SPATIAL_FUNCTIONS):
-            return self._spatial(node, tensors[0])
-        if calls(node, module, functions=REDUCTION_FUNCTIONS, methods=REDUCTION_METHODS):
-            return self._mean(node, tensors[0])
-        if calls(
-            node,
-            module,
-            modules=MOVEMENT_MODULES,
-            functions=MOVEMENT_FUNCTIONS,
-            methods=MOVEMENT_METHODS,
-        ):
-            return self._move(node, module)
-        return self._unknown(node, module)
+        if not self.inputs(node):  # arithmetic on sizes, or a tensor made from them
+            return self.opaque(node, "made from numbers, not from channels")
+        module = module_of(self.root, node)
+        whole = self.env[node.all_input_nodes[0]]
+        if node.target is operator.getitem and isinstance(whole, tuple | list):
+            return self._part(node)
+        family = family_of(node, module)
+        if family is Family.SIZE:
+            return self._size(node)
+        several = any(isinstance(self.env[n], tuple | list) for n in node.all_input_nodes)
+        one = isinstance(self.values[node.name], Tensor)
+        if several or not (one or family is Family.MOVE):
+            return self.unknown(node)  # several results: a pool that returns indices
+        rule = self.rules.get(family)
+        return self.unknown(node) if rule is None else rule(node, module)
 
-    def _inputs(self, node: fx.Node) -> list[Labelled]:
+    def inputs(self, node: fx.Node) -> list[Labelled]:
         """The tensors that a node reads, those inside of tuples included."""
-        leaves = torch.utils._pytree.tree_leaves([self.env[n] for n in node.all_input_nodes])
+        leaves = pytree.tree_leaves([self.env[n] for n in node.all_input_nodes])
         return [leaf for leaf in leaves if isinstance(leaf, Labelled)]
 
-    def _part(self, node: fx.Node) -> Any:
-        """One of several results of an unknown operator; None where that is not what it takes."""
-        whole = self.env[node.all_input_nodes[0]]
-        index = node.args[1] if len(node.args) == 2 else None
-        if node.target is not operator.getitem or not isinstance(index, int):
-            return None
-        return whole[index] if isinstance(whole, tuple | list) else None
-
-    def _shape(self, node: fx.Node) -> tuple[int, ...]:
+    def shape(self, node: fx.Node) -> tuple[int, ...]:
+        """The shape of a node's result."""
         return tuple(self.values[node.name].shape)
 
-    def _opaque(self, node: fx.Node, reason: str) -> Any:
-        """One pinned label for a whole tensor whose channels cannot be told apart or cut."""
-        value = self.values[node.name]
-        return self._opaque_like(node, value, reason) if isinstance(value, Tensor) else value
-
-    def _opaque_labels(self, node: fx.Node, reason: str) -> Labelled:
-        """The same for a node that is known to give a tensor."""
-        return self._opaque_like(node, self.values[node.name], reason)
-
-    def _unknown(self, node: fx.Node, module: nn.Module | None) -> Any:
-        name = type(module).__name__ if module is not None else _target_name(node)
-        reason = f"operator {name} is not known to keep channels apart"
-        self.labels.refuse(node.name, reason, *self._inputs(node))
-        value = self.values[node.name]
-        if isinstance(value, Tensor):
-            return self._opaque(node, reason)
-        return torch.utils._pytree.tree_map_only(
-            Tensor, lambda t: self._opaque_like(node, t, reason), value
+    def opaque(self, node: fx.Node, reason: str) -> Any:
+        """Pinned labels for what cannot be told apart or cut; numbers stay as they are."""
+        return pytree.tree_map_only(
+            Tensor, lambda t: self._opaque_tensor(node, t, reason), self.values[node.name]
         )
 
-    def _opaque_like(self, node: fx.Node, tensor: Tensor, reason: str) -> Labelled:
+    def _opaque_tensor(self, node: fx.Node, tensor: Tensor, reason: str) -> Labelled:
         label = self.labels.new(node.name, "opaque", 1)
         self.labels.pin(label, reason)
-        return Labelled(torch.from_numpy(label).reshape([1] * tensor.dim()), tuple(tensor.shape))
+        return Labelled(label, None, tuple(tensor.shape))
+
+    def refuse(self, node: fx.Node, reason: str) -> Any:
+        """Pin what a node reads, say why, and go on with a pinned result."""
+        self.labels.refuse(node.name, reason, *self.inputs(node))
+        return self.opaque(node, reason)
+
+    def unknown(self, node: fx.Node) -> Any:
+        """An operator that no rule knows: poison."""
+        module = module_of(self.root, node)
+        name = type(module).__name__ if module is not None else operator_name(node)
+        return self.refuse(node, f"operator {name} is not known to keep channels apart")
+
+    def _part(self, node: fx.Node) -> Any:
+        """One of several results."""
+        whole = self.env[node.all_input_nodes[0]]
+        index = node.args[1]
+        if not isinstance(index, int):
+            return self.unknown(node)
+        part = whole[index]
+        source = node.all_input_nodes[0]
+        if isinstance(part, Labelled) and source.name in self.labels.parts:
+            axis = split_axis(source, len(part.shape))
+            starts = [0, *np.cumsum([p.shape[axis] for p in whole]).tolist()]
+            place = index % len(whole)
+            origin = source.all_input_nodes[0].name
+            self.labels.parts[node.name] = (origin, starts[place], starts[place + 1])
+        return part
 
     def _parameter(self, node: fx.Node) -> Any:
         value = self.values[node.name]
@@ -189,40 +155,39 @@ class LabelPass:
             return self.labels.parameters[str(node.target)]
         wide = [axis for axis, size in enumerate(value.shape) if size > 1]
         if len(wide) != 1:
-            return self._opaque(node, "parameter that varies along several axes")
+            return self.opaque(node, "parameter that varies along several axes")
         fresh = self.labels.new(str(node.target), "parameter", value.shape[wide[0]])
         labelled = Labelled.along(fresh, wide[0], tuple(value.shape))
         self.labels.parameters[str(node.target)] = labelled
         return labelled
 
-    def _mix(self, node: fx.Node, module: nn.Module, source: Labelled) -> Labelled:
+    def _mix(self, node: fx.Node, module: nn.Module) -> Labelled:
         """Case 1: dense: new labels. Case 2: grouped: all of a group tied, in and out."""
-        linear = isinstance(module, nn.Linear)
-        axis = len(source.shape) - 1 if linear else 1
-        inputs = source.vector(axis)
+        source = self.env[node.all_input_nodes[0]]
+        shape = self.shape(node)
+        axis = len(shape) - 1 if layer_type(module) is nn.Linear else 1
         layer = str(node.target)
-        shape = self._shape(node)
-        count = shape[axis]
-        outputs = self.labels.new(layer, "out", count)
+        outputs = self.labels.new(layer, "out", shape[axis])
+        inputs = source.vector(axis) if len(shape) == len(source.shape) else None
         if inputs is None:
-            self.labels.refuse(node.name, "its input channels are not laid along one axis", source)
+            reason = "its input channels are not laid along one axis"
+            if len(shape) != len(source.shape):
+                reason = "an unbatched input"
+            self.labels.refuse(node.name, reason, source)
             inputs = np.repeat(self.labels.new(layer, "in", 1), source.shape[axis])
-            self.labels.pin(inputs, "its input channels are not laid along one axis")
+            self.labels.pin(inputs, reason)
         groups = int(getattr(module, "groups", 1))
         if groups > 1:
-            first_in = inputs.reshape(groups, -1)
-            first_out = outputs.reshape(groups, -1)
+            first_in, first_out = inputs.reshape(groups, -1), outputs.reshape(groups, -1)
             for others in (first_in, first_out):
                 self.labels.tie(np.repeat(first_in[:, :1], others.shape[1], axis=1), others)
-        if len(shape) != len(source.shape):
-            self.labels.refuse(node.name, "an unbatched input", source)
-        self.labels.mixes.append(
-            Mix(node.name, node.all_input_nodes[0].name, layer, groups, axis, inputs, outputs)
-        )
+        source_name = node.all_input_nodes[0].name
+        self.labels.mixes.append(Mix(node.name, source_name, layer, groups, axis, inputs, outputs))
         return Labelled.along(outputs, axis, shape)
 
-    def _norm(self, node: fx.Node, source: Labelled) -> Labelled:
-        channels = source.vector(1)
+    def _per_channel(self, node: fx.Node, module: nn.Module) -> Labelled:
+        source: Labelled = self.env[node.all_input_nodes[0]]
+        channels = source.vector(1) if len(source.shape) > 1 else None
         if channels is None:
             self.labels.refuse(node.name, "normalised values are not laid along axis 1", source)
             return source
@@ -230,97 +195,111 @@ class LabelPass:
         if layer in self.labels.norms:
             self.labels.tie(self.labels.norms[layer], channels)
         self.labels.norms[layer] = channels
-        return self._not_zero(node, source)
+        return source if keeps_zero(node, module) else self.not_zero(node, source)
 
-    def _not_zero(self, node: fx.Node, source: Labelled) -> Labelled:
+    def not_zero(self, node: fx.Node, source: Labelled) -> Labelled:
         """Literal zeros become other values here: labels of their own, tied to the old ones."""
-        flat = source.compact.reshape(-1).numpy()
-        zero = np.asarray(self.labels.zero)[flat]
+        zero = self.labels.is_zero(source.ids)
         if not zero.any():
             return source
-        fresh = flat.copy()
+        fresh = source.ids.copy()
         fresh[zero] = self.labels.new(node.name, "from_zero", int(zero.sum()))
-        self.labels.tie(flat, fresh)
-        return Labelled(torch.from_numpy(fresh).reshape(source.compact.shape), source.shape)
+        self.labels.tie(source.ids, fresh)
+        return Labelled(fresh, source.axis, source.shape)
 
-    def _elementwise(self, node: fx.Node, module: nn.Module | None, source: Labelled) -> Labelled:
-        keeps_zero = calls(
-            node,
-            module,
-            modules=ZERO_KEEPING_MODULES,
-            functions=ZERO_KEEPING_FUNCTIONS,
-            methods=ZERO_KEEPING_METHODS,
-        )
-        return source if keeps_zero else self._not_zero(node, source)
+    def _elementwise(self, node: fx.Node, module: nn.Module | None) -> Labelled:
+        source: Labelled = self.env[node.all_input_nodes[0]]
+        return source if keeps_zero(node, module) else self.not_zero(node, source)
 
-    def _binary(self, node: fx.Node, tensors: list[Labelled]) -> Labelled:
+    def _binary(self, node: fx.Node, module: nn.Module | None) -> Any:
         """Tie what meets; an operand of size 1 along an axis is broadcast and ties nothing there.
 
         The result takes the labels of an operand that is not a literal zero, position by position.
         """
-        shape = self._shape(node)
+        tensors = self.inputs(node)
+        shape = self.shape(node)
         if len(tensors) == 1:  # with a number
-            return self._not_zero(node, tensors[0])
-        ranked = [(1,) * (len(shape) - len(t.shape)) for t in tensors]
-        sizes = [ones + t.shape for ones, t in zip(ranked, tensors, strict=True)]
-        compacts = [
-            t.compact.reshape(ones + tuple(t.compact.shape))
-            for ones, t in zip(ranked, tensors, strict=True)
-        ]
-        # Broadcast over space (squeeze-excitation) is harmless; over an axis along which another
-        # operand's channels lie it is one channel read by all of them: it has to stay.
-        channel_axes = [
-            axis for axis in range(len(shape)) if any(c.shape[axis] > 1 for c in compacts)
-        ]
-        wide = []
-        for tensor, size, compact in zip(tensors, sizes, compacts, strict=True):
-            if any(size[axis] == 1 for axis in channel_axes):
+            return self.not_zero(node, tensors[0])
+        axes = {t.axis + len(shape) - len(t.shape) for t in tensors if t.axis is not None}
+        if len(axes) > 1:
+            return self.refuse(node, "operands whose channels lie along different axes")
+        axis = next(iter(axes)) if axes else None
+        meeting = []
+        for tensor in tensors:
+            own = None if axis is None else axis - len(shape) + len(tensor.shape)
+            if own is None:
+                meeting.append(tensor.ids[:1])
+            elif own < 0 or tensor.shape[own] == 1:
+                # Broadcast over space (squeeze-excitation) is harmless; over the axis along which
+                # another operand's channels lie it is one channel read by all: it has to stay.
                 self.labels.pin(tensor, "one channel broadcast over several")
             else:
-                wide.append(compact)
-        if not wide:
-            return self._opaque_labels(node, "only broadcast operands")
-        full: tuple[Tensor, ...] = torch.broadcast_tensors(*wide)  # type: ignore[no-untyped-call]
-        for other in full[1:]:
-            self.labels.tie(full[0].reshape(-1).numpy(), other.reshape(-1).numpy())
-        result = full[0].clone()
-        zero = torch.tensor(self.labels.zero)
-        for other in full[1:]:
-            result = torch.where(zero[result], other, result)
-        return Labelled(Labelled.of(result).compact, shape)
+                vector = tensor.vector(own)
+                assert vector is not None
+                meeting.append(vector)
+        result = self.meet(meeting)
+        return Labelled(result, axis, shape)
 
-    def _spatial(self, node: fx.Node, source: Labelled) -> Labelled:
-        channels = source.vector(1)
-        shape = self._shape(node)
-        if channels is None or len(shape) < 2 or shape[1] != source.shape[1]:
-            self.labels.refuse(node.name, "pools an axis along which channels lie", source)
-            return self._opaque_labels(node, "pooled channels")
-        return Labelled.along(channels, 1, shape)
+    def meet(self, vectors: list[np.ndarray]) -> np.ndarray:
+        """Tie vectors position by position; at each the first label that is no literal zero."""
+        result = vectors[0]
+        for other in vectors[1:]:
+            self.labels.tie(vectors[0], other)
+            if self.labels.zeros:
+                result = np.where(self.labels.is_zero(result), other, result)
+        return result
 
-    def _mean(self, node: fx.Node, source: Labelled) -> Labelled:
-        given: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-        dims: Any = range(len(source.shape)) if given is None else given
-        axes = {int(d) % len(source.shape) for d in ([dims] if isinstance(dims, int) else dims)}
-        if axes & set(source.axes()):
-            self.labels.refuse(node.name, "averages over channels", source)
-            return self._opaque_labels(node, "averaged channels")
-        keep = bool(node.kwargs.get("keepdim", node.args[2] if len(node.args) > 2 else False))
-        kept = [size for axis, size in enumerate(source.compact.shape) if keep or axis not in axes]
-        return Labelled(source.compact.reshape(kept), self._shape(node))
+    def _spatial(self, node: fx.Node, module: nn.Module | None) -> Any:
+        source: Labelled = self.env[node.all_input_nodes[0]]
+        shape = self.shape(node)
+        whole = len(shape) == len(source.shape) > 2 and shape[1] == source.shape[1]
+        if source.axis not in (None, 1) or not whole:
+            return self.refuse(node, "pools an axis along which channels lie")
+        return Labelled(source.ids, source.axis, shape)
 
-    def _size(self, node: fx.Node, source: Labelled) -> Any:
-        """A size read off a cut axis would change with the cut: pin unless it is not such a one."""
-        axes = source.axes()
-        for axis in _axes_read(node, len(source.shape)):
-            if axis in axes:
-                reason = "its channel count is used as a number"
-                self.labels.refuse(node.name, reason, source)
-                break
+    def _reduce(self, node: fx.Node, module: nn.Module | None) -> Any:
+        source: Labelled = self.env[node.all_input_nodes[0]]
+        place = 2 if operator_name(node) == "norm" else 1
+        given = argument(node, place, "dim")
+        rank = len(source.shape)
+        dims = range(rank) if given is None else [given] if isinstance(given, int) else given
+        axes = {int(d) % rank for d in dims}
+        if source.axis in axes:
+            return self.refuse(node, "reduces over channels")
+        shape = self.shape(node)
+        axis = source.axis
+        if axis is not None and len(shape) < rank:
+            axis -= sum(a < axis for a in axes)
+        return Labelled(source.ids, axis, shape)
+
+    def _normalise(self, node: fx.Node, module: nn.Module | None) -> Any:
+        source: Labelled = self.env[node.all_input_nodes[0]]
+        normalize = operator_name(node) == "normalize"
+        dim = getattr(module, "dim", None)
+        if module is None:
+            dim = argument(node, 2 if normalize else 1, "dim", 1 if normalize else None)
+        if not isinstance(dim, int) or source.axis == dim % len(source.shape):
+            return self.refuse(node, "normalises over channels")
+        return source if normalize else self.not_zero(node, source)
+
+    def _norm_over_channels(self, node: fx.Node, module: nn.Module) -> Any:
+        source: Labelled = self.env[node.all_input_nodes[0]]
+        kind = type(module).__name__
+        if isinstance(module, nn.GroupNorm):
+            reached = source.axis in (None, 1)
+        else:
+            normalised = len(getattr(module, "normalized_shape", ()))
+            reached = source.axis is None or source.axis >= len(source.shape) - normalised
+        if reached:
+            self.labels.refuse(node.name, f"{kind} normalises over channels", source)
+            return source
+        return self.not_zero(node, source)
+
+    def _size(self, node: fx.Node) -> Any:
+        """Sizes that a cut changes are put right by the cut (cut.py); here they are numbers."""
         return self.values[node.name]
 
     def _move(self, node: fx.Node, module: nn.Module | None) -> Any:
-        from polarprune.graph.movement import move_labels
-
         return move_labels(self, node, module)
 
     def tie_shared_layers(self) -> None:
@@ -336,8 +315,8 @@ class LabelPass:
         """Different layers that own one weight tensor: slicing each would part them."""
         owner: dict[int, str] = {}
         shared: dict[str, str] = {}
-        for layer in {*(m.layer for m in self.labels.mixes), *self.labels.norms}:
-            for parameter in self.root.get_submodule(layer).parameters(recurse=False):
+        for layer in dict.fromkeys([*(m.layer for m in self.labels.mixes), *self.labels.norms]):
+            for parameter in self.root.get_submodule(layer).parameters():
                 other = owner.setdefault(id(parameter), layer)
                 if other != layer:
                     shared |= {layer: other, other: layer}
@@ -349,33 +328,3 @@ class LabelPass:
                     self.labels.pin(np.concatenate([mix.inputs, mix.outputs]), reason)
             if layer in self.labels.norms:
                 self.labels.pin(self.labels.norms[layer], reason)
-
-
-def _target_name(node: fx.Node) -> str:
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "?")
-
-
-def _reads_shape(node: fx.Node) -> bool:
-    return (
-        node.op == "call_function"
-        and node.target is getattr
-        and len(node.args) == 2
-        and node.args[1] in ("shape", "dtype", "device", "ndim")
-    )
-
-
-def _axes_read(node: fx.Node, rank: int) -> list[int]:
-    """The axes whose sizes are used, as far as the graph shows; all of them where it does not."""
-    if node.op == "call_method" and len(node.args) > 1 and isinstance(node.args[1], int):
-        return [node.args[1] % rank]
-    if node.target is getattr and node.args[1] in ("dtype", "device", "ndim"):
-        return []
-    if node.op == "call_method" and node.target == "dim":
-        return []
-    axes: list[int] = []
-    for user in node.users:
-        index = user.args[1] if len(user.args) > 1 else None
-        if getattr(user.target, "__name__", "") != "getitem" or not isinstance(index, int):
-            return list(range(rank))
-        axes.append(index % rank)
-    return axes

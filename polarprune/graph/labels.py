@@ -15,47 +15,86 @@ Key = tuple[str, str, int]  # (module or node, role, position): survives a cut o
 
 @dataclass(frozen=True)
 class Labelled:
-    """The labels of one tensor.
+    """The labels of one tensor, which vary along one axis at most.
 
-    `compact` is an int64 tensor of the tensor's rank, with size 1 along every axis on which the
-    labels do not vary; `shape` is the tensor's true shape.
+    Attributes:
+        ids: one label a position along `axis`; a single one where `axis` is None.
+        axis: None where the whole tensor has one label.
+        shape: the tensor's true shape.
     """
 
-    compact: Tensor
+    ids: np.ndarray
+    axis: int | None
     shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, labels: Tensor) -> "Labelled":
-        """Compress labels of full shape: an axis along which they are constant shrinks to one."""
-        compact = labels
-        for axis in range(labels.dim()):
-            first = compact.narrow(axis, 0, 1) if compact.shape[axis] else compact
-            if labels.stride(axis) == 0 or bool((compact == first).all()):
-                compact = first
-        return cls(compact.contiguous(), tuple(labels.shape))
-
-    @classmethod
-    def along(cls, labels: np.ndarray, axis: int, shape: tuple[int, ...]) -> "Labelled":
-        """Labels that vary along one axis only."""
-        view = [1] * len(shape)
-        view[axis] = len(labels)
-        return cls(torch.from_numpy(labels).reshape(view), shape)
+    def along(cls, ids: np.ndarray, axis: int, shape: tuple[int, ...]) -> "Labelled":
+        """Labels that vary along one axis only (which may have a single position)."""
+        if len(ids) == 1:
+            return cls(ids, None, shape)
+        return cls(ids, axis, shape)
 
     def full(self) -> Tensor:
         """The labels at the tensor's true shape, without copying."""
-        return self.compact.expand(self.shape)
-
-    def axes(self) -> list[int]:
-        """The axes along which the labels vary."""
-        return [axis for axis, size in enumerate(self.compact.shape) if size > 1]
+        view = [1] * len(self.shape)
+        if self.axis is not None:
+            view[self.axis] = len(self.ids)
+        return torch.from_numpy(self.ids).reshape(view).expand(self.shape)
 
     def vector(self, axis: int) -> np.ndarray | None:
-        """The labels along one axis, or None where they vary along another one too."""
+        """The labels along one axis, or None where they vary along another one."""
         axis %= len(self.shape)
-        if any(other != axis for other in self.axes()):
-            return None
-        flat = self.compact.reshape(-1).numpy()
-        return flat if len(flat) == self.shape[axis] else np.repeat(flat, self.shape[axis])
+        if self.axis == axis:
+            return self.ids
+        return np.repeat(self.ids, self.shape[axis]) if self.axis is None else None
+
+
+def varying_axes(labels: Tensor) -> tuple[Tensor, list[int]]:
+    """Labels of full shape, shrunk to size 1 along every axis on which they do not vary."""
+    compact = labels
+    axes = []
+    for axis, size in enumerate(labels.shape):
+        if size == 0:
+            continue
+        first = compact.narrow(axis, 0, 1)
+        if size == 1 or labels.stride(axis) == 0 or bool((compact == first).all()):
+            compact = first
+        else:
+            axes.append(axis)
+    return compact, axes
+
+
+def connected(count: int, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Union-find: per item the smallest one that it is connected with (pointer jumping)."""
+    roots = np.arange(count, dtype=np.int64)
+    while len(left):
+        low = np.minimum(roots[left], roots[right])
+        before = roots.copy()
+        np.minimum.at(roots, roots[left], low)
+        np.minimum.at(roots, roots[right], low)
+        while True:
+            jumped = roots[roots]
+            if np.array_equal(jumped, roots):
+                break
+            roots = jumped
+        if np.array_equal(before, roots):
+            break
+    return roots
+
+
+def finest_axis(compact: np.ndarray, axes: list[int]) -> int:
+    """The axis on which tying labels that share an index leaves most classes."""
+    _, dense = np.unique(compact, return_inverse=True)
+    dense = dense.reshape(compact.shape)
+    best, most = axes[0], -1
+    for axis in axes:
+        rows = np.moveaxis(dense, axis, 0).reshape(compact.shape[axis], -1)
+        left = np.repeat(rows[:, :1], rows.shape[1], axis=1).reshape(-1)
+        roots = connected(int(dense.max()) + 1, left, rows.reshape(-1))
+        classes = len(np.unique(roots))
+        if classes > most:
+            best, most = axis, classes
+    return best
 
 
 @dataclass(frozen=True)
@@ -78,14 +117,19 @@ class Mix:
 
 @dataclass
 class Labels:
-    """What the label pass found out about one graph."""
+    """What the label pass found out about one graph.
+
+    `parts` holds what a chunk or split gives: per getitem node (source, start, stop) along the
+    axis of the channels.
+    """
 
     tensors: dict[str, Labelled] = field(default_factory=dict)
     mixes: list[Mix] = field(default_factory=list)
     norms: dict[str, np.ndarray] = field(default_factory=dict)
     parameters: dict[str, Labelled] = field(default_factory=dict)
+    parts: dict[str, tuple[str, int, int]] = field(default_factory=dict)
     keys: list[Key] = field(default_factory=list)
-    zero: list[bool] = field(default_factory=list)
+    zeros: list[np.ndarray] = field(default_factory=list)
     written: list[bool] = field(default_factory=list)
     pins: dict[int, str] = field(default_factory=dict)
     ties: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
@@ -102,17 +146,52 @@ class Labels:
         """
         start = len(self.keys)
         self.keys += [(owner, role, position) for position in range(count)]
-        self.zero += [zero] * count
         self.written += [written and not zero] * count
-        return np.arange(start, start + count, dtype=np.int64)
+        labels = np.arange(start, start + count, dtype=np.int64)
+        if zero and count:
+            self.zeros.append(labels)
+        return labels
+
+    def is_zero(self, labels: np.ndarray) -> np.ndarray:
+        """Which of these labels stand for literal zeros."""
+        if not self.zeros:
+            return np.zeros(labels.shape, dtype=bool)
+        found: np.ndarray = np.isin(labels, np.concatenate(self.zeros))
+        return found
 
     def tie(self, left: np.ndarray, right: np.ndarray) -> None:
         """Cut these together, position by position."""
-        self.ties.append((left.reshape(-1), right.reshape(-1)))
+        if left is not right:
+            self.ties.append((left.reshape(-1), right.reshape(-1)))
+
+    def one_axis(self, labels: Tensor) -> Labelled | None:
+        """Labels of full shape made to vary along one axis, by tying what shares an index on it.
+
+        A cut leaves a rectangle: of the axes along which labels vary, only the finest can be cut.
+        None where they vary along the batch.
+        """
+        shape = tuple(labels.shape)
+        compact, axes = varying_axes(labels)
+        if 0 in axes:
+            self.pin(np.unique(compact.numpy()), "channels laid along the batch")
+            return None
+        if not axes:
+            return Labelled(compact.reshape(-1)[:1].numpy(), None, shape)
+        array = compact.numpy()
+        axis = axes[0] if len(axes) == 1 else finest_axis(array, axes)
+        rows = np.moveaxis(array, axis, 0).reshape(shape[axis], -1)
+        ids = rows[:, 0]
+        if rows.shape[1] > 1:
+            real = np.argmax(
+                ~self.is_zero(rows), axis=1
+            )  # a label that is no literal zero stands for all
+            ids = rows[np.arange(len(rows)), real]
+            self.tie(np.repeat(ids[:, None], rows.shape[1], axis=1), rows)
+        return Labelled(np.ascontiguousarray(ids), axis, shape)
 
     def pin(self, labels: Labelled | np.ndarray, reason: str) -> None:
         """Never cut these."""
-        flat = labels.compact.reshape(-1).numpy() if isinstance(labels, Labelled) else labels
+        flat = labels.ids if isinstance(labels, Labelled) else labels
         for label in np.unique(flat):
             self.pins.setdefault(int(label), reason)
 
@@ -123,21 +202,10 @@ class Labels:
             self.pin(tensor, reason)
 
     def solve(self) -> None:
-        """Union-find over all ties: smallest label of a class is its root (pointer jumping)."""
-        roots = np.arange(len(self.keys), dtype=np.int64)
-        if self.ties:
-            left = np.concatenate([a for a, _ in self.ties])
-            right = np.concatenate([b for _, b in self.ties])
-            while True:
-                low = np.minimum(roots[left], roots[right])
-                before = roots.copy()
-                np.minimum.at(roots, roots[left], low)
-                np.minimum.at(roots, roots[right], low)
-                while not np.array_equal(roots, roots[roots]):
-                    roots = roots[roots]
-                if np.array_equal(before, roots):
-                    break
-        self.roots = roots
+        """The class of each label: its smallest member is the root."""
+        left = np.concatenate([a for a, _ in self.ties] or [np.zeros(0, dtype=np.int64)])
+        right = np.concatenate([b for _, b in self.ties] or [np.zeros(0, dtype=np.int64)])
+        self.roots = connected(len(self.keys), left, right)
 
     def pinned_roots(self) -> dict[int, str]:
         """Classes that may not be cut, with a reason each."""

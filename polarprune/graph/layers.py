@@ -2,52 +2,78 @@
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from polarprune.errors import Refused
-from polarprune.graph.operators import PLAIN_MODULES
+from polarprune.graph.operators import (
+    BATCH_NORMS,
+    CONVOLUTIONS,
+    DROPOUT_MODULES,
+    INSTANCE_NORMS,
+    PLAIN_MODULES,
+    TRANSPOSED,
+    layer_type,
+)
 
 _CONV = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"]
 _CONV += ["bias", "padding_mode"]
 _TRANSPOSED = [*_CONV, "output_padding"]
 _NORM = ["num_features", "eps", "momentum", "affine", "track_running_stats"]
-_POOL = ["kernel_size", "stride", "padding", "ceil_mode"]
+_INSTANCE = ["num_features", "eps", "momentum", "affine", "track_running_stats"]
+_MAX_POOL = ["kernel_size", "stride", "padding", "dilation", "return_indices", "ceil_mode"]
+_AVG_POOL = ["kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"]
+_ADAPTIVE: list[type[nn.Module]] = [nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d]
+_ADAPTIVE += [nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d]
+_ADAPTIVE += [nn.AdaptiveMaxPool3d]
+_UPSAMPLE = ["size", "scale_factor", "mode", "align_corners"]
 _ARGUMENTS: dict[type[nn.Module], list[str]] = {
-    nn.Conv1d: _CONV,
-    nn.Conv2d: _CONV,
-    nn.Conv3d: _CONV,
-    nn.ConvTranspose1d: _TRANSPOSED,
-    nn.ConvTranspose2d: _TRANSPOSED,
-    nn.ConvTranspose3d: _TRANSPOSED,
+    **dict.fromkeys(CONVOLUTIONS, _CONV),
+    **dict.fromkeys(TRANSPOSED, _TRANSPOSED),
     nn.Linear: ["in_features", "out_features", "bias"],
-    nn.BatchNorm1d: _NORM,
-    nn.BatchNorm2d: _NORM,
-    nn.BatchNorm3d: _NORM,
+    **dict.fromkeys(BATCH_NORMS, _NORM),
+    **dict.fromkeys(INSTANCE_NORMS, _NORM),
+    nn.PReLU: ["num_parameters"],
     nn.LayerNorm: ["normalized_shape", "eps", "elementwise_affine", "bias"],
+    nn.RMSNorm: ["normalized_shape", "eps", "elementwise_affine"],
     nn.GroupNorm: ["num_groups", "num_channels", "eps", "affine"],
+    nn.LocalResponseNorm: ["size", "alpha", "beta", "k"],
     nn.LeakyReLU: ["negative_slope"],
+    nn.RReLU: ["lower", "upper"],
     nn.GELU: ["approximate"],
+    nn.GLU: ["dim"],
     nn.ELU: ["alpha"],
+    nn.CELU: ["alpha"],
+    nn.Hardtanh: ["min_val", "max_val"],
+    nn.Softshrink: ["lambd"],
+    nn.Hardshrink: ["lambd"],
+    nn.Threshold: ["threshold", "value"],
     nn.Softplus: ["beta", "threshold"],
-    nn.Dropout: ["p"],
-    nn.Dropout1d: ["p"],
-    nn.Dropout2d: ["p"],
-    nn.Dropout3d: ["p"],
+    **{kind: ["p"] for kind in DROPOUT_MODULES},
     StochasticDepth: ["p", "mode"],
-    nn.MaxPool1d: [*_POOL, "dilation"],
-    nn.MaxPool2d: [*_POOL, "dilation"],
-    nn.AvgPool1d: [*_POOL, "count_include_pad"],
-    nn.AvgPool2d: [*_POOL, "count_include_pad", "divisor_override"],
-    nn.AdaptiveAvgPool1d: ["output_size"],
-    nn.AdaptiveAvgPool2d: ["output_size"],
-    nn.AdaptiveMaxPool1d: ["output_size"],
-    nn.AdaptiveMaxPool2d: ["output_size"],
-    nn.Upsample: ["size", "scale_factor", "mode", "align_corners"],
-    nn.ZeroPad2d: ["padding"],
+    **dict.fromkeys((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d), _MAX_POOL),
+    nn.AvgPool1d: _AVG_POOL,
+    **{kind: [*_AVG_POOL, "divisor_override"] for kind in (nn.AvgPool2d, nn.AvgPool3d)},
+    nn.LPPool2d: ["norm_type", "kernel_size", "stride", "ceil_mode"],
+    **{kind: ["output_size"] for kind in _ADAPTIVE},
+    nn.Upsample: _UPSAMPLE,
+    nn.UpsamplingNearest2d: ["size", "scale_factor"],
+    nn.UpsamplingBilinear2d: ["size", "scale_factor"],
+    **{kind: ["padding"] for kind in (nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d)},
     nn.Flatten: ["start_dim", "end_dim"],
+    nn.Unflatten: ["dim", "unflattened_size"],
+    nn.ChannelShuffle: ["groups"],
+    nn.PixelShuffle: ["upscale_factor"],
+    nn.PixelUnshuffle: ["downscale_factor"],
     nn.Softmax: ["dim"],
-}
+    nn.LogSoftmax: ["dim"],
+    nn.MultiheadAttention: [
+        "embed_dim", "num_heads", "dropout", "bias", "add_zero_attn", "kdim", "vdim",
+        "batch_first",
+    ],
+    nn.Unfold: ["kernel_size", "dilation", "padding", "stride"],
+    nn.Fold: ["output_size", "kernel_size", "dilation", "padding", "stride"],
+}  # fmt: skip
 _BY_NAME = {kind.__name__: kind for kind in PLAIN_MODULES}
 
 
@@ -57,14 +83,18 @@ def layer_arguments(module: nn.Module) -> dict[str, Any]:
     Raises:
         Refused: the layer is not one of the plain ones.
     """
-    if type(module) not in PLAIN_MODULES:
+    kind = layer_type(module)
+    if kind not in PLAIN_MODULES:
         raise Refused(
             f"{type(module).__name__} is not a plain torch layer; it cannot be stored or rebuilt"
         )
     arguments = {}
-    for name in _ARGUMENTS.get(type(module), []):
-        value = getattr(module, name)
-        arguments[name] = value is not None if name == "bias" else value
+    for name in _ARGUMENTS.get(kind, []):
+        if kind is nn.MultiheadAttention and name == "bias":
+            value: Any = module.in_proj_bias is not None
+        else:
+            value = getattr(module, name)
+        arguments[name] = isinstance(value, Tensor) or bool(value) if name == "bias" else value
     return arguments
 
 

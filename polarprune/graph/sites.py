@@ -5,7 +5,7 @@ a block site is one residual addition. Everything is named by nodes and layers o
 """
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from polarprune.graph.label_pass import label_graph, run_for_values
+from polarprune.graph.label_pass import label_graph
 from polarprune.graph.labels import Labels, Mix
 from polarprune.graph.operators import TRANSPOSED
 from polarprune.graph.residual import ResidualAddition, residual_additions
+from polarprune.graph.shapes import Values, run_for_values, uncounted_macs
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,9 @@ class Analysis:
     costs: list[MixCost]
     refused: list[Refusal]
     channels: dict[str, int]  # channels (axis 1) of each tensor that a gate may look at
+    uncounted: dict[str, int] = field(default_factory=dict)  # MACs of operators no rule knows
+    gone: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    # per label: cut whatever is decided, since nothing reads it or nothing but zeros is in it
 
     @cached_property
     def unit_of(self) -> dict[int, tuple[int, int]]:
@@ -101,8 +105,9 @@ def analyse(
         input_shape: (1, ...) of one image with its batch axis.
     """
     example = example_like(graph_module, input_shape)
-    labels = label_graph(graph_module, example)
     values = run_for_values(graph_module, example)
+    labels = label_graph(graph_module, example, values)
+    nodes = {node.name: node for node in graph_module.graph.nodes}
     totals = {mix.node: _macs(graph_module, mix, values) for mix in labels.mixes}
     additions, others = residual_additions(
         graph_module.graph, {name: total for name, (_, total) in totals.items()}, values
@@ -111,12 +116,14 @@ def analyse(
     analysis = Analysis(input_shape, labels, [], [], {}, [], refused, {})
     if blocks:
         refused += [Refusal(where, reason) for where, reason in others]
-        _add_block_sites(analysis, graph_module.graph, additions, totals)
+        _add_block_sites(analysis, nodes, additions, totals)
     if channels:
-        _add_channel_sites(analysis, graph_module.graph)
+        _add_channel_sites(analysis, nodes)
     _name_uniquely(analysis)
+    analysis.gone = _always_gone(labels)
     analysis.costs = [_cost(analysis, mix, *totals[mix.node]) for mix in labels.mixes]
     _price_units(analysis)
+    analysis.uncounted = uncounted_macs(graph_module, values)
     for site in analysis.sites:
         value = values[site.source]
         analysis.channels[site.source] = int(value.shape[1])
@@ -129,7 +136,7 @@ def example_like(graph_module: nn.Module, input_shape: tuple[int, ...]) -> Tenso
     return torch.zeros(input_shape, dtype=like.dtype, device=like.device)
 
 
-def _macs(graph_module: fx.GraphModule, mix: Mix, values: dict[str, Tensor]) -> tuple[int, int]:
+def _macs(graph_module: fx.GraphModule, mix: Mix, values: Values) -> tuple[int, int]:
     """(MACs of one input-output channel pair, MACs of the whole operator) for one image."""
     module = graph_module.get_submodule(mix.layer)
     source, result = values[mix.source], values[mix.node]
@@ -144,68 +151,63 @@ def _macs(graph_module: fx.GraphModule, mix: Mix, values: dict[str, Tensor]) -> 
 
 def _add_block_sites(
     analysis: Analysis,
-    graph: fx.Graph,
+    nodes: dict[str, fx.Node],
     additions: list[ResidualAddition],
     totals: dict[str, tuple[int, int]],
 ) -> None:
     for found in additions:
-        node = _node(graph, found.addition)
-        stack = list(node.meta.get("nn_module_stack", {}))
+        stack = list(nodes[found.addition].meta.get("nn_module_stack", {}))
         name = stack[-1] if stack and stack[-1] else found.addition
-        saved = sum(totals[n][1] for n in _dead_without(graph, found) if n in totals)
+        saved = sum(totals[n][1] for n in found.removed if n in totals)
         analysis.additions[len(analysis.sites)] = found
-        analysis.sites.append(GateSite(name, "block", 1, saved, found.start))
+        source = nodes[found.start]
+        while source.name not in analysis.labels.tensors:  # the parts of a split: look at the whole
+            source = source.all_input_nodes[0]
+        analysis.sites.append(GateSite(name, "block", 1, saved, source.name))
         analysis.classes.append(np.zeros(0, dtype=np.int64))
 
 
-def _dead_without(graph: fx.Graph, block: ResidualAddition) -> set[str]:
-    """The nodes that nothing needs any more once this branch is left out."""
-    live: set[str] = set()
-    for node in reversed(graph.nodes):
-        if node.op == "output" or node.name in live:
-            sources = {n.name for n in node.all_input_nodes}
-            live |= {block.shortcut} if node.name == block.addition else sources
-    return set(block.private) - live
-
-
-def _add_channel_sites(analysis: Analysis, graph: fx.Graph) -> None:
+def _add_channel_sites(analysis: Analysis, nodes: dict[str, fx.Node]) -> None:
     labels = analysis.labels
-    pinned = labels.pinned_roots()
-    read = {int(r) for m in labels.mixes if not m.depthwise for r in labels.roots[m.inputs]}
-    written = {int(r) for r in labels.roots[np.flatnonzero(labels.written)]}
-    where: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    first: dict[int, tuple[int, int]] = {}
+    count = len(labels.keys)
+    candidate = np.zeros(count, dtype=bool)
+    for mix in labels.mixes:
+        if not mix.depthwise:
+            candidate[labels.roots[mix.inputs]] = True
+    written = np.zeros(count, dtype=bool)
+    written[labels.roots[np.flatnonzero(labels.written)]] = True
+    candidate &= written
+    candidate[list(labels.pinned_roots())] = False
     names = list(labels.tensors)
+    # Per class: its first tensor and position, and a fingerprint of where it lies how often.
+    first = np.full(count, np.iinfo(np.int64).max, dtype=np.int64)
+    prints = np.zeros((2, count), dtype=np.uint64)
+    widest = 1 + max((len(t.ids) for t in labels.tensors.values()), default=0)
+    random = np.random.default_rng(0).integers(1, 2**63, size=(2, len(names)), dtype=np.uint64)
     for place, name in enumerate(names):
-        flat = labels.roots[labels.tensors[name].compact.reshape(-1).numpy()]
+        flat = labels.roots[labels.tensors[name].ids]
         roots, at, counts = np.unique(flat, return_index=True, return_counts=True)
-        for root, position, count in zip(roots.tolist(), at.tolist(), counts.tolist(), strict=True):
-            where[root].append((place, count))
-            first.setdefault(root, (place, position))
-    groups: dict[tuple[tuple[int, int], ...], list[int]] = defaultdict(list)
-    for root in sorted(where, key=lambda r: first[r]):
-        if root in read and root in written and root not in pinned:
-            groups[tuple(where[root])].append(root)
+        first[roots] = np.minimum(first[roots], place * widest + at)
+        prints[:, roots] += random[:, place, None] * counts.astype(np.uint64)
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    found = np.flatnonzero(candidate)
+    for root in found[np.argsort(first[found], kind="stable")].tolist():
+        groups[int(prints[0, root]), int(prints[1, root])].append(root)
+    writers_of: dict[int, list[Mix]] = defaultdict(list)
+    for mix in labels.mixes:
+        if not mix.depthwise:
+            for root in np.unique(labels.roots[mix.outputs]).tolist():
+                writers_of[root].append(mix)
     for members in groups.values():
-        roots = np.asarray(members, dtype=np.int64)
-        writers = [
-            m
-            for m in labels.mixes
-            if not m.depthwise and np.isin(labels.roots[m.outputs], roots).any()
-        ]
-        earliest = names[first[members[0]][0]]
+        writers = list({m.node: m for root in members for m in writers_of[root]}.values())
+        earliest = names[int(first[members[0]]) // widest]
         source = earliest
-        if len(writers) == 1 and _node(graph, writers[0].source).op != "placeholder":
+        if len(writers) == 1 and nodes[writers[0].source].op != "placeholder":
             # Pooled once for every gate that looks at the same tensor (a block's own gate does).
             source = writers[0].source
         name = writers[0].layer if writers else earliest
         analysis.sites.append(GateSite(name, "channel", len(members), 0, source))
-        analysis.classes.append(roots)
-
-
-def _node(graph: fx.Graph, name: str) -> fx.Node:
-    found: fx.Node = next(node for node in graph.nodes if node.name == name)
-    return found
+        analysis.classes.append(np.asarray(members, dtype=np.int64))
 
 
 def _name_uniquely(analysis: Analysis) -> None:
@@ -213,10 +215,7 @@ def _name_uniquely(analysis: Analysis) -> None:
     for place, site in enumerate(analysis.sites):
         count = seen[site.name] = seen.get(site.name, 0) + 1
         if count > 1:
-            renamed = f"{site.name}#{count}"
-            analysis.sites[place] = GateSite(
-                renamed, site.kind, site.units, site.unit_macs, site.source
-            )
+            analysis.sites[place] = replace(site, name=f"{site.name}#{count}")
 
 
 def _cost(analysis: Analysis, mix: Mix, per_pair: int, total: int) -> MixCost:
@@ -227,9 +226,9 @@ def _cost(analysis: Analysis, mix: Mix, per_pair: int, total: int) -> MixCost:
     if mix.groups > 1:
         each = total // mix.groups
         firsts = mix.inputs.reshape(mix.groups, -1)[:, 0]
-        for found in analysis.units_at(firsts):
+        for found, label in zip(analysis.units_at(firsts), firsts, strict=True):
             if found is None:
-                fixed += each
+                fixed += 0 if analysis.gone[label] else each
             else:
                 group_macs[found[0]] += each
         group_macs = {s: m // analysis.sites[s].units for s, m in group_macs.items()}
@@ -238,13 +237,27 @@ def _cost(analysis: Analysis, mix: Mix, per_pair: int, total: int) -> MixCost:
     )
 
 
+def _always_gone(labels: Labels) -> np.ndarray:
+    """Per label whether its class is cut whatever is decided."""
+    count = len(labels.keys)
+    needed = np.zeros((2, count), dtype=bool)
+    for mix in labels.mixes:
+        if not mix.depthwise:
+            needed[0, labels.roots[mix.inputs]] = True
+    needed[1, labels.roots[np.flatnonzero(labels.written)]] = True
+    kept = needed[0] & needed[1]
+    kept[list(labels.pinned_roots())] = True
+    gone: np.ndarray = ~kept[labels.roots]
+    return gone
+
+
 def _counts(analysis: Analysis, labels: np.ndarray) -> tuple[dict[int, int], int]:
     """Positions a unit of each site, and positions of no site."""
     counts: dict[int, int] = defaultdict(int)
     fixed = 0
-    for found in analysis.units_at(labels):
+    for found, label in zip(analysis.units_at(labels), labels, strict=True):
         if found is None:
-            fixed += 1
+            fixed += not analysis.gone[label]
         else:
             counts[found[0]] += 1
     return {site: n // analysis.sites[site].units for site, n in counts.items()}, fixed
@@ -252,15 +265,18 @@ def _counts(analysis: Analysis, labels: np.ndarray) -> tuple[dict[int, int], int
 
 def _price_units(analysis: Analysis) -> None:
     """Fill in unit_macs of the channel sites: what closing one unit alone saves."""
-    for place, site in enumerate(analysis.sites):
-        if site.kind == "block":
+    saved: dict[int, int] = defaultdict(int)
+    for cost in analysis.costs:
+        if cost.mix.groups > 1:
+            for place, macs in cost.group_macs.items():
+                saved[place] += macs
             continue
-        saved = 0
-        for cost in analysis.costs:
-            if cost.mix.groups > 1:
-                saved += cost.group_macs.get(place, 0)
-                continue
+        all_in, all_out = cost.fixed_in, cost.fixed_out
+        all_in += sum(n * analysis.sites[place].units for place, n in cost.reads.items())
+        all_out += sum(n * analysis.sites[place].units for place, n in cost.writes.items())
+        for place in {*cost.reads, *cost.writes}:
             n_in, n_out = cost.reads.get(place, 0), cost.writes.get(place, 0)
-            all_in, all_out = len(cost.mix.inputs), len(cost.mix.outputs)
-            saved += cost.per_pair * (n_in * all_out + n_out * all_in - n_in * n_out)
-        analysis.sites[place] = GateSite(site.name, "channel", site.units, saved, site.source)
+            saved[place] += cost.per_pair * (n_in * all_out + n_out * all_in - n_in * n_out)
+    for place, site in enumerate(analysis.sites):
+        if site.kind == "channel":
+            analysis.sites[place] = replace(site, unit_macs=saved[place])

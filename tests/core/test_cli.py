@@ -111,6 +111,9 @@ FAILURES = [
     ([*TRAIN, "--resume"], 1, "error: out holds no run.json; "),
     (["inspect", "nothing/here"], 1, "error: unknown model 'nothing/here'"),
     (["inspect", "."], 1, "error: . holds neither run.json nor a manifest; "),
+    (["inspect", "resnet20", "--html", "no/page.html"], 1, "error: --html: the folder no does not"),
+    (["inspect", "resnet20", "--html", "."], 1, "error: --html takes a file, and . is a folder; "),
+    (["inspect", "resnet21", "--html", "page.html"], 1, "error: unknown model 'resnet21'"),
     (["export", "resnet20", "--format", "tflite", "--out", "out"], 1, "error: the format is 'tfl"),
     (["export", "resnet20", "--precision", "fp4", "--out", "out"], 1, "error: the precision is 'f"),
     (["export", "resnet20", "--batch", "8:1", "--out", "out"], 1, "error: the batch profile is '8"),
@@ -173,6 +176,29 @@ def test_without_json_people_read_stdout(run: Callable[..., Answer], pruned_run:
     code, out, err = run("inspect", str(pruned_run))
     assert (code, err) == (0, "")
     assert "layer1.0.conv1" in out
+
+
+def test_inspect_draws_a_page_beside_its_tables(
+    run: Callable[..., Answer], pruned_run: Path, tmp_path: Path
+) -> None:
+    code, out, err = run("inspect", str(pruned_run), "--html", "page.html")
+    assert (code, err) == (0, "")
+    assert "layer1.0.conv1" in out
+    assert out.splitlines()[-1] == "Page: page.html"
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.startswith("<!DOCTYPE html>")
+    assert page.count('id="site-') == 21
+    code, out, _ = run("inspect", str(pruned_run), "--html", "page.html", "--json")
+    assert json.loads(out) == json.loads(run("inspect", str(pruned_run), "--json")[1])
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == page
+
+
+def test_a_bundle_is_not_drawn(run: Callable[..., Answer], bundle: Path, tmp_path: Path) -> None:
+    code, out, err = run("inspect", str(bundle), "--html", "page.html")
+    assert (code, out) == (1, "")
+    assert err.startswith("error: --html draws a network, and ")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "page.html").exists()
 
 
 @pytest.fixture

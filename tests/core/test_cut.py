@@ -132,8 +132,8 @@ def test_a_parametrised_layer_keeps_its_parameters() -> None:
     net = small(lambda s, x: s.head(F.relu(s.one(F.relu(s.stem(x))))))
     torch.nn.utils.parametrizations.weight_norm(net.one)
     gated = polarprune.attach_gates(net, image())
-    assert channel_sites(gated) == {"last": 6}
-    gated.set_decisions(all_open(gated, last=[0, 1]))
+    assert channel_sites(gated) == {"stem": 8, "one": 8, "last": 6}
+    gated.set_decisions(all_open(gated, stem=[3], one=[2, 7], last=[0, 1]))
     polarprune.certify(gated, polarprune.collapse(gated), image())
 
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 import polarprune
 from polarprune.errors import Refused
 from polarprune.graph import normalise as normalise_module
-from polarprune.graph.normalise import forward_float64, normalise, relative_error
+from polarprune.graph.comparing import forward_float64, relative_error
+from polarprune.graph.normalise import normalise
 
 
 def _branch(first):
@@ -156,7 +157,7 @@ def test_gates_take_the_dtype_and_mode_of_the_network(training: bool, dtype: tor
 
 def test_the_comparison_of_traced_and_untraced_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     net = small(_branch(IN_PLACE_STARTS["module"]))
-    monkeypatch.setattr(normalise_module, "_functionalise", lambda graph_module: None)
+    monkeypatch.setattr(normalise_module, "functionalise", lambda graph_module: None)
     plain = normalise(net, image())  # the in-place operator is still there, and still agrees
     assert plain.relu.inplace
     monkeypatch.setattr(normalise_module.fx.Tracer, "trace", _trace_without_bias)

@@ -1,0 +1,155 @@
+"""First stage, part: a network as a torch.fx graph.
+
+Layers that the analysis knows are leaves; everything else is traced through. A module whose
+forward cannot be traced becomes one opaque operator: its channels are pinned, the rest goes on.
+"""
+
+import operator
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+from torchvision.ops import StochasticDepth
+
+from polarprune.errors import Refused
+from polarprune.graph.operators import BATCH_NORMS
+from polarprune.graph.shapes import run_for_values
+
+# A network with more parts than this that cannot be traced has no part worth analysing.
+_MOST_OPAQUE = 400
+
+
+class _Proxy(fx.Proxy):
+    """Records `y += x` as such; a plain Proxy falls back to `y = y + x` and hides the aliasing."""
+
+    def _in_place(self, function: Callable[..., Any], other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    def __iadd__(self, other: Any) -> fx.Proxy:
+        return self._in_place(operator.iadd, other)
+
+    def __isub__(self, other: Any) -> fx.Proxy:
+        return self._in_place(operator.isub, other)
+
+    def __imul__(self, other: Any) -> fx.Proxy:
+        return self._in_place(operator.imul, other)
+
+    def __itruediv__(self, other: Any) -> fx.Proxy:
+        return self._in_place(operator.itruediv, other)
+
+    def __len__(self) -> int:
+        return len(self.tracer.value_of(self))  # type: ignore[attr-defined]
+
+
+class _Tracer(fx.Tracer):
+    """Looks sizes up where Python wants to know them: to go through a shape, or to branch on one.
+
+    What it has branched on then holds for the example's size: `fixed_size`.
+    """
+
+    def __init__(self, opaque: set[str], example_input: Tensor) -> None:
+        super().__init__(autowrap_functions=same_padding_functions(), param_shapes_constant=True)
+        self.opaque = opaque
+        self.example_input = example_input
+        self.failed: str | None = None
+        self.fixed_size = False
+
+    def value_of(self, proxy: fx.Proxy) -> Any:
+        """What a proxy stands for, tensors on the meta device.
+
+        Raises:
+            TraceError: it cannot be known before the network runs.
+        """
+        graph = fx.Graph()
+        copied: dict[fx.Node, fx.Node] = {}
+        graph.graph_copy(self.graph, copied)
+        graph.output(copied[proxy.node])
+        try:
+            values = run_for_values(fx.GraphModule(self.root, graph), self.example_input)
+        except Exception as error:
+            raise fx.proxy.TraceError(f"the value of {proxy.node.name} is not known") from error
+        return values[copied[proxy.node].name]
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        try:
+            return super().iter(obj)
+        except fx.proxy.TraceError:
+            value = self.value_of(obj)
+            if not isinstance(value, tuple | list):
+                raise
+            return iter([operator.getitem(obj, place) for place in range(len(value))])
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        value = self.value_of(obj)
+        if not isinstance(value, bool | int | float):
+            return super().to_bool(obj)
+        self.fixed_size = True
+        return bool(value)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if module_qualified_name in self.opaque or is_known_leaf(m):
+            return True
+        return super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            if self.failed is None:  # the innermost one is the first to see it
+                self.failed = self.path_of_module(m)
+            raise
+
+
+def is_known_leaf(module: nn.Module) -> bool:
+    """Layers from outside torch.nn that are lowered to plain ones (plain_layers.py)."""
+    if isinstance(module, StochasticDepth) or type(module).__name__ == "DropPath":
+        return True
+    return is_norm_with_activation(module) or parametrize.is_parametrized(module)
+
+
+def is_norm_with_activation(module: nn.Module) -> bool:
+    """A batch norm that ends in an activation of its own, as timm's BatchNormAct2d."""
+    return (
+        isinstance(module, BATCH_NORMS)
+        and type(module) not in BATCH_NORMS
+        and isinstance(getattr(module, "act", None), nn.Module)
+        and isinstance(getattr(module, "drop", None), nn.Module)
+    )
+
+
+def same_padding_functions() -> tuple[Callable[..., Any], ...]:
+    """Timm's padding to the size of the input, where timm is loaded: kept whole by the tracer."""
+    module = sys.modules.get("timm.layers.padding")
+    return () if module is None else (module.pad_same,)
+
+
+def trace(owned: nn.Module, example_input: Tensor) -> tuple[fx.GraphModule, bool]:
+    """The network's graph in evaluation mode, around its own layers.
+
+    Returns:
+        The graph, and whether it holds for images of the example's size only.
+
+    Raises:
+        Refused: the network itself, not only a part of it, has Python control flow on values.
+    """
+    opaque: set[str] = set()
+    owned.eval()
+    while True:
+        tracer = _Tracer(opaque, example_input[:1].detach())
+        try:
+            graph_module = fx.GraphModule(owned, tracer.trace(owned))
+            return graph_module, tracer.fixed_size
+        except Exception as error:
+            # fx raises anything the user's forward raises on a proxy.
+            if tracer.failed is None or tracer.failed in opaque or len(opaque) > _MOST_OPAQUE:
+                line = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise Refused(
+                    f"{type(owned).__name__} cannot be traced by torch.fx: {line}; "
+                    "remove Python control flow that depends on tensor values"
+                ) from error
+            opaque.add(tracer.failed)
