@@ -55,7 +55,10 @@ def find_readers(net: nn.Module, gated: GatedNetwork, images: Tensor) -> Readers
             skipped[layer] = reason
             lost |= set(cost.reads)
             continue
-        positions[layer] = [u and (analysis.sites[u[0]].name, u[1]) for u in found]
+        positions[layer] = [
+            (analysis.sites[site].name, unit) if site >= 0 else None
+            for site, unit in found.tolist()
+        ]
     sites = {
         site.name
         for place, site in enumerate(analysis.sites)

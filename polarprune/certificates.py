@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from polarprune.errors import ParityError
@@ -60,6 +61,7 @@ def certify(
     """
     frozen = copy.deepcopy(gated)
     frozen.set_decisions(frozen.decisions())
+    _materialise(frozen)
     worst_rel, worst_abs = 0.0, 0.0
     agreement = None
     for training in (False, True):
@@ -90,6 +92,17 @@ def certify(
         top1_agreement=agreement,
         passed=True,
     )
+
+
+def _materialise(net: nn.Module) -> None:
+    """Weights that are computed from others (weight standardisation), as the numbers they are.
+
+    The collapsed network holds these numbers, in the network's own precision.
+    """
+    for module in net.modules():
+        if parametrize.is_parametrized(module):
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
+                parametrize.remove_parametrizations(module, str(name))
 
 
 def top1_agreement(expected: Any, got: Any) -> float | None:

@@ -3,11 +3,13 @@
 import bisect
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
 from polarprune.errors import ConfigError
 from polarprune.graph.cost import CostCircuit, as_float
+from polarprune.graph.operators import operator_name
 from polarprune.graph.sites import Analysis
 
 
@@ -125,26 +127,33 @@ def _refuse_starved(
     for mix_cost, live, opened in zip(analysis.costs, cost.live, cost.open_inputs, strict=True):
         if as_float(live) > 0 and as_float(opened) == 0:
             _raise_starved(analysis, list(mix_cost.reads), mix_cost.mix.layer)
-    closed = {
-        int(root)
-        for site, roots in zip(analysis.sites, analysis.classes, strict=True)
-        if site.kind == "channel"
-        for root in roots[~decisions[site.name].numpy()]
-    }
-    empty = {
-        name: {int(r) for r in analysis.labels.roots[t.ids]} <= closed
-        for name, t in analysis.labels.tensors.items()
-    }
+    labels = analysis.labels
+    shut = np.zeros(len(labels.keys), dtype=bool)
+    for site, roots in zip(analysis.sites, analysis.classes, strict=True):
+        if site.kind == "channel":
+            shut[roots[~decisions[site.name].numpy()]] = True
+    shut = shut[labels.roots]
+    known: dict[int, bool] = {}  # tensors that share their labels are looked at once
+
+    def is_empty(name: str) -> bool:
+        ids = labels.tensors[name].ids
+        if id(ids) not in known:
+            known[id(ids)] = bool(shut[ids].all())
+        return known[id(ids)]
+
+    empty = {name for name in labels.tensors if is_empty(name)}
+    if not empty:
+        return
     live_nodes = circuit.live_nodes(values)
     for node in graph.nodes:
-        if node.name not in live_nodes or empty.get(node.name, True):
+        unlabelled = node.name not in labels.tensors
+        if node.name not in live_nodes or unlabelled or node.name in empty:
             continue
         for source in node.all_input_nodes:
-            starved = empty.get(source.name, False) and source.name in live_nodes
-            if starved and getattr(node.target, "__name__", "") not in ("cat", "concat"):
-                tensor = analysis.labels.tensors[source.name]
-                units = analysis.units_at(tensor.ids)
-                _raise_starved(analysis, [u[0] for u in units if u is not None], node.name)
+            starved = source.name in empty and source.name in live_nodes
+            if starved and operator_name(node) not in ("cat", "concat"):
+                sites = analysis.units_at(labels.tensors[source.name].ids)[:, 0]
+                _raise_starved(analysis, [s for s in sites.tolist() if s >= 0], node.name)
 
 
 def _raise_starved(analysis: Analysis, sites: list[int], where: str) -> None:

@@ -2,16 +2,19 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, fx, nn
 
+from polarprune.collecting import paused_collection
 from polarprune.decisions import check_decisions, choose_decisions
 from polarprune.errors import ConfigError
 from polarprune.gating import BlockGate, ChannelGates, GateState, PooledFeatures, SiteGate
 from polarprune.graph.cost import CostCircuit, count_parameters
 from polarprune.graph.normalise import normalise
 from polarprune.graph.sites import Analysis, GateSite, Refusal, analyse
+from polarprune.graph.tracing import Draft
 from polarprune.methods import GateOutput, GateRequest, build_method
 
 # All gates together: at most this share of the network's parameters (the design says under 5 %).
@@ -72,12 +75,16 @@ class GatedNetwork(nn.Module):
             if isinstance(module, nn.Linear)
         )
 
-    def plain(self) -> fx.GraphModule:
-        """The network without gates, sharing its layers with this one."""
+    def plain(self, *, draft: bool = False) -> fx.GraphModule:
+        """The network without gates, sharing its layers with this one.
+
+        Args:
+            draft: only to be rewritten, not to be called.
+        """
         graph = fx.Graph()
         graph.output(graph.graph_copy(self._plain_graph, {}))
-        module = fx.GraphModule(self.body, graph)
-        module.train(self.training)
+        module = Draft(self.body, graph) if draft else fx.GraphModule(self.body, graph)
+        module.training = self.training
         return module
 
     def search(self) -> None:
@@ -128,8 +135,8 @@ class GatedNetwork(nn.Module):
         return choose_decisions(self.analysis, self.circuit, scores, self.align, target)
 
     def _insert_gates(self, plain: fx.GraphModule) -> fx.GraphModule:
-        layers = {site.source: self.analysis.channels[site.source] for site in self.sites}
-        requests = [GateRequest(s.units, layers[s.source], s.unit_macs) for s in self.sites]
+        widths = {s.source: _channel_axis(self.analysis, s.source)[1] for s in self.sites}
+        requests = [GateRequest(s.units, widths[s.source], s.unit_macs) for s in self.sites]
         budget = int(_GATE_PARAMETER_SHARE * count_parameters(plain))
         like = next((p for p in plain.parameters()), torch.zeros(()))
         gating = nn.Module()
@@ -141,8 +148,8 @@ class GatedNetwork(nn.Module):
         body.gate_channels()
         body.gate_blocks()
         gating.to(device=like.device, dtype=like.dtype).train(plain.training)
-        graph_module = fx.GraphModule(plain, plain.graph)
-        graph_module.train(plain.training)
+        graph_module = Draft(plain, plain.graph)
+        graph_module.training = plain.training
         return graph_module
 
 
@@ -160,17 +167,23 @@ class _GateInserter:
         self.nodes = {node.name: node for node in plain.graph.nodes}
         self.pooled: dict[str, fx.Node] = {}
         self.gates: list[fx.Node] = []
-        self.order = list(plain.graph.nodes)
+        # A node that is inserted comes right after another one, before what was put there earlier.
+        self.place: dict[fx.Node, tuple[int, ...]] = {
+            node: (place,) for place, node in enumerate(plain.graph.nodes)
+        }
 
     def _call(self, name: str, module: nn.Module, *args: fx.Node, after: fx.Node) -> fx.Node:
         self.root.add_submodule(f"gating.{name}", module)
         with self.graph.inserting_after(after):
-            return self.graph.call_module(f"gating.{name}", args)
+            node = self.graph.call_module(f"gating.{name}", args)
+        self.place[node] = (*self.place[after], -len(self.place))
+        return node
 
     def add_site(self, place: int, gate: SiteGate) -> None:
         source = self.analysis.sites[place].source
         if source not in self.pooled:
-            pool = PooledFeatures(self.state, self.dtype)
+            axis, _ = _channel_axis(self.analysis, source)
+            pool = PooledFeatures(self.state, self.dtype, axis)
             at = self.nodes[source]
             self.pooled[source] = self._call(f"pool_{len(self.pooled)}", pool, at, after=at)
         pooled = self.pooled[source]
@@ -185,13 +198,12 @@ class _GateInserter:
         for count, (source, places) in enumerate(readers.items()):
             mix = self.analysis.costs[places[0]].mix
             units = self.analysis.units_at(mix.inputs)
-            sites = sorted({found[0] for found in units if found is not None})
-            offsets, start = {}, 0
-            for site in sites:
-                offsets[site] = start
-                start += self.analysis.sites[site].units
-            index = [start if u is None else offsets[u[0]] + u[1] for u in units]
-            module = ChannelGates(self.state, torch.tensor(index), mix.axis)
+            sites = [s for s in np.unique(units[:, 0]).tolist() if s >= 0]
+            starts = np.zeros(len(self.analysis.sites) + 1, dtype=np.int64)
+            starts[sites] = np.cumsum([0, *(self.analysis.sites[s].units for s in sites[:-1])])
+            starts[-1] = sum(self.analysis.sites[s].units for s in sites) + 1  # site -1, unit -1
+            index = torch.from_numpy(starts[units[:, 0]] + units[:, 1])
+            module = ChannelGates(self.state, index, mix.axis)
             tensor, gates = self.nodes[source], [self.gates[site] for site in sites]
             gated = self._call(
                 f"channels_{count}", module, tensor, *gates, after=self._latest([tensor, *gates])
@@ -209,7 +221,14 @@ class _GateInserter:
             addition.replace_input_with(branch, gated)
 
     def _latest(self, nodes: list[fx.Node]) -> fx.Node:
-        return max(nodes)  # nodes of one graph compare by their place in it
+        return max(nodes, key=self.place.__getitem__)
+
+
+def _channel_axis(analysis: Analysis, source: str) -> tuple[int, int]:
+    """Along which axis the channels of a tensor lie (of tokens the last one), and how many."""
+    tensor = analysis.labels.tensors[source]
+    axis = 1 if tensor.axis is None else tensor.axis
+    return axis, tensor.shape[axis]
 
 
 def attach_gates(
@@ -235,7 +254,8 @@ def attach_gates(
     """
     if align < 1:
         raise ConfigError(f"align must be at least 1, got {align}")
-    plain = normalise(net, example_input)
-    shape = (1, *example_input.shape[1:])
-    analysis = analyse(plain, shape, blocks=blocks, channels=channels)
-    return GatedNetwork(plain, analysis, method, align)
+    with paused_collection():
+        plain = normalise(net, example_input)
+        shape = (1, *example_input.shape[1:])
+        analysis = analyse(plain, shape, blocks=blocks, channels=channels)
+        return GatedNetwork(plain, analysis, method, align)

@@ -26,19 +26,24 @@ class PooledFeatures(nn.Module):
     Shared by all gates that look at one tensor.
     """
 
-    def __init__(self, state: GateState, dtype: torch.dtype) -> None:
-        """Give features of this dtype, whatever autocast does to the activations."""
+    def __init__(self, state: GateState, dtype: torch.dtype, axis: int = 1) -> None:
+        """Give features of this dtype, whatever autocast does to the activations.
+
+        Args:
+            axis: of the channels; what lies along the others is space (or tokens).
+        """
         super().__init__()
         self.state = state
         self.dtype = dtype
+        self.axis = axis
 
-    def forward(self, x: Float[Tensor, "n c *space"]) -> Float[Tensor, "n c"] | None:
+    def forward(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n c"] | None:
         """Features (n, c), or None while nobody looks."""
         if self.state.mode != "search":
             return None
         x = x.detach()
-        pooled = x.mean(dim=tuple(range(2, x.dim()))) if x.dim() > 2 else x
-        return pooled.to(self.dtype)
+        space = tuple(axis for axis in range(1, x.dim()) if axis != self.axis)
+        return (x.mean(dim=space) if space else x).to(self.dtype)
 
 
 class SiteGate(nn.Module):

@@ -20,7 +20,12 @@ from torch import Tensor, fx, nn
 from polarprune.collapsing import META, Description, describe
 from polarprune.errors import CheckpointError, Refused
 from polarprune.graph.layers import build_layer, layer_arguments
-from polarprune.graph.operators import PLAIN_FUNCTIONS, PLAIN_METHODS
+from polarprune.graph.operators import (
+    PLAIN_FUNCTIONS,
+    PLAIN_METHODS,
+    SIZE_ATTRIBUTES,
+    reads_attribute,
+)
 
 SCHEMA = 1
 NETWORK_FILE = "network.json"
@@ -30,7 +35,10 @@ _FUNCTION_NAMES = {function: name for name, function in reversed(PLAIN_FUNCTIONS
 # fx writes module paths and attribute names into the code it generates.
 _PATH = re.compile(r"[A-Za-z_0-9-]+(\.[A-Za-z_0-9-]+)*")  # between quotes where no identifier
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z_0-9]*")
-_SHAPE = "shape"
+_DTYPES = {
+    name: getattr(torch, name)
+    for name in ("float16", "bfloat16", "float32", "float64", "int32", "int64", "bool")
+}
 # Whatever a wrong type, key, number or name in the file makes Python, torch or fx raise.
 _BROKEN = (
     ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError,
@@ -141,8 +149,8 @@ def _encode_layer(module: nn.Module) -> dict[str, Any]:
 def _encode_node(node: fx.Node, buffers: set[str]) -> dict[str, Any]:
     entry: dict[str, Any] = {"name": node.name, "op": node.op, "target": str(node.target)}
     if node.op == "call_function":
-        if node.target is getattr and node.args[1] == _SHAPE:
-            return {**entry, "op": "shape", "target": "", "args": [_encode(node.args[0])]}
+        if reads_attribute(node):
+            return {**entry, "op": str(node.args[1]), "target": "", "args": [_encode(node.args[0])]}
         if node.target not in _FUNCTION_NAMES:
             name = getattr(node.target, "__name__", node.target)
             raise Refused(f"operator {name} ({node.name}) cannot be stored in a network file")
@@ -164,8 +172,8 @@ def _decode_node(graph: fx.Graph, entry: dict[str, Any], nodes: dict[str, fx.Nod
     }
     op, target = entry["op"], entry["target"]
     name = _checked(entry["name"], _IDENTIFIER)
-    if op == "shape":
-        return graph.create_node("call_function", getattr, (*args, _SHAPE), {}, name)
+    if op in SIZE_ATTRIBUTES:
+        return graph.create_node("call_function", getattr, (*args, op), {}, name)
     if op == "call_function":
         if target not in PLAIN_FUNCTIONS:
             raise Refused(f"operator {target!r} is not one that a network file may name")
@@ -194,6 +202,12 @@ def _encode(value: Any) -> Any:
         return [_encode(part) for part in value]
     if isinstance(value, float) and not math.isfinite(value):
         raise Refused(f"a network file cannot hold the number {value}")
+    if isinstance(value, dict):
+        return {"dict": {str(key): _encode(part) for key, part in value.items()}}
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if value is Ellipsis:
+        return {"ellipsis": True}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise Refused(f"a network file cannot hold a {type(value).__name__} argument ({value})")
@@ -211,4 +225,10 @@ def _decode(value: Any, nodes: dict[str, fx.Node]) -> Any:
         return slice(*(_decode(part, nodes) for part in content))
     if kind == "tuple":
         return tuple(_decode(part, nodes) for part in content)
+    if kind == "dict":
+        return {_checked(key): _decode(part, nodes) for key, part in content.items()}
+    if kind == "dtype":
+        return _DTYPES[content]
+    if kind == "ellipsis":
+        return Ellipsis
     raise Refused(f"a network file names an unknown kind of value, {kind!r}")

@@ -21,7 +21,12 @@ from polarprune.decisions import choose_decisions, macs_of
 from polarprune.errors import ConfigError
 from polarprune.gates import GatedNetwork
 from polarprune.graph.cut import Cut
-from polarprune.optimizer_state import check_sliceable, replace_parameters, take_out
+from polarprune.optimizer_state import (
+    Replacement,
+    check_sliceable,
+    replace_parameters,
+    take_out,
+)
 
 # Images that a check of a cut looks at: float64 copies of them go through two networks twice.
 _CHECKED_IMAGES = 32
@@ -291,12 +296,21 @@ class OnePass:
         return record
 
     def _hand_over(self, gated: GatedNetwork, small: nn.Module, cut: Cut) -> None:
-        """Give the optimizer the small network's parameters, each with its part of the state."""
-        old = dict(gated.body.named_parameters())
-        replacements = {
-            old[cut.origins[name].name]: (parameter, cut.origins[name])
-            for name, parameter in small.named_parameters()
-        }
+        """Give the optimizer the small network's parameters, each with its part of the state.
+
+        A weight that was computed from other parameters (standardised, parametrised) is a new
+        quantity: it takes the place of the first of them and starts without state.
+        """
+        old = dict(gated.body.named_parameters(remove_duplicate=False))
+        replacements: dict[nn.Parameter, Replacement] = {}
+        for name, parameter in small.named_parameters():
+            layer, _, tensor = name.rpartition(".")
+            prefix = f"{layer}.parametrizations.{tensor}."
+            sources = [path for path in old if path.startswith(prefix)]
+            if sources:
+                replacements[old[sources[0]]] = (parameter, None)
+            else:
+                replacements[old[cut.origins[name].name]] = (parameter, cut.origins[name])
         replace_parameters(self._optimizer, replacements)
 
     def _become(self, small: nn.Module) -> None:

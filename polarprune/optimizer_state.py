@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from polarprune.graph.cut import Origin
 
-Replacement = tuple[nn.Parameter, Origin]
+# The parameter that takes a place, and which part of the old one it is: None for none of it.
+Replacement = tuple[nn.Parameter, Origin | None]
 
 
 def check_sliceable(optimizer: torch.optim.Optimizer) -> None:
@@ -35,7 +36,7 @@ def replace_parameters(
 
     Every state tensor that has a parameter's length along a cut axis is cut along it (momentum,
     Adam's moments, Adafactor's rows and columns); step counts stay. A parameter without a
-    replacement is gone and leaves its group.
+    replacement is gone and leaves its group; one that is no part of the old one has no state yet.
     """
     for group in optimizer.param_groups:
         kept = [p for p in group["params"] if p in replacements]
@@ -44,9 +45,10 @@ def replace_parameters(
         for old, state in old_state:
             if state and old in replacements:
                 new, origin = replacements[old]
-                optimizer.state[new] = {
-                    key: _sliced(value, old, origin) for key, value in state.items()
-                }
+                if origin is not None:
+                    optimizer.state[new] = {
+                        key: _sliced(value, old, origin) for key, value in state.items()
+                    }
 
 
 def _sliced(value: Any, old: nn.Parameter, origin: Origin) -> Any:

@@ -30,8 +30,9 @@ from polarprune.manifest import (
     write_manifest,
 )
 from polarprune_export.accuracy import onnx_accuracy, torch_accuracy
+from polarprune_export.base_operators import base_operators, refuse_masks
 from polarprune_export.engine import EngineReport, batch_profiles, build_engine
-from polarprune_export.onnx_lint import lint_onnx
+from polarprune_export.onnx_lint import BASE_OPERATORS, lint_onnx
 from polarprune_export.onnx_session import Array, require_onnxruntime
 from polarprune_export.onnx_writer import OnnxReport, write_onnx
 from polarprune_export.parity import ParityResult, check_parity, count_for_side
@@ -56,7 +57,8 @@ class BundleContents:
     """What a bundle says about its network besides what is measured.
 
     `cuts` opens the certificate chain. `max_accuracy_drop` is in points (0..100) of top-1 that the
-    exported model may lose against torch on `data`.
+    exported model may lose against torch on `data`. `unpruned` makes the network before pruning,
+    which tells the lint what the network itself needs; without it every finding is refused.
     """
 
     name: str
@@ -66,6 +68,7 @@ class BundleContents:
     base: Mapping[str, Any] = field(default_factory=dict)
     data: "Dataset | None" = None
     max_accuracy_drop: float | None = None
+    unpruned: Callable[[], nn.Module] | None = None
 
 
 def write_bundle(
@@ -98,7 +101,9 @@ def write_bundle(
     _check_cuts(contents.cuts)
     with _new_folder(Path(folder)) as place:
         report = write_onnx(dense, place / ONNX_NAME, example_input)
-        lint_onnx(report.path)
+        own = base_operators(report, dense, example_input, contents.unpruned)
+        lint_onnx(report.path, own)
+        refuse_masks(report, own)
         parity, pixels = _check_parity(dense, report, contents)
         accuracy = _measure_accuracy(dense, report, contents, progress)
         built = None
@@ -110,7 +115,7 @@ def write_bundle(
         manifest = Manifest(
             name=contents.name,
             precision="fp32",
-            base=dict(contents.base),
+            base={**contents.base, **({BASE_OPERATORS: own} if own else {})},
             inputs=report.inputs,
             outputs=report.outputs,
             preprocessing=contents.preprocessing,

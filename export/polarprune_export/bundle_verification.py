@@ -8,12 +8,13 @@
 An engine is checked by its digest and never deserialised here: it is executable code.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from polarprune.errors import BundleError, ParityError
 from polarprune.manifest import MANIFEST_NAME, Manifest, TensorSpec, read_manifest, read_verified
-from polarprune_export.onnx_lint import lint_model
+from polarprune_export.onnx_lint import BASE_OPERATORS, lint_model
 from polarprune_export.onnx_session import open_session, run_session
 from polarprune_export.output_comparison import ONNX_TOLERANCE, compare_outputs, describe_failure
 from polarprune_export.parity_samples import SAMPLES_NAME, unpack_samples
@@ -38,7 +39,7 @@ def verify_bundle(folder: Path | str) -> dict[str, Any]:
     for link in manifest.certificate:
         if link.passed is False:
             raise BundleError(f"{folder}: the certificate chain is broken at {link.stage!r}")
-    _check_onnx(contents[ONNX_NAME], manifest, folder)
+    operators = _check_onnx(contents[ONNX_NAME], manifest, folder)
     parity = _rerun_parity(contents[ONNX_NAME], contents[SAMPLES_NAME], manifest)
     listed = {MANIFEST_NAME, *manifest.files}
     return {
@@ -51,6 +52,7 @@ def verify_bundle(folder: Path | str) -> dict[str, Any]:
         "runs_on": None if manifest.engine is None else manifest.engine.runs_on,
         "real_images": manifest.real_images,
         "top1": None if manifest.accuracy is None else manifest.accuracy.top1,
+        "operators": operators,
         "parity": parity,
         "passed": True,
     }
@@ -65,7 +67,8 @@ def _check_required(manifest: Manifest) -> None:
             raise BundleError(f"{MANIFEST_NAME} does not list {name}; export again")
 
 
-def _check_onnx(content: bytes, manifest: Manifest, folder: Path) -> None:
+def _check_onnx(content: bytes, manifest: Manifest, folder: Path) -> dict[str, int]:
+    """Checks the model and counts its operators; what was pruned may leave Slice and Concat."""
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -88,7 +91,18 @@ def _check_onnx(content: bytes, manifest: Manifest, folder: Path) -> None:
         got, stated = [value.name for value in values], [spec.name for spec in specs]
         if got != stated:
             raise BundleError(f"{where} has {kind} {got}, the manifest says {stated}; export again")
-    lint_model(model, where)
+    lint_model(model, where, _base_operators(manifest))
+    return dict(sorted(Counter(node.op_type for node in model.graph.node).items()))
+
+
+def _base_operators(manifest: Manifest) -> dict[str, int]:
+    """What the manifest says that the network before pruning holds as well."""
+    stated = manifest.base.get(BASE_OPERATORS, {})
+    if not isinstance(stated, dict) or not all(type(count) is int for count in stated.values()):
+        raise BundleError(
+            f"{MANIFEST_NAME}: base.{BASE_OPERATORS} is no count of each; export again"
+        )
+    return stated
 
 
 def _rerun_parity(model: bytes, samples: bytes, manifest: Manifest) -> list[dict[str, Any]]:

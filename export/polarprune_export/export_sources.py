@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,12 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class ExportSource:
-    """A network and what is known about it. `input_shape` is (c, h, w)."""
+    """A network and what is known about it.
+
+    Attributes:
+        input_shape: (c, h, w).
+        unpruned: makes the network before pruning; `network` itself where nothing was pruned.
+    """
 
     network: nn.Module
     name: str
@@ -31,6 +36,7 @@ class ExportSource:
     cuts: tuple[CertificateLink, ...]
     base: Mapping[str, Any]
     data: "Dataset | None"
+    unpruned: Callable[[], nn.Module]
 
 
 def open_source(
@@ -77,6 +83,7 @@ def _open_run(folder: Path, data: str | None) -> ExportSource:
         cuts=cut_links(run.path / CUTS_FILE),
         base={"model": run.model, "data": config.get("data"), "target": config.get("target")},
         data=dataset,
+        unpruned=run.base_network,
     )
 
 
@@ -119,6 +126,7 @@ def _open_model(
         cuts=(),
         base={"model": name, "weights": "random" if weights is None else Path(weights).name},
         data=dataset,
+        unpruned=lambda: network,
     )
 
 

@@ -63,6 +63,7 @@ def export_bundle(
         base=opened.base,
         data=opened.data,
         max_accuracy_drop=max_accuracy_drop,
+        unpruned=opened.unpruned,
     )
     generator = torch.Generator().manual_seed(0)
     manifest = write_bundle(

@@ -1,28 +1,46 @@
-"""Batch normalisation folded into the convolution or linear layer before it.
+"""Normalisations and scales of single channels folded into the mixing layers next to them.
 
-With the running statistics m, v and the affine part a, b of the normalisation, and s = a / sqrt(v +
-eps), the layer y = W x + c followed by the normalisation is y = (s W) x + (s (c - m) + b). This is
-done here, in float64, so that the exported weights do not depend on the exporter's own optimiser,
-and so that a cast to a lower precision comes after it.
+With the running statistics m, v and the affine part a, b of a normalisation, and s = a / sqrt(v +
+eps), the layer y = W x + c followed by the normalisation is y = (s W) x + (s (c - m) + b); a layer
+scale, an affine layer, a bias added later are the same with other numbers. This is done here, in
+float64, so that the exported weights do not depend on the exporter's own optimiser, and so that a
+cast to a lower precision comes after it.
 """
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+from polarprune.graph.operators import DROPOUT_MODULES
+from polarprune_export.channel_maps import (
+    NORMS,
+    Candidate,
+    ChannelMap,
+    ChannelMaps,
+    NotPerChannel,
+)
+from polarprune_export.layer_weights import (
+    CONVOLUTIONS,
+    MIXING,
+    TRANSPOSED,
+    LayerWeights,
+    channel_axis,
+    reason_against_shift,
+)
+
+__all__ = ["CONVOLUTIONS", "NORMS", "TRANSPOSED", "Unfolded", "fold_batchnorms"]
+
 # In evaluation mode these hand their input on; between a convolution and a norm they hide the pair.
-PASS_THROUGH = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+PASS_THROUGH = (nn.Identity, *DROPOUT_MODULES)
 
 
 @dataclass(frozen=True)
 class Unfolded:
-    """A normalisation behind a mixing layer that was left where it is, and why."""
+    """A normalisation or a scale next to a mixing layer that was left where it is, and why."""
 
     norm: str
     layer: str
@@ -32,42 +50,141 @@ class Unfolded:
 def fold_batchnorms(
     net: fx.GraphModule, example_input: Tensor
 ) -> tuple[fx.GraphModule, list[Unfolded]]:
-    """A copy in evaluation mode without the normalisations that directly follow a mixing layer.
+    """A copy in evaluation mode without the maps of single channels that a layer can take over.
 
-    1. convolution -> norm, grouped and transposed ones included;
-    2. linear -> norm, where the linear layer's output is (n, c);
-    3. refused, and listed: the layer's output is read elsewhere too, or is an output; the layer or
-       the norm is called twice; the norm has no running statistics.
+    1. behind a convolution (grouped and transposed ones included) or a linear layer: a norm, a
+       scale, a shift, in any number; permutations of the axes between them are seen through;
+    2. in front of one that alone reads it: the same, with a shift only where no zeros are padded;
+    3. refused, and listed: the layer's output is read elsewhere too, or is an output; the layer is
+       called twice; the norm has no running statistics; the constant is more than one number a
+       channel.
 
     Args:
         net: plain `torch.nn` layers; left unmodified.
-        example_input: its shape decides case 2.
+        example_input: its shape says where the channels are.
 
     Exactness: rounding. The weights are computed in float64 and rounded once to the layer's dtype.
     """
     folded = copy.deepcopy(net).eval()
     _drop_pass_through(folded)
-    modules = dict(folded.named_modules())
     with torch.no_grad():
         ShapeProp(folded).propagate(example_input)
-    calls = _call_counts(folded)
-    unfolded = []
-    for node in list(folded.graph.nodes):
-        pair = _layer_and_norm(node, modules)
-        if pair is None:
-            continue
-        before, layer, norm = pair
-        reason = _reason_against(before, node, layer, norm, calls)
-        if reason is not None:
-            unfolded.append(Unfolded(str(node.target), str(before.target), reason))
-            continue
-        _fold_pair(layer, norm)
-        node.replace_all_uses_with(before)
-        folded.graph.erase_node(node)
-    folded.delete_all_unused_submodules()
-    folded.graph.lint()
-    folded.recompile()
-    return folded, unfolded
+    folding = _Folding(folded)
+    with torch.no_grad():
+        for node in list(folded.graph.nodes):
+            folding.fold_behind(node)
+        for node in reversed(list(folded.graph.nodes)):
+            folding.fold_in_front(node)
+        folding.weights.round_weights()
+    _drop_unread(folded, folding.maps.constants)
+    return folded, folding.unfolded
+
+
+class _Folding:
+    """One network's folds, node by node."""
+
+    def __init__(self, net: fx.GraphModule) -> None:
+        self.net = net
+        self.maps = ChannelMaps(net)
+        self.weights = LayerWeights()
+        self.unfolded: list[Unfolded] = []
+        self.calls: dict[str, int] = {}
+        for node in net.graph.nodes:
+            if node.op == "call_module":
+                self.calls[str(node.target)] = self.calls.get(str(node.target), 0) + 1
+
+    def fold_behind(self, node: fx.Node) -> None:
+        """Into the layer that makes what the node reads."""
+        found = self.maps.candidate(node)
+        if found is None:
+            return
+        path, order = _path_to_layer(found.source)
+        layer = self._layer(path[-1])
+        if layer is None:
+            return
+        axis = order.index(channel_axis(layer, len(order)))
+        reason = self._reason_behind(path)
+        step = self._map(found, axis, path[-1], reason)
+        if step is not None:
+            self.weights.multiply_behind(layer, step)
+            self._erase(found)
+
+    def fold_in_front(self, node: fx.Node) -> None:
+        """Into the layer that alone reads the node."""
+        found = self.maps.candidate(node)
+        if found is None or len(node.users) != 1:
+            return
+        (reader,) = node.users
+        layer = self._layer(reader)
+        if layer is None or reader.args[:1] != (node,):
+            return
+        axis = channel_axis(layer, len(node.meta["tensor_meta"].shape))
+        reason = self._reason_called(reader)
+        shifts = found.norm is not None or found.shift is not None
+        reason = reason or (reason_against_shift(layer) if shifts else None)
+        step = self._map(found, axis, reader, reason)
+        if step is not None:
+            self.weights.multiply_in_front(layer, step)
+            self._erase(found)
+
+    def _map(
+        self, found: Candidate, axis: int, layer: fx.Node, reason: str | None
+    ) -> ChannelMap | None:
+        """The map to fold; where there is a reason against it, that goes on the list."""
+        try:
+            if reason is None:
+                return self.maps.channel_map(found, axis)
+        except NotPerChannel as error:
+            reason = str(error)
+        self.unfolded.append(Unfolded(found.name, str(layer.target), str(reason)))
+        return None
+
+    def _layer(self, node: fx.Node) -> nn.Module | None:
+        """The mixing layer that a node calls; one that computes its own weight is none."""
+        module = self.net.get_submodule(str(node.target)) if node.op == "call_module" else None
+        return module if type(module) in MIXING else None
+
+    def _reason_behind(self, path: list[fx.Node]) -> str | None:
+        if any(len(node.users) > 1 for node in path):
+            return "the layer's output is read elsewhere too"
+        return self._reason_called(path[-1])
+
+    def _reason_called(self, node: fx.Node) -> str | None:
+        return "the layer is called more than once" if self.calls[str(node.target)] > 1 else None
+
+    def _erase(self, found: Candidate) -> None:
+        found.node.replace_all_uses_with(found.source)
+        self.net.graph.erase_node(found.node)
+
+
+def _path_to_layer(source: fx.Node) -> tuple[list[fx.Node], list[int]]:
+    """The nodes from here back through permutations, and for each axis here the axis there."""
+    path, order = [source], list(range(len(source.meta["tensor_meta"].shape)))
+    while (permuted := _permutation(path[-1])) is not None:
+        before, axes = permuted
+        order = [axes[axis] for axis in order]
+        path.append(before)
+    return path, order
+
+
+def _permutation(node: fx.Node) -> tuple[fx.Node, list[int]] | None:
+    """What a node permutes, and for each of its axes the one that it was."""
+    if node.target not in (torch.permute, "permute", torch.transpose, "transpose") or node.kwargs:
+        return None
+    arguments: tuple[Any, ...] = node.args
+    before, axes = arguments[0], arguments[1:]
+    if len(axes) == 1 and isinstance(axes[0], tuple | list):
+        axes = tuple(axes[0])
+    dims = len(before.meta["tensor_meta"].shape)
+    if not all(isinstance(axis, int) for axis in axes):
+        return None
+    places = [axis % dims for axis in axes]
+    if node.target in (torch.permute, "permute"):
+        return before, places
+    order = list(range(dims))
+    first, second = places
+    order[first], order[second] = second, first
+    return before, order
 
 
 def _drop_pass_through(net: fx.GraphModule) -> None:
@@ -78,74 +195,15 @@ def _drop_pass_through(net: fx.GraphModule) -> None:
             net.graph.erase_node(node)
 
 
-def _call_counts(net: fx.GraphModule) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for node in net.graph.nodes:
-        if node.op == "call_module":
-            counts[str(node.target)] = counts.get(str(node.target), 0) + 1
-    return counts
-
-
-def _layer_and_norm(
-    node: fx.Node, modules: dict[str, nn.Module]
-) -> tuple[fx.Node, nn.Module, nn.Module] | None:
-    """The node before, its layer, and the norm of this node, where these are such a pair."""
-    if node.op != "call_module" or not isinstance(modules[str(node.target)], NORMS):
-        return None
-    before = node.args[0] if node.args else None
-    if not isinstance(before, fx.Node) or before.op != "call_module":
-        return None
-    layer = modules[str(before.target)]
-    if not isinstance(layer, (*CONVOLUTIONS, nn.Linear)):
-        return None
-    return before, layer, modules[str(node.target)]
-
-
-def _reason_against(
-    before: fx.Node, node: fx.Node, layer: nn.Module, norm: nn.Module, calls: dict[str, int]
-) -> str | None:
-    if len(before.users) > 1:
-        return "the layer's output is read elsewhere too"
-    if calls[str(before.target)] > 1 or calls[str(node.target)] > 1:
-        return "the layer or the norm is called more than once"
-    if norm.running_mean is None:
-        return "the norm keeps no running statistics"
-    if isinstance(layer, nn.Linear) and before.meta["tensor_meta"].shape.numel() != (
-        before.meta["tensor_meta"].shape[0] * layer.out_features
-    ):
-        return "the linear layer's output is not (n, c)"
-    return None
-
-
-@torch.no_grad()
-def _fold_pair(layer: nn.Module, norm: nn.Module) -> None:
-    weight = layer.get_parameter("weight")
-    mean, variance = _wide(norm, "running_mean"), _wide(norm, "running_var")
-    assert mean is not None
-    assert variance is not None
-    scale = (variance + float(norm.eps)).rsqrt()  # type: ignore[arg-type]
-    gain, shift = _wide(norm, "weight"), _wide(norm, "bias")
-    if gain is not None:
-        scale = scale * gain
-    old_bias = _wide(layer, "bias")
-    bias = (-mean if old_bias is None else old_bias - mean) * scale
-    if shift is not None:
-        bias = bias + shift
-    filters = weight.double() * _filter_scale(layer, scale, weight)
-    layer.weight = nn.Parameter(filters.to(weight.dtype), requires_grad=weight.requires_grad)
-    layer.bias = nn.Parameter(bias.to(weight.dtype), requires_grad=weight.requires_grad)
-
-
-def _wide(module: nn.Module, name: str) -> Tensor | None:
-    """A parameter or buffer in float64, or None where the module was made without it."""
-    tensor = getattr(module, name)
-    return tensor.double() if isinstance(tensor, Tensor) else None
-
-
-def _filter_scale(layer: nn.Module, scale: Tensor, weight: Tensor) -> Tensor:
-    """One scale an output channel, shaped to multiply the weight."""
-    if not isinstance(layer, TRANSPOSED):
-        return scale.view(-1, *[1] * (weight.dim() - 1))  # (c_out, c_in / g, k, ...)
-    per_group = scale.view(layer.groups, 1, -1)  # (g, 1, c_out / g)
-    rows = per_group.expand(-1, weight.shape[0] // layer.groups, -1).reshape(weight.shape[:2])
-    return rows.view(*weight.shape[:2], *[1] * (weight.dim() - 2))  # (c_in, c_out / g, 1, ...)
+def _drop_unread(net: fx.GraphModule, constants: set[fx.Node]) -> None:
+    """The norms and the constants that were folded, with what computed them."""
+    for node in reversed(net.graph.nodes):
+        if node in constants and not node.users:
+            net.graph.erase_node(node)
+    net.delete_all_unused_submodules()
+    read = {str(node.target) for node in net.graph.nodes if node.op == "get_attr"}
+    for name in [*dict(net.named_parameters()), *dict(net.named_buffers())]:
+        if "." not in name and name not in read:
+            delattr(net, name)
+    net.graph.lint()
+    net.recompile()

@@ -16,6 +16,7 @@ from polarprune.errors import BackendUnavailable, Refused
 from polarprune.manifest import TensorSpec
 from polarprune_export.folding import Unfolded, fold_batchnorms
 from polarprune_export.onnx_cleaning import name_canonically, simplify, strip_metadata
+from polarprune_export.pooling import write_pooling_out
 
 if TYPE_CHECKING:
     import onnx
@@ -107,28 +108,12 @@ def _folded_network(
 
         graph_module = plain_network(dense, example_input)
     plain = graph_module.cpu().float().eval()
-    _pool_by_mean(plain)
-    folded, unfolded = fold_batchnorms(plain, example_input.detach().cpu().float())
+    example = example_input.detach().cpu().float()
+    write_pooling_out(plain, example)
+    folded, unfolded = fold_batchnorms(plain, example)
     for tensor in (*folded.parameters(), *folded.buffers()):
         tensor.data = tensor.data.contiguous()  # channels_last weights would be written transposed
     return folded, unfolded
-
-
-def _pool_by_mean(net: fx.GraphModule) -> None:
-    """Global average pooling as a mean over height and width, which it is.
-
-    Behind a permuted tensor (ConvNeXt) the exporter turns the pooling's memory layout into a Gather
-    over the whole tensor.
-    """
-    modules = dict(net.named_modules())
-    for node in list(net.graph.nodes):
-        layer = modules.get(str(node.target)) if node.op == "call_module" else None
-        if isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size in (1, (1, 1)):
-            with net.graph.inserting_before(node):
-                mean = net.graph.call_function(torch.mean, (node.args[0], (-2, -1), True))
-            node.replace_all_uses_with(mean)
-            net.graph.erase_node(node)
-    net.recompile()
 
 
 def _output_names(plain: nn.Module, example: Tensor) -> list[str]:

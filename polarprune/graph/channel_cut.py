@@ -113,7 +113,7 @@ class _ChannelCut:
             self.sliced[mix.layer] = (inputs, outputs)
             self.slicer.mix(mix.layer, mix.groups, inputs, outputs)
         inputs, outputs = self.sliced[mix.layer]
-        if self.orders.tensors[source].axis is not None:
+        if self.orders.tensors[source].axis == mix.axis:
             self.orders.reorder(node, source, inputs)
         self.orders.put(node, outputs)
 
@@ -127,7 +127,7 @@ class _ChannelCut:
             self.sliced[layer] = (kept,)
             self.slicer.per_channel(layer, kept)
         (kept,) = self.sliced[layer]
-        if self.orders.tensors[source].axis is not None:
+        if self.orders.tensors[source].axis == 1:
             self.orders.reorder(node, source, kept)
         self.orders.put(node, kept)
 

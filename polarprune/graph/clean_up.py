@@ -39,8 +39,6 @@ def clean_up(graph_module: fx.GraphModule) -> bool:
             graph_module.graph.erase_node(node)
             changed = True
     changed |= bool(graph_module.graph.eliminate_dead_code())
-    graph_module.delete_all_unused_submodules()
-    _drop_unused_parameters(graph_module)
     return changed
 
 
@@ -84,8 +82,9 @@ def _never_negative(root: fx.GraphModule, node: fx.Node) -> bool:
     return all(_never_negative(root, source) for source in node.all_input_nodes)
 
 
-def _drop_unused_parameters(graph_module: fx.GraphModule) -> None:
-    """Parameters that sit on the graph itself (no layer's) and that nobody reads any more."""
+def drop_unused(graph_module: fx.GraphModule) -> None:
+    """Layers that are not called any more, and parameters of the graph that nobody reads."""
+    graph_module.delete_all_unused_submodules()
     read = {str(node.target) for node in graph_module.graph.nodes if node.op == "get_attr"}
     called = {str(node.target) for node in graph_module.graph.nodes if node.op == "call_module"}
     names = [name for name, _ in graph_module.named_parameters()]

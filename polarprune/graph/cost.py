@@ -7,14 +7,14 @@ import copy
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from polarprune.graph.liveness import FIXED, Live, Liveness, Openness, any_of, given, times
 from polarprune.graph.shapes import COUNTED
 from polarprune.graph.sites import Analysis, MixCost
-
-Openness = Tensor | float
 
 
 def count_macs(net: nn.Module, example_input: Tensor) -> int:
@@ -73,35 +73,10 @@ class CostCircuit:
             for s in range(len(analysis.sites))
         ]
         self._always_written = self._passed_on(analysis)
-        self._block_sites = {a.addition: s for s, a in analysis.additions.items()}
-        self._shortcut = {a.addition: a.shortcut for a in analysis.additions.values()}
-        self._nodes = [
-            (node.name, [n.name for n in node.all_input_nodes], node.op == "output")
-            for node in graph.nodes
-        ]
-        self._may_vanish = self._before_concatenations(graph)
+        self.liveness = Liveness(analysis, graph)
         known = sum(cost.total for cost in self._costs)
         self._uncounted = analysis.uncounted
         self.dense_macs = known + sum(self._uncounted.values())
-
-    def _before_concatenations(self, graph: fx.Graph) -> dict[str, list[int]]:
-        """Operators that may lose all outputs and leave a valid network, with the sites they write.
-
-        Their channels lie in a concatenation, whose other operands stay.
-        """
-        costs = {cost.mix.node: cost for cost in self._costs}
-        joined: set[fx.Node] = set()
-        found: dict[str, list[int]] = {}
-        for node in reversed(graph.nodes):
-            if any(
-                user.target in (torch.cat, torch.concat) or user in joined for user in node.users
-            ):
-                cost = costs.get(node.name)
-                if cost is None or cost.mix.depthwise:
-                    joined.add(node)
-                elif not cost.fixed_out and cost.writes:
-                    found[node.name] = list(cost.writes)
-        return found
 
     @staticmethod
     def _passed_on(analysis: Analysis) -> list[bool]:
@@ -109,11 +84,14 @@ class CostCircuit:
         layers = {cost.mix.layer for cost in analysis.costs}
         labels = analysis.labels
         sites = [False] * len(analysis.sites)
-        for label, (owner, role, _) in enumerate(labels.keys):
-            if labels.written[label] and not (role == "out" and owner in layers):
-                found = analysis.unit_of.get(int(labels.roots[label]))
-                if found is not None:
-                    sites[found[0]] = True
+        own = [
+            label
+            for label, (owner, role, _) in enumerate(labels.keys)
+            if labels.written[label] and not (role == "out" and owner in layers)
+        ]
+        for site in np.unique(analysis.units_at(np.asarray(own, dtype=np.int64))[:, 0]).tolist():
+            if site >= 0:
+                sites[site] = True
         return sites
 
     def evaluate(self, probabilities: list[Tensor]) -> ExpectedCost:
@@ -123,43 +101,37 @@ class CostCircuit:
             probabilities: per site (units,), in 0..1.
         """
         sums: list[Tensor] = [p.sum() for p in probabilities]
-        live_nodes = self._liveness(probabilities)
-        live = [live_nodes.get(cost.mix.node, 0.0) for cost in self._costs]
-        read = [_any([live[i] for i in readers]) for readers in self._readers]
+        state = self.liveness.evaluate(probabilities)
+        live = [state.of(cost.mix.node) for cost in self._costs]
+        read = [any_of([live[i] for i in readers]) for readers in self._readers]
         written = [
-            1.0 if self._always_written[s] else _any([live[i] for i in writers])
+            1.0 if self._always_written[s] else any_of([self._writes(state, i, s) for i in writers])
             for s, writers in enumerate(self._writers)
         ]
         total: Openness = 0.0
         for name, uncounted in self._uncounted.items():
-            total = total + _times(live_nodes.get(name, 0.0), float(uncounted))
+            total = total + times(state.of(name), float(uncounted))
         open_inputs: list[Openness] = []
         for cost, alive in zip(self._costs, live, strict=True):
-            macs, opened = self._one(cost, alive, probabilities, sums, read, written)
+            needed = {site: state.at(cost.mix.node, site) for site in {*cost.writes, FIXED}}
+            wanted = {s: read[s] if n is None else n for s, n in needed.items() if s != FIXED}
+            fixed = needed[FIXED]
+            wanted[FIXED] = alive if fixed is None else fixed
+            macs, opened = self._one(cost, alive, probabilities, sums, wanted, written)
             open_inputs.append(opened)
-            total = total + _times(alive, macs)
+            total = total + times(alive, macs)
         return ExpectedCost(total, live, open_inputs)
+
+    def _writes(self, state: Live, place: int, site: int) -> Openness:
+        """The probability that an operator writes channels of a site that something needs."""
+        node = self._costs[place].mix.node
+        needed = state.at(node, site)
+        return state.of(node) if needed is None else needed
 
     def live_nodes(self, probabilities: list[Tensor]) -> set[str]:
         """The nodes that are still computed when these 0/1 decisions are carried out."""
-        return {name for name, live in self._liveness(probabilities).items() if float(live) > 0}
-
-    def _liveness(self, probabilities: list[Tensor]) -> dict[str, Openness]:
-        """Per node: the probability that some path to the output is left."""
-        live: dict[str, Openness] = {}
-        for name, sources, is_output in reversed(self._nodes):
-            own: Openness = 1.0 if is_output else live.get(name, 0.0)
-            if isinstance(own, float) and own == 0.0:
-                continue
-            if name in self._may_vanish:
-                left = torch.stack([probabilities[s].sum() for s in self._may_vanish[name]]).sum()
-                own = live[name] = _times(own, (left > 0).to(left.dtype))
-            for source in sources:
-                edge = own
-                if name in self._shortcut and source != self._shortcut[name]:
-                    edge = _times(own, probabilities[self._block_sites[name]][0])
-                live[source] = _any([live[source], edge]) if source in live else edge
-        return live
+        state = self.liveness.evaluate(probabilities)
+        return {name for name, live in state.nodes.items() if float(live) > 0}
 
     def _one(
         self,
@@ -167,56 +139,30 @@ class CostCircuit:
         alive: Openness,
         probabilities: list[Tensor],
         sums: list[Tensor],
-        read: list[Openness],
+        wanted: dict[int, Openness],
         written: list[Openness],
     ) -> tuple[Openness, Openness]:
         """(MACs given that the operator is live, open input positions)."""
+        fixed = given(wanted[FIXED], alive)
         if cost.mix.groups > 1:
-            macs: Openness = float(cost.fixed_group_macs)
+            macs: Openness = fixed * float(cost.fixed_group_macs)
             opened: Openness = float(cost.fixed_in)
             for site, each in cost.group_macs.items():
-                share = _times(_given(written[site], alive), sums[site])
+                share = times(given(written[site], alive), sums[site])
                 opened = opened + share * cost.reads[site]
-                macs = macs + _times(_given(read[site], alive), share) * each
+                macs = macs + times(given(wanted[site], alive), share) * each
             return macs, opened
         opened = float(cost.fixed_in)
-        outputs: Openness = float(cost.fixed_out)
+        outputs: Openness = fixed * float(cost.fixed_out)
         same: Openness = 0.0
         for site, count in cost.reads.items():
-            opened = opened + _times(_given(written[site], alive), sums[site]) * count
+            opened = opened + times(given(written[site], alive), sums[site]) * count
             if site in cost.writes:
                 p = probabilities[site]
                 same = same + (p - p * p).sum() * (count * cost.writes[site])
         for site, count in cost.writes.items():
-            outputs = outputs + _times(_given(read[site], alive), sums[site]) * count
+            outputs = outputs + times(given(wanted[site], alive), sums[site]) * count
         return (opened * outputs + same) * cost.per_pair, opened
-
-
-def _any(parts: list[Openness]) -> Openness:
-    """P(at least one), independent parts; a certain one settles it."""
-    if any(isinstance(part, float) and part == 1.0 for part in parts):
-        return 1.0
-    missed: Openness = 1.0
-    for part in parts:
-        missed = missed * (1.0 - part)
-    return 1.0 - missed
-
-
-def _times(left: Openness, right: Openness) -> Openness:
-    if isinstance(left, float) and left == 1.0:
-        return right
-    return left * right
-
-
-def _given(event: Openness, condition: Openness) -> Openness:
-    """P(event | condition) for an event that the condition makes likelier: at most 1."""
-    if isinstance(event, float) and event == 1.0:
-        return 1.0
-    if isinstance(condition, float) and isinstance(event, float):
-        return min(1.0, event / condition) if condition > 0 else event
-    low = condition.clamp_min(1e-12) if isinstance(condition, Tensor) else max(condition, 1e-12)
-    ratio = event / low
-    return ratio.clamp(max=1.0) if isinstance(ratio, Tensor) else min(1.0, ratio)
 
 
 def as_float(value: Openness) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor, fx, nn
 
 from polarprune.graph.channel_cut import cut_channels
-from polarprune.graph.clean_up import clean_up
+from polarprune.graph.clean_up import clean_up, drop_unused
 from polarprune.graph.label_pass import label_graph
 from polarprune.graph.labels import Key, Labels
 from polarprune.graph.sites import Analysis, example_like
@@ -59,16 +59,26 @@ def cut_graph(
         dead = _dead_labels(labels, closed)
         if not dead.any():
             break
+        before = _sources_of_labels(graph_module)
         cut_channels(graph_module, labels, dead, slicer)
         clean_up(graph_module)
+        if _sources_of_labels(graph_module) == before:
+            break  # whatever wrote or read a channel that is left still does
         closed, labels = set(), None
     slicer.materialise()
+    drop_unused(graph_module)
     if shared_with is not None:
         _own_tensors(graph_module, shared_with)
     graph_module.graph.lint()
-    graph_module.recompile()
+    graph_module = fx.GraphModule(graph_module, graph_module.graph)
     left = dict(graph_module.named_parameters()) | dict(graph_module.named_buffers())
     return Cut(graph_module, {name: origins[name] for name in left if name in origins})
+
+
+def _sources_of_labels(graph_module: fx.GraphModule) -> set[str]:
+    """The nodes with tensors of their own: layers and parameters."""
+    graph = graph_module.graph
+    return {node.name for node in graph.nodes if node.op in ("call_module", "get_attr")}
 
 
 def _own_tensors(graph_module: fx.GraphModule, plain: nn.Module) -> None:

@@ -28,8 +28,11 @@ _VIEWS = {
 }  # fmt: skip
 
 
-def functionalise(graph_module: fx.GraphModule) -> None:
+def functionalise(graph_module: fx.GraphModule) -> bool:
     """Rewrite in place; later readers of a changed value read the operator's result.
+
+    Returns:
+        Whether a layer was among them that does nothing in evaluation mode.
 
     Raises:
         Refused: the value is also read through a view of it, later.
@@ -39,6 +42,7 @@ def functionalise(graph_module: fx.GraphModule) -> None:
     in_place = {n for n, module in modules.items() if getattr(module, "inplace", False) is True}
     for node in in_place:
         setattr(modules[node], "inplace", False)  # noqa: B010
+    by_mode = any(isinstance(modules[node], DROPOUT_MODULES) for node in in_place)
     for node in list(graph_module.graph.nodes):
         if node not in in_place and not _make_out_of_place(node):
             continue
@@ -53,6 +57,7 @@ def functionalise(graph_module: fx.GraphModule) -> None:
         for user in list(mutated.users):
             if user is not node and order[user] > order[node]:
                 user.replace_input_with(mutated, node)
+    return by_mode
 
 
 def _make_out_of_place(node: fx.Node) -> bool:

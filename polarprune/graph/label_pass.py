@@ -255,7 +255,8 @@ class LabelPass:
         whole = len(shape) == len(source.shape) > 2 and shape[1] == source.shape[1]
         if source.axis not in (None, 1) or not whole:
             return self.refuse(node, "pools an axis along which channels lie")
-        return Labelled(source.ids, source.axis, shape)
+        padded = Labelled(source.ids, source.axis, shape)
+        return self.not_zero(node, padded) if getattr(module, "value", 0) else padded
 
     def _reduce(self, node: fx.Node, module: nn.Module | None) -> Any:
         source: Labelled = self.env[node.all_input_nodes[0]]

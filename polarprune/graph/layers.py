@@ -60,6 +60,10 @@ _ARGUMENTS: dict[type[nn.Module], list[str]] = {
     nn.UpsamplingNearest2d: ["size", "scale_factor"],
     nn.UpsamplingBilinear2d: ["size", "scale_factor"],
     **{kind: ["padding"] for kind in (nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d)},
+    **{
+        kind: ["padding", "value"]
+        for kind in (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
+    },
     nn.Flatten: ["start_dim", "end_dim"],
     nn.Unflatten: ["dim", "unflattened_size"],
     nn.ChannelShuffle: ["groups"],

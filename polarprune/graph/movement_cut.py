@@ -98,6 +98,9 @@ class MovementCut:
             orders.pass_on(node)
             return
         before, after = amounts[place : place + 2]
+        if not (isinstance(before, int) and isinstance(after, int)):
+            orders.want_natural(node)
+            return
         ids = result.vector(axis)
         assert ids is not None
         alive = np.flatnonzero(~orders.dead[ids])
@@ -116,6 +119,8 @@ class MovementCut:
         place = None if tensor.axis is None else index_place(index, tensor)
         if place is None or tensor.axis is None:
             orders.pass_on(node)
+            return
+        if orders.is_whole(source):
             return
         order, part = orders.of(source), index[place]
         count = tensor.shape[tensor.axis]

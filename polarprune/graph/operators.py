@@ -14,6 +14,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
+from torchvision.models import swin_transformer
 from torchvision.ops import StochasticDepth
 
 
@@ -109,6 +110,9 @@ SPATIAL_MODULES: tuple[type[nn.Module], ...] = (
     nn.ZeroPad2d,
     nn.ReflectionPad2d,
     nn.ReplicationPad2d,
+    nn.ConstantPad1d,
+    nn.ConstantPad2d,
+    nn.ConstantPad3d,
 )
 
 MOVEMENT_MODULES: tuple[type[nn.Module], ...] = (
@@ -278,6 +282,10 @@ PINNING_FUNCTIONS: dict[str, Callable[..., Any]] = {
     "bitwise_not": operator.invert,
     "eq": operator.eq,
     "ne": operator.ne,
+    # Whole functions in torchvision's own traces.
+    "swin.shifted_window_attention": swin_transformer.shifted_window_attention,
+    "swin.relative_position_bias": swin_transformer._get_relative_position_bias,
+    "swin.patch_merging_pad": swin_transformer._patch_merging_pad,
 }
 NUMBER_FUNCTIONS: dict[str, Callable[..., Any]] = {
     "floordiv": operator.floordiv,
@@ -305,7 +313,7 @@ ZERO_KEEPING_METHODS = frozenset(
 ELEMENTWISE_METHODS = ZERO_KEEPING_METHODS | {
     "sigmoid", "exp", "log", "rsqrt", "reciprocal", "clamp", "pow"
 }  # fmt: skip
-BINARY_METHODS = frozenset({"add", "mul", "sub", "div"})
+BINARY_METHODS = frozenset({"add", "mul", "sub", "div", "expand_as"})
 MOVEMENT_METHODS = frozenset(
     {"view", "reshape", "flatten", "unflatten", "permute", "transpose", "swapaxes", "movedim"}
     | {"squeeze", "unsqueeze", "narrow", "chunk", "split", "tensor_split", "unbind", "expand"}
@@ -316,7 +324,7 @@ REDUCTION_METHODS = frozenset({"mean", "sum", "amax", "amin", "std", "var", "nor
 NORMALISE_METHODS = frozenset({"softmax", "log_softmax"})
 PINNING_METHODS = frozenset(
     {"matmul", "bmm", "cumsum", "max", "min", "masked_fill", "index_select", "numel", "new_zeros"}
-    | {"new_ones", "half", "bool", "long", "int", "view_as", "expand_as", "reshape_as", "T"}
+    | {"new_ones", "half", "bool", "long", "int", "view_as", "reshape_as", "T"}
 )
 PLAIN_METHODS = (
     ELEMENTWISE_METHODS
@@ -366,7 +374,7 @@ _METHOD_FAMILIES: dict[str, Family] = {
     for method in methods
 }
 _ZERO_KEEPING_FUNCTIONS = frozenset(ZERO_KEEPING_FUNCTIONS.values())
-_SIZE_ATTRIBUTES = ("shape", "dtype", "device", "ndim", "is_cuda", "requires_grad")
+SIZE_ATTRIBUTES = ("shape", "dtype", "device", "ndim", "is_cuda", "requires_grad")
 
 
 def layer_type(module: nn.Module | None) -> type[nn.Module] | None:
@@ -412,7 +420,7 @@ def reads_attribute(node: fx.Node) -> bool:
         node.op == "call_function"
         and node.target is getattr
         and len(node.args) == 2
-        and node.args[1] in _SIZE_ATTRIBUTES
+        and node.args[1] in SIZE_ATTRIBUTES
     )
 
 

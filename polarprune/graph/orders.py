@@ -41,9 +41,9 @@ class Orders:
         return self.natural(self.tensors[node]) if found is None else found
 
     def along(self, node: fx.Node, axis: int) -> Order:
-        """The order along an axis on which the tensor may have but one label for all."""
+        """The order along an axis; the tensor's labels may not vary along it at all."""
         tensor = self.tensors[node]
-        return np.arange(tensor.shape[axis]) if tensor.axis is None else self.of(node)
+        return self.of(node) if tensor.axis == axis else np.arange(tensor.shape[axis])
 
     def put(self, node: fx.Node, order: Order) -> None:
         """Say in which order a node's channels come."""

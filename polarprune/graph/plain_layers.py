@@ -75,8 +75,9 @@ class PlainLayers:
             torch.prelu: self._prelu,
         }
 
-    def lower(self) -> None:
-        """Everything that has a plain layer becomes one."""
+    def lower(self) -> bool:
+        """Everything that has a plain layer becomes one; whether anything did."""
+        before = {(node.op, node.target) for node in self.graph.nodes}
         self.constant = self._constant_nodes()
         for node in list(self.graph.nodes):
             module = module_of(self.root, node)
@@ -86,6 +87,8 @@ class PlainLayers:
                 self.rules[node.target](node)
         self._fold_constants()
         self.graph.eliminate_dead_code()
+        lowered = bool(self.installed or self.parted)
+        return lowered or not {(n.op, n.target) for n in self.graph.nodes} <= before
 
     def _constant_nodes(self) -> set[fx.Node]:
         """Nodes that are computed from parameters and numbers only."""

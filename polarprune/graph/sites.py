@@ -82,18 +82,19 @@ class Analysis:
     # per label: cut whatever is decided, since nothing reads it or nothing but zeros is in it
 
     @cached_property
-    def unit_of(self) -> dict[int, tuple[int, int]]:
-        """(site, unit) of each class."""
-        return {
-            int(root): (site, unit)
-            for site, roots in enumerate(self.classes)
-            for unit, root in enumerate(roots)
-        }
+    def _unit_of_label(self) -> np.ndarray:
+        """(site, unit) of each label, (-1, -1) where it belongs to no site."""
+        of_root = np.full((len(self.labels.keys), 2), -1, dtype=np.int64)
+        for site, roots in enumerate(self.classes):
+            of_root[roots, 0] = site
+            of_root[roots, 1] = np.arange(len(roots))
+        found: np.ndarray = of_root[self.labels.roots]
+        return found
 
-    def units_at(self, labels: np.ndarray) -> list[tuple[int, int] | None]:
-        """The (site, unit) of each channel position, None where it belongs to no site."""
-        roots = self.labels.roots[labels]
-        return [self.unit_of.get(int(root)) for root in roots]
+    def units_at(self, labels: np.ndarray) -> np.ndarray:
+        """The (site, unit) of each channel position, (-1, -1) where it belongs to no site."""
+        found: np.ndarray = self._unit_of_label[labels]
+        return found
 
 
 def analyse(
@@ -137,15 +138,19 @@ def example_like(graph_module: nn.Module, input_shape: tuple[int, ...]) -> Tenso
 
 
 def _macs(graph_module: fx.GraphModule, mix: Mix, values: Values) -> tuple[int, int]:
-    """(MACs of one input-output channel pair, MACs of the whole operator) for one image."""
+    """(MACs of one input-output channel pair, MACs of the whole operator) for one image.
+
+    The values are those of one image, but a network may fold windows into the batch.
+    """
     module = graph_module.get_submodule(mix.layer)
     source, result = values[mix.source], values[mix.node]
     if isinstance(module, nn.Linear):
-        per_pair = int(np.prod(result.shape[1:-1], dtype=np.int64))
+        per_pair = int(np.prod(result.shape[:-1], dtype=np.int64))
     else:
         spatial = source if isinstance(module, TRANSPOSED) else result
         kernel = np.prod(module.kernel_size, dtype=np.int64)  # type: ignore[arg-type]
-        per_pair = int(np.prod(spatial.shape[2:], dtype=np.int64) * kernel)
+        places = spatial.shape[0] * np.prod(spatial.shape[2:], dtype=np.int64)
+        per_pair = int(places * kernel)
     return per_pair, per_pair * len(mix.inputs) * len(mix.outputs) // mix.groups
 
 
@@ -178,36 +183,47 @@ def _add_channel_sites(analysis: Analysis, nodes: dict[str, fx.Node]) -> None:
     written[labels.roots[np.flatnonzero(labels.written)]] = True
     candidate &= written
     candidate[list(labels.pinned_roots())] = False
-    names = list(labels.tensors)
+    # Tensors that share their labels (an activation and what it reads) are looked at once.
+    distinct: dict[int, tuple[str, np.ndarray]] = {}
+    for name, tensor in labels.tensors.items():
+        distinct.setdefault(id(tensor.ids), (name, tensor.ids))
+    tensors = list(distinct.values())
     # Per class: its first tensor and position, and a fingerprint of where it lies how often.
     first = np.full(count, np.iinfo(np.int64).max, dtype=np.int64)
     prints = np.zeros((2, count), dtype=np.uint64)
-    widest = 1 + max((len(t.ids) for t in labels.tensors.values()), default=0)
-    random = np.random.default_rng(0).integers(1, 2**63, size=(2, len(names)), dtype=np.uint64)
-    for place, name in enumerate(names):
-        flat = labels.roots[labels.tensors[name].ids]
-        roots, at, counts = np.unique(flat, return_index=True, return_counts=True)
+    widest = 1 + max((len(ids) for _, ids in tensors), default=0)
+    random = np.random.default_rng(0).integers(1, 2**63, size=(2, len(tensors)), dtype=np.uint64)
+    seen = np.zeros(count, dtype=np.int64)
+    for place, (_, ids) in enumerate(tensors):
+        roots, at = labels.roots[ids], np.arange(len(ids))
+        seen[roots] = at
+        counts = np.ones(1, dtype=np.int64)
+        if not np.array_equal(seen[roots], at):  # some class comes more than once
+            roots, at, counts = np.unique(roots, return_index=True, return_counts=True)
         first[roots] = np.minimum(first[roots], place * widest + at)
         prints[:, roots] += random[:, place, None] * counts.astype(np.uint64)
-    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     found = np.flatnonzero(candidate)
-    for root in found[np.argsort(first[found], kind="stable")].tolist():
-        groups[int(prints[0, root]), int(prints[1, root])].append(root)
-    writers_of: dict[int, list[Mix]] = defaultdict(list)
+    found = found[np.argsort(first[found], kind="stable")]
+    _, group = np.unique(prints[:, found], axis=1, return_inverse=True)
+    group_of_root = np.full(count, -1, dtype=np.int64)
+    group_of_root[found] = group
+    writers: dict[int, list[Mix]] = defaultdict(list)
     for mix in labels.mixes:
         if not mix.depthwise:
-            for root in np.unique(labels.roots[mix.outputs]).tolist():
-                writers_of[root].append(mix)
-    for members in groups.values():
-        writers = list({m.node: m for root in members for m in writers_of[root]}.values())
-        earliest = names[int(first[members[0]]) // widest]
-        source = earliest
-        if len(writers) == 1 and nodes[writers[0].source].op != "placeholder":
+            for place in np.unique(group_of_root[labels.roots[mix.outputs]]).tolist():
+                writers[place].append(mix)
+    # Groups in the order of their first members, members in the order of their positions.
+    for place in dict.fromkeys(group.tolist()):
+        members = found[group == place]
+        earliest = tensors[int(first[members[0]]) // widest][0]
+        source, name = earliest, earliest
+        if writers[place]:
+            name = writers[place][0].layer
+        if len(writers[place]) == 1 and nodes[writers[place][0].source].op != "placeholder":
             # Pooled once for every gate that looks at the same tensor (a block's own gate does).
-            source = writers[0].source
-        name = writers[0].layer if writers else earliest
+            source = writers[place][0].source
         analysis.sites.append(GateSite(name, "channel", len(members), 0, source))
-        analysis.classes.append(np.asarray(members, dtype=np.int64))
+        analysis.classes.append(members)
 
 
 def _name_uniquely(analysis: Analysis) -> None:
@@ -221,20 +237,14 @@ def _name_uniquely(analysis: Analysis) -> None:
 def _cost(analysis: Analysis, mix: Mix, per_pair: int, total: int) -> MixCost:
     reads, fixed_in = _counts(analysis, mix.inputs)
     writes, fixed_out = _counts(analysis, mix.outputs)
-    group_macs: dict[int, int] = defaultdict(int)
+    group_macs: dict[int, int] = {}
     fixed = 0
     if mix.groups > 1:
         each = total // mix.groups
-        firsts = mix.inputs.reshape(mix.groups, -1)[:, 0]
-        for found, label in zip(analysis.units_at(firsts), firsts, strict=True):
-            if found is None:
-                fixed += 0 if analysis.gone[label] else each
-            else:
-                group_macs[found[0]] += each
-        group_macs = {s: m // analysis.sites[s].units for s, m in group_macs.items()}
-    return MixCost(
-        mix, per_pair, total, reads, writes, fixed_in, fixed_out, dict(group_macs), fixed
-    )
+        groups, count = _counts(analysis, mix.inputs.reshape(mix.groups, -1)[:, 0])
+        group_macs = {site: n * each for site, n in groups.items()}
+        fixed = count * each
+    return MixCost(mix, per_pair, total, reads, writes, fixed_in, fixed_out, group_macs, fixed)
 
 
 def _always_gone(labels: Labels) -> np.ndarray:
@@ -252,15 +262,12 @@ def _always_gone(labels: Labels) -> np.ndarray:
 
 
 def _counts(analysis: Analysis, labels: np.ndarray) -> tuple[dict[int, int], int]:
-    """Positions a unit of each site, and positions of no site."""
-    counts: dict[int, int] = defaultdict(int)
-    fixed = 0
-    for found, label in zip(analysis.units_at(labels), labels, strict=True):
-        if found is None:
-            fixed += not analysis.gone[label]
-        else:
-            counts[found[0]] += 1
-    return {site: n // analysis.sites[site].units for site, n in counts.items()}, fixed
+    """Positions a unit of each site, and positions of no site that stay."""
+    sites = analysis.units_at(labels)[:, 0]
+    found, counts = np.unique(sites[sites >= 0], return_counts=True)
+    fixed = int((~analysis.gone[labels[sites < 0]]).sum())
+    pairs = zip(found.tolist(), counts.tolist(), strict=True)
+    return {site: n // analysis.sites[site].units for site, n in pairs}, fixed
 
 
 def _price_units(analysis: Analysis) -> None:

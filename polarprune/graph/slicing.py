@@ -4,6 +4,7 @@ Nothing is changed in place: a new layer takes the old one's path in the small g
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,33 +52,30 @@ class LayerSlicer:
         old = self.root.get_submodule(layer)
         kept_in, kept_out = torch.from_numpy(inputs), torch.from_numpy(outputs)
         linear = layer_type(old) is nn.Linear
-        arguments = layer_arguments(old)
         names = ("in_features", "out_features") if linear else ("in_channels", "out_channels")
-        all_in, all_out = arguments[names[0]], arguments[names[1]]
+        all_in, all_out = (int(getattr(old, name)) for name in names)
         if _whole(inputs, all_in) and _whole(outputs, all_out):
             return
-        arguments[names[0]], arguments[names[1]] = len(inputs), len(outputs)
+        sizes = {names[0]: len(inputs), names[1]: len(outputs)}
         transposed = isinstance(old, TRANSPOSED)
         if groups > 1:
             # Whole groups go, so the axis inside a group keeps its length.
-            arguments["groups"] = len(inputs) * groups // all_in
+            sizes["groups"] = len(inputs) * groups // all_in
             axes = {0: kept_in if transposed else kept_out}
         else:
             axes = {0: kept_in, 1: kept_out} if transposed else {0: kept_out, 1: kept_in}
-        self._replace(layer, arguments, {"weight": axes, "bias": {0: kept_out}})
+        self._replace(layer, sizes, {"weight": axes, "bias": {0: kept_out}})
 
     def per_channel(self, layer: str, kept: np.ndarray) -> None:
         """Keep these channels of a normalisation or PReLU."""
         old = self.root.get_submodule(layer)
-        arguments = layer_arguments(old)
-        name = "num_parameters" if isinstance(old, nn.PReLU) else "num_features"
-        if _whole(kept, arguments[name]):
-            return
         assert isinstance(old, (*BATCH_NORMS, *INSTANCE_NORMS, nn.PReLU))
-        arguments[name] = len(kept)
+        name = "num_parameters" if isinstance(old, nn.PReLU) else "num_features"
+        if _whole(kept, getattr(old, name)):
+            return
         axes = {0: torch.from_numpy(kept)}
         tensors = ("weight", "bias", "running_mean", "running_var")
-        self._replace(layer, arguments, dict.fromkeys(tensors, axes))
+        self._replace(layer, {name: len(kept)}, dict.fromkeys(tensors, axes))
 
     def parameter(self, name: str, axis: int, kept: np.ndarray) -> None:
         """Keep these positions of a parameter or buffer that the graph itself reads."""
@@ -101,16 +99,14 @@ class LayerSlicer:
                 layer = str(node.target)
                 module = self.root.get_submodule(layer)
                 if parametrize.is_parametrized(module):
-                    self._replace(layer, layer_arguments(module), {})
+                    self._replace(layer, {}, {})
 
     def _replace(
-        self, layer: str, arguments: dict[str, object], axes: dict[str, dict[int, Tensor]]
+        self, layer: str, sizes: dict[str, int], axes: dict[str, dict[int, Tensor]]
     ) -> None:
+        """A layer like the old one with these sizes, and the kept part of each of its tensors."""
         old = self.root.get_submodule(layer)
-        kind = layer_type(old)
-        assert kind is not None
-        # On the meta device: the random numbers of its initialisation would be thrown away.
-        new = kind(**arguments, device="meta")
+        new = _like(old, sizes)
         for name, value in _tensors(old).items():
             kept = axes.get(name, {})
             full = f"{layer}.{name}"
@@ -122,12 +118,11 @@ class LayerSlicer:
             sliced = Origin(full, kept).slice(value.detach())
             if not kept:
                 sliced = sliced.clone()
-            if isinstance(value, nn.Parameter) or name in ("weight", "bias"):
-                frozen = isinstance(value, nn.Parameter) and not value.requires_grad
-                setattr(new, name, nn.Parameter(sliced, requires_grad=not frozen))
+            if name in new._buffers:
+                new._buffers[name] = sliced
             else:
-                setattr(new, name, sliced)
-        new.train(old.training)
+                trained = value.requires_grad or not isinstance(value, nn.Parameter)
+                new._parameters[name] = nn.Parameter(sliced, requires_grad=trained)
         parent, _, child = layer.rpartition(".")
         setattr(self.root.get_submodule(parent), child, new)
 
@@ -140,7 +135,22 @@ class LayerSlicer:
         return None
 
 
-def _whole(kept: np.ndarray, count: object) -> bool:
+def _like(old: nn.Module, sizes: dict[str, int]) -> nn.Module:
+    """A layer of the same plain type, without building it: its initialisation would be lost."""
+    kind = layer_type(old)
+    assert kind is not None
+    if parametrize.is_parametrized(old):
+        new = kind(**layer_arguments(old), device="meta").train(old.training)
+    else:
+        new = object.__new__(kind)
+        held = {k: v.copy() if isinstance(v, dict) else v for k, v in old.__dict__.items()}
+        new.__dict__.update(held)
+    for name, size in sizes.items():
+        setattr(new, name, size)
+    return new
+
+
+def _whole(kept: np.ndarray, count: Any) -> bool:
     """Whether every position is kept, in order."""
     return len(kept) == count and bool((kept[1:] > kept[:-1]).all())
 

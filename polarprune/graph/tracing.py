@@ -21,6 +21,19 @@ from polarprune.graph.shapes import run_for_values
 _MOST_OPAQUE = 400
 
 
+class Draft(fx.GraphModule):
+    """A graph that is still being changed: code is written for it when it is called first."""
+
+    def recompile(self) -> Any:
+        """Not before the first call."""
+        return fx.GraphModule.recompile(self) if "forward" in vars(type(self)) else None
+
+    def forward(self, *args: Any) -> Any:
+        """Write the code, which takes the place of this method, and run it."""
+        fx.GraphModule.recompile(self)
+        return self.forward(*args)
+
+
 class _Proxy(fx.Proxy):
     """Records `y += x` as such; a plain Proxy falls back to `y = y + x` and hides the aliasing."""
 
@@ -55,6 +68,7 @@ class _Tracer(fx.Tracer):
         self.example_input = example_input
         self.failed: str | None = None
         self.fixed_size = False
+        self.evaluating = False  # torch.fx patches all modules while it traces
 
     def value_of(self, proxy: fx.Proxy) -> Any:
         """What a proxy stands for, tensors on the meta device.
@@ -66,10 +80,13 @@ class _Tracer(fx.Tracer):
         copied: dict[fx.Node, fx.Node] = {}
         graph.graph_copy(self.graph, copied)
         graph.output(copied[proxy.node])
+        self.evaluating = True
         try:
-            values = run_for_values(fx.GraphModule(self.root, graph), self.example_input)
+            values = run_for_values(Draft(self.root, graph), self.example_input)
         except Exception as error:
             raise fx.proxy.TraceError(f"the value of {proxy.node.name} is not known") from error
+        finally:
+            self.evaluating = False
         return values[copied[proxy.node].name]
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
@@ -96,7 +113,14 @@ class _Tracer(fx.Tracer):
             return True
         return super().is_leaf_module(m, module_qualified_name)
 
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if self.evaluating:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if self.evaluating:
+            return forward(*args, **kwargs)
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
@@ -142,8 +166,7 @@ def trace(owned: nn.Module, example_input: Tensor) -> tuple[fx.GraphModule, bool
     while True:
         tracer = _Tracer(opaque, example_input[:1].detach())
         try:
-            graph_module = fx.GraphModule(owned, tracer.trace(owned))
-            return graph_module, tracer.fixed_size
+            return Draft(owned, tracer.trace(owned)), tracer.fixed_size
         except Exception as error:
             # fx raises anything the user's forward raises on a proxy.
             if tracer.failed is None or tracer.failed in opaque or len(opaque) > _MOST_OPAQUE:

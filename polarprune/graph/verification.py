@@ -1,22 +1,24 @@
 """First stage, part: a traced network compared with the untraced one, in both modes.
 
-Convolutions and linear layers are by far the most work, and the graph calls the very layers that
-the network calls: what such a layer has given to the network, it gives to the graph too, if it is
-called with the same input and its copies of the weights are as they were made. So the graph costs
-little, and equal means bit for bit. Where that fails, everything is computed again, in float64.
+Convolutions and linear layers are nearly all of the work, and the graph calls copies of the very
+layers that the network calls. Where such a copy still is what it was when it was made, both sides
+compute a cheap stand-in in its place: a number for each position that depends on every channel.
+So the comparison costs little, and equal means bit for bit: the same layers are called on the same
+values in the same order. Where that fails, everything is computed in earnest, in float64.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
+from torch.nn import functional as F
 
 from polarprune.errors import Refused
 from polarprune.graph.comparing import NoDropout, forward_float64, in_mode, relative_error
-from polarprune.graph.operators import MIXING_MODULES
+from polarprune.graph.shapes import known_shape
 
 # Traced and untraced run the same kernels on the same float64 numbers; only a different order of
 # evaluation could differ, and tracing does not change it.
@@ -35,6 +37,7 @@ def verify_trace(
     fresh: Versions,
     *,
     may_shrink: bool,
+    only_training: bool = False,
 ) -> None:
     """Refuse a graph that computes something else than the network, in either mode.
 
@@ -43,14 +46,16 @@ def verify_trace(
         traced: has copies of the network's tensors, and may have other layers.
         fresh: what these copies were when they were made: id -> version.
         may_shrink: whether the graph holds for other image sizes than the example's.
+        only_training: where the graph calls nothing but the network's own layers and functions, it
+            computes in evaluation mode, in which it was traced, what the network does.
 
     Raises:
         Refused: with the mode and the error.
     """
+    modes = (True,) if only_training else (False, True)
     for inputs in _candidates(example_input, may_shrink):
         last = inputs.shape[2:] == example_input.shape[2:]
         try:
-            modes = (False, True)
             if all(_identical(net, traced, inputs, fresh, training) for training in modes):
                 return
         except _TOO_SMALL:
@@ -91,15 +96,72 @@ def _identical(
     net: nn.Module, traced: fx.GraphModule, inputs: Tensor, fresh: Versions, training: bool
 ) -> bool:
     """Whether both give the same bits; False also where they cannot be compared so."""
-    memory: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    with _layers(net, memory, None):
+    stand_ins = _stand_ins(net, traced, fresh)
+    with _replaced(net, stand_ins):
         expected = _forward(net, inputs, training)
     try:
-        with _layers(traced, memory, fresh):
+        with _replaced(traced, stand_ins):
             got = _forward(traced, inputs, training)
     except Exception:
         return False  # the comparison in float64 says what is wrong
     return relative_error(expected, got) == 0
+
+
+def _stand_ins(
+    net: nn.Module, traced: fx.GraphModule, fresh: Versions
+) -> dict[str, Callable[[Tensor], Tensor]]:
+    """By path, for each layer whose copy is still what it was when it was made."""
+    copies = dict(traced.named_modules())
+    found: dict[str, Callable[[Tensor], Tensor]] = {}
+    for name, layer in net.named_modules():
+        twin = copies.get(name)
+        if twin is None or type(layer) not in (nn.Conv2d, nn.Linear):
+            continue
+        if type(twin) is not type(layer):
+            continue
+        whole = all(fresh.get(id(p)) == p._version for p in twin.parameters())
+        if whole and twin.extra_repr() == layer.extra_repr():
+            found[name] = _stand_in(layer, seed=len(found))
+    return found
+
+
+def _stand_in(layer: nn.Module, seed: int) -> Callable[[Tensor], Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    weight = layer.get_parameter("weight")
+    linear = isinstance(layer, nn.Linear)
+    count_in = layer.in_features if linear else layer.in_channels
+    count_out = layer.out_features if linear else layer.out_channels
+    assert isinstance(count_in, int)
+    assert isinstance(count_out, int)
+    read = torch.randn(count_in, generator=generator).to(weight) / count_in**0.5
+    write = torch.randn(count_out, generator=generator).to(weight)
+    if linear:
+        return lambda x: torch.tanh((x * read).sum(-1, keepdim=True)) * write
+    read, write = read.reshape(-1, 1, 1), write.reshape(-1, 1, 1)
+
+    def convolution(x: Tensor) -> Tensor:
+        shape = known_shape(layer, (x,))
+        if shape is None or x.shape[1] != count_in:
+            raise ValueError("not what this convolution takes")
+        seen = (x * read).sum(-3, keepdim=True)
+        return torch.tanh(F.adaptive_avg_pool2d(seen, (shape[2], shape[3]))) * write
+
+    return convolution
+
+
+@contextmanager
+def _replaced(net: nn.Module, stand_ins: dict[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """Layers compute their stand-ins inside."""
+    patched = []
+    try:
+        for name, stand_in in stand_ins.items():
+            layer = net.get_submodule(name)
+            layer.forward = stand_in
+            patched.append(layer)
+        yield
+    finally:
+        for layer in patched:
+            del layer.forward
 
 
 def _forward(net: nn.Module, inputs: Tensor, training: bool) -> Any:
@@ -107,47 +169,6 @@ def _forward(net: nn.Module, inputs: Tensor, training: bool) -> Any:
     buffers = {name: buffer.detach().clone() for name, buffer in net.named_buffers()}
     with in_mode(net, training), torch.no_grad(), NoDropout():
         return functional_call(net, buffers, (inputs.clone(),))
-
-
-@contextmanager
-def _layers(
-    net: nn.Module, memory: dict[str, list[tuple[Tensor, Tensor]]], fresh: Versions | None
-) -> Iterator[None]:
-    """Convolutions and linear layers write down what they give, or read it from there (fresh)."""
-    patched = []
-    for name, module in net.named_modules():
-        if type(module) in MIXING_MODULES and "forward" not in module.__dict__:
-            if fresh is not None and any(fresh.get(id(p)) != p._version for p in module.parameters()):
-                continue
-            forward = module.forward
-            calls = memory.setdefault(name, [])
-            module.forward = _recorded(forward, calls) if fresh is None else _replayed(forward, calls)
-            patched.append(module)
-    try:
-        yield
-    finally:
-        for module in patched:
-            del module.forward
-
-
-def _recorded(forward: Any, calls: list[tuple[Tensor, Tensor]]) -> Any:
-    def call(x: Tensor) -> Any:
-        result = forward(x)
-        # Copies: a later operator may change either in place.
-        calls.append((x.clone(), result.clone()))
-        return result
-
-    return call
-
-
-def _replayed(forward: Any, calls: list[tuple[Tensor, Tensor]]) -> Any:
-    def call(x: Tensor) -> Any:
-        for known, result in calls:
-            if known.shape == x.shape and torch.equal(known, x):
-                return result.clone()
-        return forward(x)
-
-    return call
 
 
 def _traced_outputs(net: nn.Module, traced: fx.GraphModule, inputs: Tensor, training: bool) -> Any:

@@ -4,34 +4,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from folding_checks import FLOAT64_TOLERANCE, error_of_folding, norms_left, randomised
 from torch import Tensor, fx, nn
 
-from polarprune_export.folding import NORMS, fold_batchnorms
-
-# Folding reorders one product and one sum per layer; float64 keeps 16 digits of each.
-FLOAT64_TOLERANCE = 1e-12
-
-
-def randomised(net: nn.Module) -> fx.GraphModule:
-    generator = torch.Generator().manual_seed(3)
-    for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
-        if tensor.is_floating_point():
-            low = 0.5 if name.endswith("running_var") else -1.0
-            tensor.data = torch.empty(tensor.shape).uniform_(low, 2.0, generator=generator)
-    return fx.symbolic_trace(net.eval())
-
-
-def norms_left(net: nn.Module) -> int:
-    return sum(isinstance(module, NORMS) for module in net.modules())
-
-
-def error_of_folding(net: fx.GraphModule, x: Tensor) -> float:
-    net, x = net.double(), x.double()
-    folded, _ = fold_batchnorms(net, x)
-    with torch.no_grad():
-        before, after = net(x), folded(x)
-    return float((before - after).abs().max() / before.abs().max())
-
+from polarprune_export.folding import fold_batchnorms
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "convolution": (
@@ -88,14 +64,17 @@ def test_a_folded_pair_computes_the_same_without_the_norm(kind: str) -> None:
     assert error_of_folding(net, x) < FLOAT64_TOLERANCE
 
 
-def test_the_comparison_notices_a_wrongly_folded_pair(monkeypatch: pytest.MonkeyPatch) -> None:
-    build, shape = LAYERS["grouped transposed"]
+@pytest.mark.parametrize("place", ["_inner", "_outer"])
+def test_the_comparison_notices_a_wrongly_folded_pair(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, shape = LAYERS["grouped transposed" if place == "_inner" else "grouped"]
     net = randomised(build())
 
-    def naive(layer: nn.Module, scale: Tensor, weight: Tensor) -> Tensor:
-        return scale[: weight.shape[0]].view(-1, 1, 1, 1)
+    def naive(layer: nn.Module, vector: Tensor) -> Tensor:
+        return vector[:1].view(1, 1, 1, 1)
 
-    monkeypatch.setattr("polarprune_export.folding._filter_scale", naive)
+    monkeypatch.setattr(f"polarprune_export.layer_weights.{place}", naive)
     assert error_of_folding(net, torch.randn(shape)) > 1e-3
 
 

@@ -9,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from polarprune.errors import Refused
 from polarprune_export import lint_onnx
+from polarprune_export.onnx_lint import explainable_findings
 
 WEIGHT = numpy_helper.from_array(np.full((4, 3, 1, 1), 0.5, np.float32), "weight")
 FOUR = [
@@ -128,6 +129,18 @@ ALLOWED = {
         ],
         FOUR,
     ),
+    "a norm behind a convolution whose weight another one reads": (
+        [
+            helper.make_node("Conv", ["input", "weight"], ["other"]),
+            helper.make_node("BatchNormalization", ["middle", *NORM], ["normal"]),
+            helper.make_node("Add", ["other", "normal"], ["logits"]),
+        ],
+        FOUR,
+    ),
+    "one place along an axis": (
+        [helper.make_node("Gather", ["middle", "place"], ["logits"], axis=1)],
+        [numpy_helper.from_array(np.array(2), "place")],
+    ),
     "a number out of a shape": (
         [
             helper.make_node("Shape", ["middle"], ["shape"]),
@@ -152,3 +165,52 @@ def test_every_finding_is_listed_not_only_the_first(tmp_path: Path) -> None:
     ]
     with pytest.raises(Refused, match=r"Identity 'node_1'.*Gather 'node_2'"):
         lint_onnx(planted(tmp_path / "two.onnx", nodes, INDICES))
+
+
+def test_one_place_that_is_computed_is_picked_by_index(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Abs", ["place"], ["computed"]),
+        helper.make_node("Gather", ["middle", "computed"], ["logits"], axis=1),
+    ]
+    place = numpy_helper.from_array(np.array(2), "place")
+    with pytest.raises(Refused, match="Gather 'node_2'"):
+        lint_onnx(planted(tmp_path / "computed.onnx", nodes, place))
+
+
+EXPLAINED = ("Gather", "GatherElements", "ScatterND", "Mul by a mask", "Where")
+
+
+@pytest.mark.parametrize("kind", EXPLAINED)
+def test_what_the_network_had_before_pruning_passes_and_not_one_more(
+    kind: str, tmp_path: Path
+) -> None:
+    nodes, constants = PLANTED[kind]
+    path = planted(tmp_path / "planted.onnx", nodes, *constants)
+    own = explainable_findings(onnx.load(path))
+    assert kind.split()[0] in own
+    lint_onnx(path, own)
+    lint_onnx(path, {name: count + 1 for name, count in own.items()})
+    for name, count in own.items():
+        with pytest.raises(Refused, match=f"{name} 'node_"):
+            lint_onnx(path, {**own, name: count - 1})
+    with pytest.raises(Refused):
+        lint_onnx(path, {"Round": 9})
+
+
+def test_a_second_one_names_what_there_was(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Gather", ["middle", "indices"], ["three"], axis=1),
+        helper.make_node("Gather", ["three", "indices"], ["logits"], axis=2),
+    ]
+    path = planted(tmp_path / "two.onnx", nodes, INDICES)
+    with pytest.raises(Refused, match=r"'node_1'.*'node_2'.*before pruning it has 1 Gather"):
+        lint_onnx(path, {"Gather": 1})
+
+
+@pytest.mark.parametrize("kind", ["Identity", "BatchNormalization"])
+def test_no_network_explains_what_the_export_left_over(kind: str, tmp_path: Path) -> None:
+    nodes, constants = PLANTED[kind]
+    path = planted(tmp_path / "planted.onnx", nodes, *constants)
+    assert explainable_findings(onnx.load(path)) == {}
+    with pytest.raises(Refused, match=f"{kind} 'node_1'"):
+        lint_onnx(path, {kind: 9})

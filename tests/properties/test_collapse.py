@@ -432,12 +432,12 @@ def _check_cut(gated: GatedNetwork, decisions: Decisions, x: Tensor) -> None:
 
 
 def test_a_cost_that_ignores_liveness_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from polarprune.graph.cost import CostCircuit
+    from polarprune.graph.liveness import Live, Liveness
 
     case_of, decisions = decide("resnet20", ALL_BLOCKS_CLOSED)
     small, _ = collapsed("resnet20", ALL_BLOCKS_CLOSED)
     monkeypatch.setattr(
-        CostCircuit, "_liveness", lambda self, p: {name: 1.0 for name, _, _ in self._nodes}
+        Liveness, "evaluate", lambda self, p: Live({name: 1.0 for name, _, _ in self.nodes}, {})
     )
     expected = macs_of(case_of.gated.circuit, [decisions[s.name] for s in case_of.gated.sites])
     assert expected != counted_macs(small, case_of.x)
