@@ -290,6 +290,7 @@ class Coverage:
     def export(self) -> None:
         """ONNX of the collapsed network in float32: written, linted, run, counted."""
         from polarprune_export import check_parity, lint_onnx, write_onnx
+        from polarprune_export.base_operators import base_operators
 
         found: Row = {}
         self.row["onnx"] = found
@@ -299,8 +300,11 @@ class Coverage:
             report = write_onnx(dense, path, self.images.float()[:1])
             found["operators"] = {kind: report.operators.get(kind, 0) for kind in MOVERS}
             found["unfolded"] = len(report.unfolded)
+            net = build_network(self.row["name"], num_classes=None).eval()
+            base = base_operators(report, dense, self.images.float()[:1], lambda: net)
+            found["base_operators"] = base
             try:
-                lint_onnx(path)
+                lint_onnx(path, base=base)
                 found["lint"] = None
             except PolarpruneError as error:
                 found["lint"] = str(error).replace(str(path), "the graph").splitlines()[0][:300]
