@@ -264,6 +264,7 @@ PINNING_FUNCTIONS: dict[str, Callable[..., Any]] = {
     "group_norm": F.group_norm,
     "local_response_norm": F.local_response_norm,
     "where": torch.where,
+    "addcmul": torch.addcmul,
     "max": torch.max,
     "min": torch.min,
     "unfold": F.unfold,
@@ -308,10 +309,10 @@ PLAIN_FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 ZERO_KEEPING_METHODS = frozenset(
     {"relu", "contiguous", "clone", "tanh", "neg", "abs", "sqrt", "square", "float", "double"}
-    | {"to", "type_as", "detach"}
+    | {"to", "type_as", "detach", "sin"}
 )
 ELEMENTWISE_METHODS = ZERO_KEEPING_METHODS | {
-    "sigmoid", "exp", "log", "rsqrt", "reciprocal", "clamp", "pow"
+    "sigmoid", "exp", "log", "rsqrt", "reciprocal", "clamp", "pow", "cos"
 }  # fmt: skip
 BINARY_METHODS = frozenset({"add", "mul", "sub", "div", "expand_as"})
 MOVEMENT_METHODS = frozenset(
@@ -323,7 +324,18 @@ SIZE_METHODS = frozenset({"size", "dim", "ndimension"})
 REDUCTION_METHODS = frozenset({"mean", "sum", "amax", "amin", "std", "var", "norm"})
 NORMALISE_METHODS = frozenset({"softmax", "log_softmax"})
 PINNING_METHODS = frozenset(
-    {"matmul", "bmm", "cumsum", "max", "min", "masked_fill", "index_select", "numel", "new_zeros"}
+    {
+        "matmul",
+        "bmm",
+        "cumsum",
+        "unfold",
+        "max",
+        "min",
+        "masked_fill",
+        "index_select",
+        "numel",
+        "new_zeros",
+    }
     | {"new_ones", "half", "bool", "long", "int", "view_as", "reshape_as", "T"}
 )
 PLAIN_METHODS = (
