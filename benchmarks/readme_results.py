@@ -59,24 +59,64 @@ def demo_table() -> list[str]:
     return lines
 
 
-def alignment_table() -> list[str]:
+def alignment_line() -> list[str]:
     """Latency against the multiple that kept channel counts are rounded up to."""
-    record = load("alignment")
-    lines = [
-        "Half of the MACs is not half of the time. Trained with other `--align`, against dense; "
-        "each row is another network (one training each), so kept MACs and blocks differ as well:",
-        "",
-        "| `--align` | kept MACs | blocks gone | gates agreed | batch 1 | batch 64 |",
-        "|---|---|---|---|---|---|",
+    runs = load("alignment")["runs"]
+    found = ", ".join(
+        f"{run['align']}: {timed({row['batch']: row for row in run['rows']}[64])} "
+        f"({100 * run['result']['macs_ratio']:.0f} % of the MACs kept)"
+        for run in runs
+    )
+    return [
+        f"Half of the MACs is not half of the time: at batch 64, trained with `--align` {found}. "
+        "Each is another network, one training each.",
     ]
-    for run in record["runs"]:
-        rows = {row["batch"]: row for row in run["rows"]}
-        lines.append(
-            f"| {run['align']} | {100 * run['result']['macs_ratio']:.1f} % | "
-            f"{run['result']['blocks_removed']} | {100 * run['result']['agreement']:.1f} % | "
-            f"{timed(rows[1])} | {timed(rows[64])} |"
-        )
-    return lines
+
+
+def one_pass_lines() -> list[str]:
+    """One pass on CIFAR-10 beside a dense run of the same recipe."""
+    record = load("one_pass_cifar10")
+    dense, pruned = record["dense"]["result"], record["pruned"]["result"]
+    epochs = record["dense"]["config"]["epochs"]
+    return [
+        f"ResNet-20 on all of CIFAR-10, {epochs} epochs on two CPU cores, one seed, "
+        f"{record['test_images']:,} test images: dense {100 * dense['top1']:.2f} %, one pass with "
+        f"`--target 0.5` {100 * pruned['top1']:.2f} % at {100 * pruned['macs_ratio']:.1f} % of the "
+        f"MACs, {pruned['blocks_removed']} blocks gone, for "
+        f"{100 * pruned['train_macs_ratio']:.1f} % of the training MACs; gates agreed at "
+        f"{100 * pruned['agreement']:.1f} %. Wall clock {record['seconds_ratio']:.2f} of dense, "
+        "side by side on a machine with other work on it: no claim.",
+    ]
+
+
+def coverage_lines() -> list[str]:
+    """How many networks of the zoos can be cut, and random graphs."""
+    found, random = load("coverage")["summary"], load("random_graphs")
+    outcomes = random["outcomes"]
+    broken = found["WRONG"] + found["crash"] + found["timeout"]
+    return [
+        f"{found['networks']} networks of torchvision and timm with a random half of their "
+        f"channels cut: {found['exact']} exact (largest relative error "
+        f"{found['largest_error']:.0e} in float64), {found['refused']} refused in part with the "
+        f"reason, {broken} wrong, crashed or out of time; "
+        "[the table](benchmarks/results/coverage.md). "
+        f"{random['n']:,} random networks: {outcomes['exact']:,} exact, {outcomes['refused']} "
+        f"refused, {outcomes['wrong'] + outcomes['crash']} wrong or crashed.",
+    ]
+
+
+def surgery_lines() -> list[str]:
+    """Speed of attach and collapse beside Torch-Pruning."""
+    rows = load("surgery_speed")["rows"]
+    found = ", ".join(
+        f"{row['network']} {row['theirs_over_ours']['speedup']:.1f} x "
+        f"[{row['theirs_over_ours']['ci_low']:.1f}, {row['theirs_over_ours']['ci_high']:.1f}]"
+        for row in rows
+    )
+    return [
+        "Attach and collapse against Torch-Pruning's MagnitudePruner (CPU seconds, one thread, "
+        f"paired, n = {load('surgery_speed')['n']}): {found}.",
+    ]
 
 
 def resnet56_line() -> list[str]:
@@ -94,7 +134,10 @@ def resnet56_line() -> list[str]:
 
 def results_block() -> str:
     """Everything between the README's result marks."""
-    return "\n".join([*demo_table(), "", *alignment_table(), "", *resnet56_line(), ""])
+    parts = (
+        demo_table, alignment_line, one_pass_lines, resnet56_line, coverage_lines, surgery_lines
+    )  # fmt: skip
+    return "\n".join(line for part in parts for line in [*part(), ""])
 
 
 def main() -> None:

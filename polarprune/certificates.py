@@ -99,10 +99,15 @@ def _materialise(net: nn.Module) -> None:
 
     The collapsed network holds these numbers, in the network's own precision.
     """
-    for module in net.modules():
-        if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[arg-type]
-                parametrize.remove_parametrizations(module, str(name))
+    derived = [
+        (module, str(name), nn.Parameter(getattr(module, str(name)).detach().clone()))
+        for module in net.modules()
+        if parametrize.is_parametrized(module)
+        for name in module.parametrizations  # type: ignore[union-attr]
+    ]  # all of them before the first goes: torch writes it into a parameter that others may share
+    for module, name, value in derived:
+        parametrize.remove_parametrizations(module, name)
+        module._parameters[name] = value
 
 
 def top1_agreement(expected: Any, got: Any) -> float | None:

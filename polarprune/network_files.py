@@ -185,8 +185,8 @@ def _decode_node(graph: fx.Graph, entry: dict[str, Any], nodes: dict[str, fx.Nod
     return graph.create_node(op, _checked(target), args, kwargs, name)
 
 
-def _checked(path: str, form: re.Pattern[str] = _PATH) -> str:
-    if not form.fullmatch(path):
+def _checked(path: Any, form: re.Pattern[str] = _PATH) -> str:
+    if not isinstance(path, str) or not form.fullmatch(path):
         raise Refused(f"{path!r} is not a name that a network file may use")
     return path
 
@@ -203,7 +203,7 @@ def _encode(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         raise Refused(f"a network file cannot hold the number {value}")
     if isinstance(value, dict):
-        return {"dict": {str(key): _encode(part) for key, part in value.items()}}
+        return {"dict": {_checked(key): _encode(part) for key, part in value.items()}}
     if isinstance(value, torch.dtype):
         return {"dtype": str(value).removeprefix("torch.")}
     if value is Ellipsis:

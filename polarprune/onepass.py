@@ -299,18 +299,18 @@ class OnePass:
         """Give the optimizer the small network's parameters, each with its part of the state.
 
         A weight that was computed from other parameters (standardised, parametrised) is a new
-        quantity: it takes the place of the first of them and starts without state.
+        quantity: it takes the place of the first of them and starts without state. Two may have
+        been computed from one.
         """
         old = dict(gated.body.named_parameters(remove_duplicate=False))
-        replacements: dict[nn.Parameter, Replacement] = {}
+        replacements: dict[nn.Parameter, list[Replacement]] = {}
         for name, parameter in small.named_parameters():
             layer, _, tensor = name.rpartition(".")
             prefix = f"{layer}.parametrizations.{tensor}."
             sources = [path for path in old if path.startswith(prefix)]
-            if sources:
-                replacements[old[sources[0]]] = (parameter, None)
-            else:
-                replacements[old[cut.origins[name].name]] = (parameter, cut.origins[name])
+            origin = None if sources else cut.origins[name]
+            source = old[origin.name if origin is not None else sources[0]]
+            replacements.setdefault(source, []).append((parameter, origin))
         replace_parameters(self._optimizer, replacements)
 
     def _become(self, small: nn.Module) -> None:

@@ -30,7 +30,7 @@ def take_out(optimizer: torch.optim.Optimizer, parameters: set[nn.Parameter]) ->
 
 
 def replace_parameters(
-    optimizer: torch.optim.Optimizer, replacements: dict[nn.Parameter, Replacement]
+    optimizer: torch.optim.Optimizer, replacements: dict[nn.Parameter, list[Replacement]]
 ) -> None:
     """Let the optimizer go on with smaller parameters.
 
@@ -41,11 +41,10 @@ def replace_parameters(
     for group in optimizer.param_groups:
         kept = [p for p in group["params"] if p in replacements]
         old_state = [(p, optimizer.state.pop(p, None)) for p in group["params"]]
-        group["params"] = [replacements[p][0] for p in kept]
+        group["params"] = [new for p in kept for new, _ in replacements[p]]
         for old, state in old_state:
-            if state and old in replacements:
-                new, origin = replacements[old]
-                if origin is not None:
+            for new, origin in replacements.get(old, []):
+                if state and origin is not None:
                     optimizer.state[new] = {
                         key: _sliced(value, old, origin) for key, value in state.items()
                     }

@@ -98,7 +98,7 @@ def _inexpressible(pass_: "LabelPass", node: fx.Node, name: str, source: Labelle
             return "squeezes the channel axis, which a cut to one channel would drop"
         return None
     if name == "getitem":
-        return _inexpressible_index(node, source)
+        return _inexpressible_index(pass_, node, source)
     if name in VIEWS:
         written = node.kwargs and name != "unflatten"
         return "a view with keyword arguments" if written else None
@@ -122,7 +122,7 @@ def _inexpressible(pass_: "LabelPass", node: fx.Node, name: str, source: Labelle
     return f"operator {name} moves the channel axis in a way that is not known"
 
 
-def _inexpressible_index(node: fx.Node, source: Labelled) -> str | None:
+def _inexpressible_index(pass_: "LabelPass", node: fx.Node, source: Labelled) -> str | None:
     index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
     if any(not (i is None or i is Ellipsis or isinstance(i, int | slice | fx.Node)) for i in index):
         return "indexing other than by slices and integers"
@@ -134,6 +134,11 @@ def _inexpressible_index(node: fx.Node, source: Labelled) -> str | None:
         return None
     if isinstance(part, fx.Node) or (isinstance(part, slice) and part.step not in (None, 1)):
         return "picks channels other than by a contiguous slice"
+    # Bounds that are computed from sizes, as numbers.
+    assert isinstance(part, slice)
+    low, high = (pass_.env[b] if isinstance(b, fx.Node) else b for b in (part.start, part.stop))
+    start, stop, _ = slice(low, high).indices(len(source.ids))
+    pass_.labels.parts[node.name] = (node.all_input_nodes[0].name, start, stop)
     return None
 
 

@@ -129,7 +129,7 @@ class MovementCut:
             node.args = (source, (*index[:place], at, *index[place + 1 :]))
             return
         assert isinstance(part, slice)
-        start, stop, _ = part.indices(count)
+        _, start, stop = orders.labels.parts[node.name]
         places = np.flatnonzero((order >= start) & (order < stop))
         orders.put(node, order[places] - start)
         self._take(node, source, places, index, place)

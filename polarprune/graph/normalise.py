@@ -85,8 +85,16 @@ def _refuse_hooks(net: nn.Module) -> None:
 
 
 def _name_no_operands(graph: fx.Graph) -> None:
-    """`torch.cat(tensors=...)`, `F.pad(input=...)`: the operand goes where the rules look."""
+    """`torch.cat(tensors=...)`, `F.pad(input=...)`: the operand goes where the rules look.
+
+    And `view`, which depends on how a tensor lies in memory, is written `reshape`: of one channel
+    alone, `contiguous()` leaves another layout than of many.
+    """
     for node in graph.nodes:
+        given = (*node.args, *node.kwargs.values())
+        by_dtype = any(isinstance(argument, torch.dtype) for argument in given)
+        if node.op == "call_method" and node.target == "view" and not by_dtype:
+            node.target = "reshape"
         for key in ("input", "tensors"):
             if node.op == "call_function" and not node.args and key in node.kwargs:
                 node.args = (node.kwargs[key],)

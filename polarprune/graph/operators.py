@@ -283,6 +283,10 @@ PINNING_FUNCTIONS: dict[str, Callable[..., Any]] = {
     "bitwise_not": operator.invert,
     "eq": operator.eq,
     "ne": operator.ne,
+    "gt": operator.gt,
+    "ge": operator.ge,
+    "lt": operator.lt,
+    "le": operator.le,
     # Whole functions in torchvision's own traces.
     "swin.shifted_window_attention": swin_transformer.shifted_window_attention,
     "swin.relative_position_bias": swin_transformer._get_relative_position_bias,

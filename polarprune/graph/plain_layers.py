@@ -86,6 +86,10 @@ class PlainLayers:
             elif node.op == "call_function" and node.target in self.rules:
                 self.rules[node.target](node)
         self._fold_constants()
+        for node in reversed(self.graph.nodes):
+            # Before a lint: what they read may lie in a layer that has been replaced.
+            if node in self.constant and not node.users:
+                self.graph.erase_node(node)
         self.graph.eliminate_dead_code()
         lowered = bool(self.installed or self.parted)
         return lowered or not {(n.op, n.target) for n in self.graph.nodes} <= before
@@ -180,13 +184,24 @@ class PlainLayers:
     def _is_constant(self, *nodes: Any) -> bool:
         return all(n is None or (isinstance(n, fx.Node) and n in self.constant) for n in nodes)
 
-    def _owner(self, weight: fx.Node, kind: type[nn.Module]) -> str | None:
-        """The path of the layer that holds a weight, if the new layer can take its place."""
-        for source in self._sources(weight) if weight.op != "get_attr" else [weight]:
-            owner, _, child = str(source.target).rpartition(".")
-            if child == "weight" and owner and isinstance(self.root.get_submodule(owner), kind):
-                return owner
-        return None
+    def _owner(self, *constants: fx.Node | None) -> str | None:
+        """The path of the layer that holds a weight (the first) and all that goes with it.
+
+        None where something else that is read lies there too: the new layer can't take its place.
+        """
+        sources = [s for c in constants if c is not None for s in self._leaves(c)]
+        owners = [str(s.target).rpartition(".") for s in sources]
+        paths = [owner for owner, _, child in owners if owner and child == "weight"]
+        if not paths:
+            return None
+        path = paths[0]
+        own = {str(s.target) for s in sources}
+        others = {str(n.target) for n in self.graph.nodes if n.op != "call_function"} - own
+        inside = any(target == path or target.startswith(f"{path}.") for target in others)
+        return None if inside and path not in self.installed else path
+
+    def _leaves(self, constant: fx.Node) -> list[fx.Node]:
+        return [constant] if constant.op == "get_attr" else self._sources(constant)
 
     def _free_name(self, wanted: str) -> str:
         name, count = wanted, 0
@@ -198,7 +213,7 @@ class PlainLayers:
     def _install(self, node: fx.Node, layer: nn.Module, tensors: dict[str, Any]) -> None:
         """Put a layer in a functional call's place; `tensors` are its weight and bias nodes."""
         weight = tensors["weight"]
-        path = self._owner(weight, type(layer)) if weight is not None else None
+        path = self._owner(*tensors.values()) if weight is not None else None
         if path is not None and self.installed.get(path) == layer.extra_repr():
             self._replace(node, path, node.args[0])  # a layer called twice stays one
             return
@@ -214,7 +229,7 @@ class PlainLayers:
         for name, derived in derivations.items():
             # What it is derived to was found by running it: no need for torch's own checks.
             parametrize.register_parametrization(layer, name, derived, unsafe=True)
-        if path is None or any(n.target == path for n in self.graph.nodes):
+        if path is None or path in self.installed:
             path = self._free_name(f"{operator_name(node)}_{node.name}")
         self.installed[path] = layer.extra_repr()
         self._put(path, layer)

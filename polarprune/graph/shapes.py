@@ -144,11 +144,22 @@ def uncounted_macs(graph_module: fx.GraphModule, values: Values) -> dict[str, in
     for node in graph_module.graph.nodes:
         called = node.op in ("call_module", "call_function", "call_method")
         if called and family_of(node, module_of(graph_module, node)) is Family.UNKNOWN:
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n.name])
-            with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                getattr(recorder, node.op)(node.target, args, kwargs)
-            counts = counter.get_flop_counts().get("Global", {})
-            macs = int(sum(n for aten, n in counts.items() if aten in COUNTED)) // 2
+            inputs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n.name])
+            try:
+                macs = _count(recorder, node, inputs)
+            except (NotImplementedError, RuntimeError):  # it looks at values: let it have some
+                macs = _count(_Recorder(graph_module, real=True), node, _zeros(inputs))
             if macs:
                 found[node.name] = macs
     return found
+
+
+def _count(recorder: _Recorder, node: fx.Node, inputs: Any) -> int:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        getattr(recorder, node.op)(node.target, *inputs)
+    counts = counter.get_flop_counts().get("Global", {})
+    return int(sum(n for aten, n in counts.items() if aten in COUNTED)) // 2
+
+
+def _zeros(inputs: Any) -> Any:
+    return pytree.tree_map_only(Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype), inputs)

@@ -1,11 +1,13 @@
 """OnePass inside a foreign loop: phases, the bound, the optimizer's state, accounting."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations, parametrize
 
 import polarprune
 from polarprune.errors import ConfigError
@@ -195,3 +197,86 @@ def test_lbfgs_is_refused() -> None:
     gated = gated_resnet()
     with pytest.raises(ValueError, match="LBFGS"):
         OnePass(gated, torch.optim.LBFGS(gated.parameters()), target=0.5, total_steps=STEPS)
+
+
+class _Mirrored(nn.Module):
+    """A weight that is computed from a parameter of another shape."""
+
+    def forward(self, half: torch.Tensor) -> torch.Tensor:
+        return torch.cat([half, -half])
+
+    def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight[: len(weight) // 2]
+
+
+class _TwoBlocks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.one = nn.Conv2d(8, 8, 3, padding=1)
+        self.two = nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.stem(x))
+        x = x + self.one(x)
+        return self.head((x + self.two(x)).mean((2, 3)))
+
+
+def _share(net: _TwoBlocks) -> None:
+    net.two.weight = net.one.weight
+
+
+def _mirror(net: _TwoBlocks) -> None:
+    parametrize.register_parametrization(net.one, "weight", _Mirrored())
+
+
+def _standardise(net: _TwoBlocks) -> None:
+    parametrizations.weight_norm(net.one)
+
+
+@pytest.mark.parametrize("closed", ["add", "add_1", "stem"])
+@pytest.mark.parametrize("prepare", [_share, _mirror, _standardise])
+def test_the_optimizer_gets_every_parameter_that_is_left(
+    prepare: Callable[[_TwoBlocks], None], closed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = _TwoBlocks()
+    prepare(net)
+    gated = polarprune.attach_gates(net, batch(0)[0])
+    optimizer = torch.optim.SGD(gated.parameters(), lr=0.01, momentum=0.9)
+    one = OnePass(gated, optimizer, target=1.0, total_steps=STEPS, phases=PHASES)
+    decisions = {s.name: torch.arange(s.units) > 0 for s in gated.sites if s.name == closed}
+    gated.set_decisions(decisions)
+    monkeypatch.setattr(gated, "decisions", lambda target=None: GatedNetwork.decisions(gated))
+    images, _ = batch(0)
+    one.network(images).square().mean().backward()
+    optimizer.step()
+    one._settle()
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    assert len(held) == len(set(held))
+    assert set(held) == set(one.network.parameters())
+    for parameter, state in optimizer.state.items():
+        assert state["momentum_buffer"].shape == parameter.shape
+    weight = one.network.get_submodule("one").weight if hasattr(one.network, "one") else None
+    if weight is not None:
+        assert (weight in optimizer.state) == (prepare is _share), "momentum of another quantity"
+
+
+class _OneWeightStandardisedTwice(_TwoBlocks):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.stem(x))
+        for layer in (self.one, self.two):
+            weight = self.one.weight
+            weight = weight - weight.mean((1, 2, 3), keepdim=True)
+            x = F.relu(F.conv2d(x, weight / weight.std((1, 2, 3), keepdim=True), layer.bias, 1, 1))
+        return self.head(x.mean((2, 3)))
+
+
+def test_two_weights_computed_from_one_parameter_are_both_trained_on() -> None:
+    gated = polarprune.attach_gates(_OneWeightStandardisedTwice(), batch(0)[0])
+    optimizer = torch.optim.SGD(gated.parameters(), lr=0.01, momentum=0.9)
+    one = OnePass(gated, optimizer, target=1.0, total_steps=STEPS, phases=PHASES)
+    drive(one, optimizer, STEPS)
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    assert len(held) == len(set(held))
+    assert set(held) == set(one.finish().parameters())
