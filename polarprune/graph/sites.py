@@ -76,7 +76,6 @@ class Analysis:
     additions: dict[int, ResidualAddition]  # per block site
     costs: list[MixCost]
     refused: list[Refusal]
-    channels: dict[str, int]  # channels (axis 1) of each tensor that a gate may look at
     uncounted: dict[str, int] = field(default_factory=dict)  # MACs of operators no rule knows
     gone: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
     # per label: cut whatever is decided, since nothing reads it or nothing but zeros is in it
@@ -114,7 +113,7 @@ def analyse(
         graph_module.graph, {name: total for name, (_, total) in totals.items()}, values
     )
     refused = [Refusal(where, reason) for where, reason in dict.fromkeys(labels.refused)]
-    analysis = Analysis(input_shape, labels, [], [], {}, [], refused, {})
+    analysis = Analysis(input_shape, labels, [], [], {}, [], refused)
     if blocks:
         refused += [Refusal(where, reason) for where, reason in others]
         _add_block_sites(analysis, nodes, additions, totals)
@@ -125,9 +124,6 @@ def analyse(
     analysis.costs = [_cost(analysis, mix, *totals[mix.node]) for mix in labels.mixes]
     _price_units(analysis)
     analysis.uncounted = uncounted_macs(graph_module, values)
-    for site in analysis.sites:
-        value = values[site.source]
-        analysis.channels[site.source] = int(value.shape[1])
     return analysis
 
 

@@ -129,3 +129,19 @@ def test_layers_of_timm_become_plain_ones(name: str) -> None:
     with torch.no_grad():
         expected = copy.deepcopy(net).double()(x.double())
         torch.testing.assert_close(dense.double()(x.double()), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_weight_that_no_layer_can_hold_stays_learned() -> None:
+    """A product of two narrow matrices: the function stays, its channels are pinned."""
+
+    def compute(s, x: Tensor) -> Tensor:
+        x = F.relu(s.stem(x)).mean((2, 3))
+        return s.out(F.relu(F.linear(x, s.left @ s.right)))
+
+    layers = {"left": nn.Parameter(torch.randn(6, 2)), "right": nn.Parameter(torch.randn(2, 8))}
+    net = small(compute, **layers, out=nn.Linear(6, 3))
+    gated = polarprune.attach_gates(net.train(), image())
+    assert channel_sites(gated) == {}
+    assert "operator linear is not known" in reasons(gated)
+    gated(image()).sum().backward()
+    assert dict(gated.body.named_parameters())["left"].grad is not None
