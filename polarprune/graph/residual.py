@@ -83,6 +83,7 @@ class _Search:
         self.macs = macs
         self.place = {node: index for index, node in enumerate(self.nodes)}
         self.ancestors: list[int] = []
+        self.inputs = sum(1 << i for i, n in enumerate(self.nodes) if n.op == "placeholder")
         for index, node in enumerate(self.nodes):
             bits = 1 << index
             for source in node.all_input_nodes:
@@ -93,6 +94,8 @@ class _Search:
         """The residual addition, or why it is none."""
         if left is right:
             return "a tensor added to itself"
+        if not all(self.ancestors[self.place[side]] & self.inputs for side in (left, right)):
+            return "a sum with a constant"
         sides = [self._side(left, right), self._side(right, left)]
         starts = sides[0].edge | sides[1].edge
         branch, shortcut = sorted(sides, key=lambda s: (s.mixes, s.work), reverse=True)

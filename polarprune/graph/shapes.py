@@ -130,36 +130,50 @@ def _evaluating_twin(module: nn.Module, *, real: bool) -> nn.Module:
 
 def _meta(tensor: Tensor) -> Any:
     empty = torch.empty_like(tensor, device="meta")
-    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+    if not isinstance(tensor, nn.Parameter):
+        return empty
+    return nn.Parameter(empty, requires_grad=tensor.requires_grad)  # matmul looks at it
 
 
-def uncounted_macs(graph_module: fx.GraphModule, values: Values) -> dict[str, int]:
+def uncounted_macs(graph_module: fx.GraphModule, example_input: Tensor) -> dict[str, int]:
     """Per node MACs for one image of operators that no rule knows (opaque layers, attention).
 
     Args:
-        values: what run_for_values says of this graph, for one image.
+        example_input: one image (1, ...).
     """
-    recorder = _Recorder(graph_module, real=False)
-    found: dict[str, int] = {}
-    for node in graph_module.graph.nodes:
-        called = node.op in ("call_module", "call_function", "call_method")
-        if called and family_of(node, module_of(graph_module, node)) is Family.UNKNOWN:
-            inputs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n.name])
-            try:
-                macs = _count(recorder, node, inputs)
-            except (NotImplementedError, RuntimeError):  # it looks at values: let it have some
-                macs = _count(_Recorder(graph_module, real=True), node, _zeros(inputs))
-            if macs:
-                found[node.name] = macs
-    return found
+    called = [n for n in graph_module.graph.nodes if n.op.startswith("call_")]
+    unknown = {n.name for n in called if family_of(n, module_of(graph_module, n)) is Family.UNKNOWN}
+    if not unknown:
+        return {}
+    try:
+        empty = torch.empty(example_input.shape, dtype=example_input.dtype, device="meta")
+        counter = _Counter(graph_module, unknown, real=False)
+        counter.record(empty)
+    except (NotImplementedError, RuntimeError):  # a part of it looks at values
+        counter = _Counter(graph_module, unknown, real=True)
+        counter.record(example_input)
+    return {name: macs for name, macs in counter.macs.items() if macs}
 
 
-def _count(recorder: _Recorder, node: fx.Node, inputs: Any) -> int:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        getattr(recorder, node.op)(node.target, *inputs)
-    counts = counter.get_flop_counts().get("Global", {})
-    return int(sum(n for aten, n in counts.items() if aten in COUNTED)) // 2
+class _Counter(_Recorder):
+    """Runs every operator as torch does: how a product is computed depends on strides."""
 
+    def __init__(self, graph_module: fx.GraphModule, nodes: set[str], *, real: bool) -> None:
+        super().__init__(graph_module, real=real)
+        self.nodes = nodes
+        self.macs: dict[str, int] = {}
 
-def _zeros(inputs: Any) -> Any:
-    return pytree.tree_map_only(Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype), inputs)
+    def run_node(self, n: fx.Node) -> Any:
+        if n.name not in self.nodes:
+            return super().run_node(n)
+        with FlopCounterMode(display=False) as counter:
+            result = super().run_node(n)
+        counts = counter.get_flop_counts().get("Global", {})
+        self.macs[n.name] = int(sum(f for aten, f in counts.items() if aten in COUNTED)) // 2
+        return result
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return self.fetch_attr(target)(*args, **kwargs)
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return fx.Interpreter.call_function(self, target, args, kwargs)

@@ -123,7 +123,7 @@ def analyse(
     analysis.gone = _always_gone(labels)
     analysis.costs = [_cost(analysis, mix, *totals[mix.node]) for mix in labels.mixes]
     _price_units(analysis)
-    analysis.uncounted = uncounted_macs(graph_module, values)
+    analysis.uncounted = uncounted_macs(graph_module, example)
     return analysis
 
 

@@ -27,7 +27,7 @@ MOST_REFUSED, LEAST_WITH_SITES, LEAST_UNITS = 0.10, 0.70, 0.25
 
 
 @given(recipe=recipes(), style=st.sampled_from(list(STYLES)))
-@settings(max_examples=60)
+@settings(max_examples=100)
 def test_any_cut_of_any_network_is_exact(recipe: Recipe, style: str) -> None:
     check_network(recipe, (style,))
 
