@@ -169,6 +169,14 @@ def make_record(
     }
 
 
+def put_into(record: dict[str, Any], newer: dict[str, Any]) -> dict[str, Any]:
+    """A record with some rows made again, which it names together with their code."""
+    rows = {row["name"]: row for row in newer["rows"]}
+    whole = [rows.get(row["name"], row) for row in record["rows"]]
+    again = {**record.get("made_again", {}), **dict.fromkeys(rows, newer["code"])}
+    return {**record, "summary": summarise(whole), "made_again": again, "rows": whole}
+
+
 def main() -> None:
     """Check the networks, write the record and its table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -181,6 +189,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=Settings.repeats, help="of each timing")
     parser.add_argument("--seed", type=int, default=Settings.seed)
     parser.add_argument("--skip-onnx", action="store_true")
+    parser.add_argument("--into", type=Path, help="put these rows into that record, named as rerun")
     parser.add_argument("--record", type=Path, help="results/coverage.json, but not with --only")
     for internal in ("--one", "--one-out", "--settings"):
         parser.add_argument(internal, help=argparse.SUPPRESS)
@@ -201,7 +210,9 @@ def main() -> None:
     names = [name for name in names if re.search(args.only, name)]
     rows = run_all(names, settings, work=args.work, jobs=args.jobs, timeout=args.timeout)
     record = make_record(rows, left_out, settings, args.timeout)
-    path = args.record or (None if args.only else RECORD)
+    if args.into:
+        record = put_into(json.loads(args.into.read_text()), record)
+    path = args.into or args.record or (None if args.only else RECORD)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(dump(record))

@@ -145,3 +145,15 @@ def test_a_weight_that_no_layer_can_hold_stays_learned() -> None:
     assert "operator linear is not known" in reasons(gated)
     gated(image()).sum().backward()
     assert dict(gated.body.named_parameters())["left"].grad is not None
+
+
+def test_a_sum_with_a_parameter_is_no_block() -> None:
+    """As the position embeddings of a vision transformer: without the other term nothing is left."""
+
+    def compute(s, x: Tensor) -> Tensor:
+        return s.head(F.relu(s.stem(x) + s.position))
+
+    net = small(compute, position=nn.Parameter(torch.randn(1, 8, 8, 8)))
+    gated = check_exact(net, image(1, 3, 8, 8))
+    assert block_sites(gated) == []
+    assert "a sum with a constant" in reasons(gated)
