@@ -76,7 +76,10 @@ def outputs(net: nn.Module, images: Tensor, *, training: bool) -> list[Tensor]:
     """All output tensors of a copy of the network, dropouts and dropped paths off."""
     twin = copy.deepcopy(net).train(training)
     for module in twin.modules():
-        if isinstance(module, StochasticDepth) or "drop" in type(module).__name__.lower():
+        leaf = not list(module.children())  # a container of that name holds norms
+        if isinstance(module, StochasticDepth) or (
+            leaf and "drop" in type(module).__name__.lower()
+        ):
             module.eval()
     with torch.no_grad(), _NoDropout():
         leaves = pytree.tree_leaves(twin(images.clone()))

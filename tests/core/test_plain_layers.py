@@ -148,7 +148,7 @@ def test_a_weight_that_no_layer_can_hold_stays_learned() -> None:
 
 
 def test_a_sum_with_a_parameter_is_no_block() -> None:
-    """As the position embeddings of a vision transformer: without the other term nothing is left."""
+    """As position embeddings: without the other term nothing would be left."""
 
     def compute(s, x: Tensor) -> Tensor:
         return s.head(F.relu(s.stem(x) + s.position))
