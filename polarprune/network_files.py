@@ -71,7 +71,9 @@ def save_network(dense: nn.Module, folder: str | os.PathLike[str]) -> None:
     }
     _refuse_shared_weights(dense)
     text = json.dumps(document, indent=1)  # before any file is touched: it may refuse
-    weights = {name: t.detach().cpu().contiguous() for name, t in dense.state_dict().items()}
+    # Not the state_dict: buffers that it leaves out belong to the network as well.
+    tensors = (*dense.named_parameters(), *dense.named_buffers())
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors}
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     save_file(weights, target / f"{WEIGHTS_FILE}.new")
