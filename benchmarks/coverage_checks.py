@@ -199,7 +199,10 @@ class Coverage:
         with tempfile.TemporaryDirectory() as folder:
             save_network(dense, folder)
             loaded = load_network(folder)
-        before, after = dense.state_dict(), loaded.state_dict()
+        # Buffers that no state_dict holds are compared too.
+        before, after = (
+            {**dict(net.named_parameters()), **dict(net.named_buffers())} for net in (dense, loaded)
+        )
         same = before.keys() == after.keys() and all(
             torch.equal(before[k], after[k]) for k in after
         )
