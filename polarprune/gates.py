@@ -148,7 +148,7 @@ class GatedNetwork(nn.Module):
         body.gate_channels()
         body.gate_blocks()
         gating.to(device=like.device, dtype=like.dtype).train(plain.training)
-        graph_module = Draft(plain, plain.graph)
+        graph_module = fx.GraphModule(plain, plain.graph)
         graph_module.training = plain.training
         return graph_module
 
@@ -199,11 +199,12 @@ class _GateInserter:
             mix = self.analysis.costs[places[0]].mix
             units = self.analysis.units_at(mix.inputs)
             sites = [s for s in np.unique(units[:, 0]).tolist() if s >= 0]
-            starts = np.zeros(len(self.analysis.sites) + 1, dtype=np.int64)
-            starts[sites] = np.cumsum([0, *(self.analysis.sites[s].units for s in sites[:-1])])
-            starts[-1] = sum(self.analysis.sites[s].units for s in sites) + 1  # site -1, unit -1
-            index = torch.from_numpy(starts[units[:, 0]] + units[:, 1])
-            module = ChannelGates(self.state, index, mix.axis)
+            ends = np.cumsum([self.analysis.sites[s].units for s in sites])
+            starts = np.zeros(len(self.analysis.sites), dtype=np.int64)
+            starts[sites] = [0, *ends[:-1]]
+            always_open = ends[-1]  # the value behind those of all gates
+            index = np.where(units[:, 0] < 0, always_open, starts[units[:, 0]] + units[:, 1])
+            module = ChannelGates(self.state, torch.from_numpy(index), mix.axis)
             tensor, gates = self.nodes[source], [self.gates[site] for site in sites]
             gated = self._call(
                 f"channels_{count}", module, tensor, *gates, after=self._latest([tensor, *gates])

@@ -26,7 +26,8 @@ class SiteRow:
     """One gate site.
 
     `kept` is None where nothing has been decided; of a block it is 0 or 1. `macs_share` (0..1) is
-    what the site touches: an operator between two sites counts for both.
+    what the site touches: an operator between two sites counts for both. `writers` are the layers
+    whose output channels are tied in a channel site, `readers` those that mix them.
     """
 
     name: str
@@ -35,6 +36,8 @@ class SiteRow:
     kept: int | None
     unit_macs: int
     macs_share: float
+    writers: tuple[str, ...]
+    readers: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -257,7 +260,15 @@ def _site_rows(
             else sum(_touched_macs(cost, place, site.units) for cost in analysis.costs)
         )
         share = touched / dense_macs if dense_macs else 0.0
-        rows.append(SiteRow(site.name, site.kind, site.units, kept, site.unit_macs, share))
+        mixing = [cost for cost in analysis.costs if not cost.mix.depthwise]
+        writing = dict.fromkeys(cost.mix.layer for cost in mixing if place in cost.writes)
+        reading = dict.fromkeys(cost.mix.layer for cost in mixing if place in cost.reads)
+        rows.append(
+            SiteRow(
+                site.name, site.kind, site.units, kept, site.unit_macs, share,
+                tuple(writing), tuple(reading),
+            )
+        )  # fmt: skip
     return tuple(rows)
 
 

@@ -27,10 +27,20 @@ def network_tables(found: NetworkInspection) -> Iterator[Table | str]:
     """Sites, totals, refusals."""
     shape = " x ".join(str(side) for side in found.input_shape)
     title = f"{found.model}, input {shape}: {len(found.sites)} gate sites"
-    sites = make_table(title, ["site", "kind"], ["units", "kept", "MACs a unit", "MACs share"])
+    sites = make_table(
+        title, ["site", "kind", "tied with"], ["units", "kept", "MACs a unit", "MACs share"]
+    )
     for row in found.sites:
         share = f"{100 * row.macs_share:.1f} %"
-        sites.add_row(row.name, row.kind, f"{row.units:,}", _kept(row), f"{row.unit_macs:,}", share)
+        sites.add_row(
+            row.name,
+            row.kind,
+            _tied(row),
+            f"{row.units:,}",
+            _kept(row),
+            f"{row.unit_macs:,}",
+            share,
+        )
     yield sites
     yield _SHARES_OVERLAP
     yield from _totals(found)
@@ -41,6 +51,13 @@ def network_tables(found: NetworkInspection) -> Iterator[Table | str]:
     for refusal in found.refused:
         refused.add_row(refusal.where, refusal.reason)
     yield refused
+
+
+def _tied(row: SiteRow) -> str:
+    """The other layers that write the same channels; the first two of many."""
+    others = [layer for layer in row.writers if layer != row.name]
+    more = f", {len(others) - 2} more" if len(others) > 2 else ""
+    return ", ".join(others[:2]) + more
 
 
 def _kept(row: SiteRow) -> str:

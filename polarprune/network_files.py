@@ -20,12 +20,8 @@ from torch import Tensor, fx, nn
 from polarprune.collapsing import META, Description, describe
 from polarprune.errors import CheckpointError, Refused
 from polarprune.graph.layers import build_layer, layer_arguments
-from polarprune.graph.operators import (
-    PLAIN_FUNCTIONS,
-    PLAIN_METHODS,
-    SIZE_ATTRIBUTES,
-    reads_attribute,
-)
+from polarprune.graph.operator_tables import PLAIN_FUNCTIONS, PLAIN_METHODS
+from polarprune.graph.operators import SIZE_ATTRIBUTES, reads_attribute
 
 SCHEMA = 1
 NETWORK_FILE = "network.json"

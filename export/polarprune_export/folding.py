@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from polarprune.graph.operators import DROPOUT_MODULES
+from polarprune.graph.operator_tables import DROPOUT_MODULES
 from polarprune_export.channel_maps import (
     NORMS,
     Candidate,

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from polarprune.graph.operators import DROPOUT_MODULES
+from polarprune.graph.operator_tables import DROPOUT_MODULES
 
 _DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
 _RANDOM = ("DropPath", "DropBlock2d", "PatchDropout")  # timm's

@@ -14,7 +14,8 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from polarprune.errors import Refused
-from polarprune.graph.operators import DROPOUT_MODULES, module_of
+from polarprune.graph.operator_tables import DROPOUT_MODULES
+from polarprune.graph.operators import module_of
 
 _OUT_OF_PLACE: dict[Any, Callable[..., Any]] = {
     operator.iadd: operator.add,

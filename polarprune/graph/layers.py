@@ -6,15 +6,15 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from polarprune.errors import Refused
-from polarprune.graph.operators import (
+from polarprune.graph.operator_tables import (
     BATCH_NORMS,
     CONVOLUTIONS,
     DROPOUT_MODULES,
     INSTANCE_NORMS,
     PLAIN_MODULES,
     TRANSPOSED,
-    layer_type,
 )
+from polarprune.graph.operators import layer_type
 
 _CONV = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"]
 _CONV += ["bias", "padding_mode"]

@@ -14,7 +14,8 @@ from torchvision.ops import StochasticDepth
 
 from polarprune.errors import Refused
 from polarprune.graph.computed_weights import Constants
-from polarprune.graph.operators import BATCH_NORMS, argument, module_of, operator_name
+from polarprune.graph.operator_tables import BATCH_NORMS
+from polarprune.graph.operators import argument, module_of, operator_name
 from polarprune.graph.shapes import Values
 from polarprune.graph.tracing import is_norm_with_activation, same_padding_functions
 

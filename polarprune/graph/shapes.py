@@ -8,15 +8,12 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from polarprune.graph.operators import (
+from polarprune.graph.operator_tables import (
     ELEMENTWISE_FUNCTIONS,
     ELEMENTWISE_MODULES,
     PER_CHANNEL_MODULES,
-    Family,
-    family_of,
-    layer_type,
-    module_of,
 )
+from polarprune.graph.operators import Family, family_of, layer_type, module_of
 
 Values = dict[str, Any]
 

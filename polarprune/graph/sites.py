@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from polarprune.graph.label_pass import label_graph
 from polarprune.graph.labels import Labels, Mix
-from polarprune.graph.operators import TRANSPOSED
+from polarprune.graph.operator_tables import TRANSPOSED
 from polarprune.graph.residual import ResidualAddition, residual_additions
 from polarprune.graph.shapes import Values, run_for_values, uncounted_macs
 

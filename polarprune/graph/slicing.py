@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from polarprune.graph.layers import layer_arguments
-from polarprune.graph.operators import BATCH_NORMS, INSTANCE_NORMS, TRANSPOSED, layer_type
+from polarprune.graph.operator_tables import BATCH_NORMS, INSTANCE_NORMS, TRANSPOSED
+from polarprune.graph.operators import layer_type
 
 
 @dataclass(frozen=True)

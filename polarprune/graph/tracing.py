@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from torchvision.ops import StochasticDepth
 
 from polarprune.errors import Refused
-from polarprune.graph.operators import BATCH_NORMS
+from polarprune.graph.operator_tables import BATCH_NORMS
 from polarprune.graph.shapes import run_for_values
 
 # A network with more parts than this that cannot be traced has no part worth analysing.
@@ -22,16 +22,11 @@ _MOST_OPAQUE = 400
 
 
 class Draft(fx.GraphModule):
-    """A graph that is still being changed: code is written for it when it is called first."""
+    """A graph that is still being changed: no code is written for it, so it cannot be called."""
 
     def recompile(self) -> Any:
-        """Not before the first call."""
-        return fx.GraphModule.recompile(self) if "forward" in vars(type(self)) else None
-
-    def forward(self, *args: Any) -> Any:
-        """Write the code, which takes the place of this method, and run it."""
-        fx.GraphModule.recompile(self)
-        return self.forward(*args)
+        """Nothing: the graph module that is made of it in the end has code."""
+        return None
 
 
 class _Proxy(fx.Proxy):

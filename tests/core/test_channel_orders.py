@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from small_networks import all_open, channel_sites, check_decided, check_exact, image, small
 from torch import Tensor, nn
 
+import polarprune
 from polarprune.graph.orders import runs
 
 
@@ -87,6 +88,50 @@ def test_sizes_read_off_cut_channels_are_put_right_and_others_stay_free() -> Non
     with torch.no_grad():
         for shape in ((1, 3, 8, 8), (3, 3, 11, 5)):
             assert dense(image(*shape)).shape == (shape[0], 4)
+
+
+def test_a_part_of_a_branch_that_is_left_out_goes_with_it() -> None:
+    """RexNet and DPN: a shortcut joins some of a layer's channels, the others go on alone."""
+
+    def compute(s, x: Tensor) -> Tensor:
+        x = F.relu(s.stem(x))
+        y = s.wide(x)
+        return s.last(torch.cat([x + y[:, :8], y[:, 8:]], 1)).mean((2, 3))
+
+    layers = {"wide": nn.Conv2d(8, 12, 3, padding=1), "last": nn.Conv2d(12, 4, 1)}
+    gated = check_exact(small(compute, **layers))
+    dense = check_decided(gated, {**all_open(gated), "add": torch.tensor([False])}, image())
+    assert dense.wide.out_channels == 4
+
+
+def test_a_view_does_not_depend_on_how_one_channel_lies_in_memory() -> None:
+    def compute(s, x: Tensor) -> Tensor:
+        x = s.tokens(s.stem(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
+        return s.out(s.one(x).view(x.shape[0], -1))
+
+    gated = check_exact(small(compute, tokens=nn.Linear(8, 8), out=nn.Linear(512, 3)))
+    check_decided(gated, all_open(gated, tokens=list(range(1, 8))), image())
+
+
+def test_channels_picked_by_a_list_are_pinned_also_behind_zeros() -> None:
+    def compute(s, x: Tensor) -> Tensor:
+        picked = s.stem(x)[:, [2, 0, 1]]
+        return s.out(F.pad(picked, (0, 0, 0, 0, 2, 0))).mean((2, 3))
+
+    gated = check_exact(small(compute, out=nn.Conv2d(5, 4, 1)))
+    assert polarprune.collapse(gated).out.in_channels == 3  # the zeros are gone
+
+
+def test_a_convolution_over_the_channels_pins_them() -> None:
+    """Efficient channel attention: neighbouring channels are mixed along another axis."""
+
+    def compute(s, x: Tensor) -> Tensor:
+        x = F.relu(s.stem(x))
+        weight = s.near(x.mean((2, 3)).view(x.shape[0], 1, -1)).sigmoid()
+        return s.head(s.one(x * weight.view(x.shape[0], -1, 1, 1).expand_as(x)))
+
+    gated = check_exact(small(compute, near=nn.Conv1d(1, 1, 3, padding=1)))
+    assert channel_sites(gated) == {"one": 8, "last": 6}
 
 
 def test_contiguous_runs() -> None:

@@ -85,3 +85,17 @@ def test_expected_macs_never_exceed_the_dense_ones() -> None:
     ones = [torch.ones(s.units) for s in gated.sites]
     assert as_float(gated.circuit.evaluate(ones).macs) == gated.circuit.dense_macs
     assert gated.circuit.dense_macs == polarprune.count_macs(gated.plain(), image())
+
+
+def test_products_in_unknown_operators_count_alike_before_and_after_a_cut() -> None:
+    """Whether torch folds the batch into a product depends on strides and on requires_grad."""
+
+    def compute(s, x: torch.Tensor) -> torch.Tensor:
+        tokens = F.relu(s.stem(x)).flatten(2).transpose(1, 2)
+        return s.out((tokens @ s.table).mean(1))
+
+    net = small(compute, table=nn.Parameter(torch.randn(8, 6)), out=nn.Linear(6, 3))
+    gated = polarprune.attach_gates(net.eval(), image())
+    assert gated.circuit.dense_macs == polarprune.count_macs(net, image())
+    dense = polarprune.collapse(gated)
+    assert polarprune.count_macs(dense, image()) == gated.circuit.dense_macs

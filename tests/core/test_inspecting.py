@@ -55,6 +55,15 @@ def test_the_totals_of_a_model_are_counted_on_it(model: NetworkInspection) -> No
     ]
 
 
+def test_the_layers_that_are_tied_in_a_stream_are_named(model: NetworkInspection) -> None:
+    """Option A: the first 16 channels run through all three stages, up to the classifier."""
+    [stream] = [row for row in model.sites if row.name == "conv1"]
+    blocks = [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(3)]
+    assert stream.writers == ("conv1", *(f"{block}.conv2" for block in blocks))
+    assert stream.readers == (*(f"{block}.conv1" for block in blocks), "linear")
+    assert "layer1.0.conv2, layer1.1.conv2, 7 more" in in_words(*network_tables(model))
+
+
 def test_a_share_is_what_the_layers_of_the_site_cost(model: NetworkInspection) -> None:
     # layer1.0.conv1 is written by one 3x3 convolution and read by another, 16 to 16 channels.
     [row] = [row for row in model.sites if row.name == "layer1.0.conv1"]
