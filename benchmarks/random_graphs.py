@@ -103,7 +103,12 @@ def main() -> int:
     seeds = range(args.start, args.start + args.n)
     fresh = multiprocessing.get_context("spawn")  # a fork of torch may hang at its end
     with ProcessPoolExecutor(args.jobs, fresh) as pool:
-        results = list(pool.map(examine, seeds, chunksize=4))
+        results = []
+        for result in pool.map(examine, seeds, chunksize=4):
+            results.append(result)
+            if result["outcome"] in ("wrong", "crash") or len(results) % 100 == 0:
+                print(len(results), result["seed"], result["outcome"], result.get("reason", ""),
+                      file=sys.stderr, flush=True)  # fmt: skip
     record = {
         "what": "random networks, random decisions: collapsed against frozen, float64, both modes",
         "n": args.n,

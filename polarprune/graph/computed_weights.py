@@ -34,6 +34,8 @@ class Constants:
         self.root = root
         self.graph = root.graph
         self.nodes = self._constant_nodes()
+        # As they are now: a layer that takes another's place changes what a path leads to.
+        self.values = {str(n.target): self._find(n) for n in self.nodes if n.op == "get_attr"}
 
     def _constant_nodes(self) -> set[fx.Node]:
         """Nodes that are computed from parameters and numbers only."""
@@ -67,6 +69,9 @@ class Constants:
 
     def attribute(self, node: fx.Node) -> Any:
         """What a get_attr node reads."""
+        return self.values[str(node.target)]
+
+    def _find(self, node: fx.Node) -> Any:
         value: Any = self.root
         for part in str(node.target).split("."):
             value = getattr(value, part)
@@ -98,7 +103,8 @@ class Constants:
             if old in needed and old not in copied:
                 copied[old] = graph.node_copy(old, lambda n: copied[n])
         graph.output(copied[node])
-        return fx.GraphModule(self.root, graph)
+        targets = [str(n.target) for n in graph.nodes if n.op == "get_attr"]
+        return fx.GraphModule({target: self.values[target] for target in targets}, graph)
 
     def _evaluate(self, node: fx.Node) -> Any:
         with torch.no_grad():
@@ -120,6 +126,13 @@ class Constants:
         if not alike:
             return value, None
         return self.attribute(alike[0]), Derived(self._derivation(node, alike[0]))
+
+    def recipe(self, node: fx.Node | None) -> str:
+        """How a constant is computed: two of one recipe are equal, whatever is learned."""
+        if node is None or node.op == "get_attr":
+            return "-" if node is None else str(node.target)
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.recipe)
+        return f"{node.op} {node.target} {args} {kwargs}"
 
     def can_hold(self, *nodes: Any) -> bool:
         """Whether these arguments are constants that a layer can hold and go on learning.

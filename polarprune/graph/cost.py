@@ -68,14 +68,17 @@ class CostCircuit:
         What lies in operators that the analysis does not know is kept, whatever is decided.
         """
         self._costs = analysis.costs
-        self._readers = [
-            [i for i, c in enumerate(self._costs) if s in c.reads and not c.mix.depthwise]
-            for s in range(len(analysis.sites))
-        ]
-        self._writers = [
-            [i for i, c in enumerate(self._costs) if s in c.writes and not c.mix.depthwise]
-            for s in range(len(analysis.sites))
-        ]
+        self._readers: list[list[int]] = [[] for _ in analysis.sites]
+        for i, c in enumerate(self._costs):
+            for s in c.reads:
+                if not c.mix.depthwise:
+                    self._readers[s].append(i)
+        padded = self._with_zeros(analysis)
+        self._writers: list[list[int]] = [[] for _ in analysis.sites]
+        for i, c in enumerate(self._costs):
+            for s in c.writes:
+                if not c.mix.depthwise or s in padded:
+                    self._writers[s].append(i)
         self._always_written = self._passed_on(analysis)
         self.liveness = Liveness(analysis, graph)
         known = sum(cost.total for cost in self._costs)
@@ -83,20 +86,19 @@ class CostCircuit:
         self.dense_macs = known + sum(self._uncounted.values())
 
     @staticmethod
+    def _with_zeros(analysis: Analysis) -> set[int]:
+        """Sites with literal zeros in them: there a depthwise convolution makes other values."""
+        zeros = np.concatenate([*analysis.labels.zeros, np.zeros(0, dtype=np.int64)])
+        return set(analysis.units_at(zeros)[:, 0].tolist())
+
+    @staticmethod
     def _passed_on(analysis: Analysis) -> list[bool]:
         """Sites that some operator writes which is no mixing one (a parameter, a norm of zeros)."""
-        layers = {cost.mix.layer for cost in analysis.costs}
-        labels = analysis.labels
-        sites = [False] * len(analysis.sites)
-        own = [
-            label
-            for label, (owner, role, _) in enumerate(labels.keys)
-            if labels.written[label] and not (role == "out" and owner in layers)
-        ]
-        for site in np.unique(analysis.units_at(np.asarray(own, dtype=np.int64))[:, 0]).tolist():
-            if site >= 0:
-                sites[site] = True
-        return sites
+        own = np.asarray(analysis.labels.written, dtype=bool)
+        for cost in analysis.costs:
+            own[cost.mix.outputs] = False
+        found = set(analysis.units_at(np.flatnonzero(own))[:, 0].tolist())
+        return [site in found for site in range(len(analysis.sites))]
 
     def evaluate(self, probabilities: list[Tensor]) -> ExpectedCost:
         """Expected MACs for one image.

@@ -90,6 +90,8 @@ class Liveness:
         by_site: dict[str, dict[int, Openness]] = defaultdict(dict)
         for name, sources, is_output in reversed(self.nodes):
             own: Openness = 1.0 if is_output else live.get(name, 0.0)
+            if name in self._sites:  # it is needed where one of its sites is
+                own = live[name] = any_of(list(by_site[name].values()))
             if isinstance(own, float) and own == 0.0:
                 continue
             if name in self._may_vanish:
@@ -103,8 +105,6 @@ class Liveness:
                 if source in self._sites:
                     self._pass_sites(by_site, name, source, own, edge)
                 live[source] = any_of([live[source], whole]) if source in live else whole
-        for name in [n for n in by_site if n in live]:
-            live[name] = any_of(list(by_site[name].values()))
         return Live(live, dict(by_site))
 
     def _pass_sites(

@@ -83,7 +83,9 @@ class PlainLayers:
         path = (
             self.constants.owner(self.installed, *tensors.values()) if weight is not None else None
         )
-        if path is not None and self.installed.get(path) == layer.extra_repr():
+        recipes = [self.constants.recipe(node) for node in tensors.values()]
+        made_of = " ".join([layer.extra_repr(), *recipes])
+        if path is not None and self.installed.get(path) == made_of:
             self._replace(node, path, node.args[0])  # a layer called twice stays one
             return
         derivations = {}
@@ -100,7 +102,7 @@ class PlainLayers:
             parametrize.register_parametrization(layer, name, derived, unsafe=True)
         if path is None or path in self.installed:
             path = self.constants.free_name(f"{operator_name(node)}_{node.name}")
-        self.installed[path] = layer.extra_repr()
+        self.installed[path] = made_of
         self._put(path, layer)
         self._replace(node, path, node.args[0])
 

@@ -43,6 +43,9 @@ FOUND = {
         [("concat", {"branches": [[], [], [("conv", {"written": "standardised"})]]})]
     ),
     "padded channels that nothing writes to": Recipe([("pad_channels", {})]),
+    "a depthwise convolution over padded channels": Recipe(
+        [("pad_channels", {}), ("conv", {"groups": "depthwise"})]
+    ),
     "slices with bounds that are computed from sizes": Recipe(
         [("conv", {}), ("parts", {"parts": "slices read", "body": []}), ("conv", {})]
     ),
