@@ -15,7 +15,8 @@ from typing import Any, Protocol
 
 import torch
 from hypothesis import strategies as st
-from random_blocks import HEADS, REPERTOIRE, Branches, Description, Nested, chain, choices_of, make
+from random_blocks import HEADS, REPERTOIRE, make
+from random_descriptions import Branches, Description, Nested, chain, choices_of
 from torch import Tensor, nn
 
 MOST_BLOCKS, DEEPEST = 5, 2

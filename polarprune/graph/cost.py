@@ -73,23 +73,32 @@ class CostCircuit:
             for s in c.reads:
                 if not c.mix.depthwise:
                     self._readers[s].append(i)
-        padded = self._with_zeros(analysis)
-        self._writers: list[list[int]] = [[] for _ in analysis.sites]
-        for i, c in enumerate(self._costs):
+        self._writers: list[list[str]] = [[] for _ in analysis.sites]
+        for c in self._costs:
             for s in c.writes:
-                if not c.mix.depthwise or s in padded:
-                    self._writers[s].append(i)
+                if not c.mix.depthwise:
+                    self._writers[s].append(c.mix.node)
+        self._add_makers(analysis)
         self._always_written = self._passed_on(analysis)
         self.liveness = Liveness(analysis, graph)
         known = sum(cost.total for cost in self._costs)
         self._uncounted = analysis.uncounted
         self.dense_macs = known + sum(self._uncounted.values())
 
-    @staticmethod
-    def _with_zeros(analysis: Analysis) -> set[int]:
-        """Sites with literal zeros in them: there a depthwise convolution makes other values."""
+    def _add_makers(self, analysis: Analysis) -> None:
+        """Of sites with literal zeros in them, the writers that make something of these.
+
+        Normalisations and depthwise convolutions: where nothing else writes a channel any more,
+        they leave a constant in it.
+        """
         zeros = np.concatenate([*analysis.labels.zeros, np.zeros(0, dtype=np.int64)])
-        return set(analysis.units_at(zeros)[:, 0].tolist())
+        padded = set(analysis.units_at(zeros)[:, 0].tolist()) - {FIXED}
+        if not padded:
+            return
+        depthwise = [(c.mix.node, c.mix.inputs) for c in self._costs if c.mix.depthwise]
+        for node, ids in [*analysis.labels.makers, *depthwise]:
+            for site in padded & set(analysis.units_at(ids)[:, 0].tolist()):
+                self._writers[site].append(node)
 
     @staticmethod
     def _passed_on(analysis: Analysis) -> list[bool]:
@@ -111,7 +120,9 @@ class CostCircuit:
         live = [state.of(cost.mix.node) for cost in self._costs]
         read = [any_of([live[i] for i in readers]) for readers in self._readers]
         written = [
-            1.0 if self._always_written[s] else any_of([self._writes(state, i, s) for i in writers])
+            1.0
+            if self._always_written[s]
+            else any_of([self._writes(state, node, s) for node in writers])
             for s, writers in enumerate(self._writers)
         ]
         total: Openness = 0.0
@@ -128,9 +139,9 @@ class CostCircuit:
             total = total + times(alive, macs)
         return ExpectedCost(total, live, open_inputs)
 
-    def _writes(self, state: Live, place: int, site: int) -> Openness:
+    @staticmethod
+    def _writes(state: Live, node: str, site: int) -> Openness:
         """The probability that an operator writes channels of a site that something needs."""
-        node = self._costs[place].mix.node
         needed = state.at(node, site)
         return state.of(node) if needed is None else needed
 

@@ -199,6 +199,7 @@ class LabelPass:
 
     def not_zero(self, node: fx.Node, source: Labelled) -> Labelled:
         """Literal zeros become other values here: labels of their own, tied to the old ones."""
+        self.labels.makers.append((node.name, source.ids))
         zero = self.labels.is_zero(source.ids)
         if not zero.any():
             return source

@@ -120,7 +120,8 @@ class Labels:
     """What the label pass found out about one graph.
 
     `parts` holds what a chunk or split gives: per getitem node (source, start, stop) along the
-    axis of the channels.
+    axis of the channels. `makers` are the nodes that would make other values of literal zeros, with
+    the labels that they are given.
     """
 
     tensors: dict[str, Labelled] = field(default_factory=dict)
@@ -128,6 +129,7 @@ class Labels:
     norms: dict[str, np.ndarray] = field(default_factory=dict)
     parameters: dict[str, Labelled] = field(default_factory=dict)
     parts: dict[str, tuple[str, int, int]] = field(default_factory=dict)
+    makers: list[tuple[str, np.ndarray]] = field(default_factory=list)
     keys: list[Key] = field(default_factory=list)
     zeros: list[np.ndarray] = field(default_factory=list)
     written: list[bool] = field(default_factory=list)

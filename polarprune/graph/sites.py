@@ -215,9 +215,11 @@ def _add_channel_sites(analysis: Analysis, nodes: dict[str, fx.Node]) -> None:
         source, name = earliest, earliest
         if writers[place]:
             name = writers[place][0].layer
-        if len(writers[place]) == 1 and nodes[writers[place][0].source].op != "placeholder":
-            # Pooled once for every gate that looks at the same tensor (a block's own gate does).
-            source = writers[place][0].source
+        if [writer.node for writer in writers[place]] == [earliest]:
+            # What the one writer reads is pooled once for every gate that looks at it (a block's
+            # own gate does); of channels that are there before (zeros), it may come too late.
+            before = writers[place][0].source
+            source = earliest if nodes[before].op == "placeholder" else before
         analysis.sites.append(GateSite(name, "channel", len(members), 0, source))
         analysis.classes.append(members)
 

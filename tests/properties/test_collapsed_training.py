@@ -19,21 +19,12 @@ from typing import Any
 
 import pytest
 import torch
-from known_networks import (
-    NAMES,
-    STANDARDISED,
-    build,
-    distinct,
-    images,
-    largest_difference,
-    network_parameters,
-    train_step,
-    without_chance,
-)
+from known_networks import NAMES, STANDARDISED, build, distinct, images
 from random_graph_checks import decide, set_repaired, worst_error
 from random_graphs import Recipe
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
+from training_steps import largest_difference, network_parameters, train_step, without_chance
 
 import polarprune
 from polarprune.collapsing import collapse_with_origins

@@ -46,6 +46,12 @@ FOUND = {
     "a depthwise convolution over padded channels": Recipe(
         [("pad_channels", {}), ("conv", {"groups": "depthwise"})]
     ),
+    "a norm over channels that only a closed block wrote": Recipe(
+        [
+            ("block", {"style": "pre-activation", "widen": True, "shortcut": "F.pad behind"}),
+            ("norm", {}),
+        ]
+    ),
     "slices with bounds that are computed from sizes": Recipe(
         [("conv", {}), ("parts", {"parts": "slices read", "body": []}), ("conv", {})]
     ),

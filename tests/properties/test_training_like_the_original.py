@@ -9,17 +9,10 @@ from functools import partial
 
 import pytest
 import torch
-from known_networks import (
-    NAMES,
-    build,
-    distinct,
-    images,
-    largest_difference,
-    network_parameters,
-    train_step,
-)
+from known_networks import NAMES, build, distinct, images
 from random_graphs import Recipe
 from torch import Tensor, nn
+from training_steps import largest_difference, network_parameters, train_step
 
 import polarprune
 from polarprune.errors import Refused
