@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from polarprune.graph.liveness import FIXED, Live, Liveness, Openness, any_of, given, times
+from polarprune.graph.liveness import Live, Liveness, given
 from polarprune.graph.shapes import COUNTED
+from polarprune.graph.site_parts import Openness, any_of, times
 from polarprune.graph.sites import Analysis, MixCost
 
 
@@ -71,7 +72,7 @@ class CostCircuit:
         self._readers: list[list[int]] = [[] for _ in analysis.sites]
         for i, c in enumerate(self._costs):
             for s in c.reads:
-                if not c.mix.depthwise:
+                if not c.mix.only_ties:
                     self._readers[s].append(i)
         self._writers: list[list[str]] = [[] for _ in analysis.sites]
         for c in self._costs:
@@ -88,15 +89,15 @@ class CostCircuit:
     def _add_makers(self, analysis: Analysis) -> None:
         """Of sites with literal zeros in them, the writers that make something of these.
 
-        Normalisations and depthwise convolutions: where nothing else writes a channel any more,
+        Normalisations and grouped convolutions: where nothing else writes a channel any more,
         they leave a constant in it.
         """
         zeros = np.concatenate([*analysis.labels.zeros, np.zeros(0, dtype=np.int64)])
-        padded = set(analysis.units_at(zeros)[:, 0].tolist()) - {FIXED}
+        padded = set(analysis.units_at(zeros)[:, 0].tolist()) - {-1}
         if not padded:
             return
-        depthwise = [(c.mix.node, c.mix.inputs) for c in self._costs if c.mix.depthwise]
-        for node, ids in [*analysis.labels.makers, *depthwise]:
+        grouped = [(c.mix.node, c.mix.inputs) for c in self._costs if c.mix.only_ties]
+        for node, ids in [*analysis.labels.makers, *grouped]:
             for site in padded & set(analysis.units_at(ids)[:, 0].tolist()):
                 self._writers[site].append(node)
 
@@ -130,10 +131,10 @@ class CostCircuit:
             total = total + times(state.of(name), float(uncounted))
         open_inputs: list[Openness] = []
         for cost, alive in zip(self._costs, live, strict=True):
-            needed = {site: state.at(cost.mix.node, site) for site in {*cost.writes, FIXED}}
-            wanted = {s: read[s] if n is None else n for s, n in needed.items() if s != FIXED}
-            fixed = needed[FIXED]
-            wanted[FIXED] = alive if fixed is None else fixed
+            wanted = {}
+            for site in cost.writes:
+                needed = state.at(cost.mix.node, site)
+                wanted[site] = read[site] if needed is None else needed
             macs, opened = self._one(cost, alive, probabilities, sums, wanted, written)
             open_inputs.append(opened)
             total = total + times(alive, macs)
@@ -143,7 +144,7 @@ class CostCircuit:
     def _writes(state: Live, node: str, site: int) -> Openness:
         """The probability that an operator writes channels of a site that something needs."""
         needed = state.at(node, site)
-        return state.of(node) if needed is None else needed
+        return state.of(node) if needed is None else times(needed, state.of(node))
 
     def live_nodes(self, probabilities: list[Tensor]) -> set[str]:
         """The nodes that are still computed when these 0/1 decisions are carried out."""
@@ -160,9 +161,8 @@ class CostCircuit:
         written: list[Openness],
     ) -> tuple[Openness, Openness]:
         """(MACs given that the operator is live, open input positions)."""
-        fixed = given(wanted[FIXED], alive)
         if cost.mix.groups > 1:
-            macs: Openness = fixed * float(cost.fixed_group_macs)
+            macs: Openness = float(cost.fixed_group_macs)
             opened: Openness = float(cost.fixed_in)
             for site, each in cost.group_macs.items():
                 share = times(given(written[site], alive), sums[site])
@@ -170,7 +170,7 @@ class CostCircuit:
                 macs = macs + times(given(wanted[site], alive), share) * each
             return macs, opened
         opened = float(cost.fixed_in)
-        outputs: Openness = fixed * float(cost.fixed_out)
+        outputs: Openness = float(cost.fixed_out)
         same: Openness = 0.0
         for site, count in cost.reads.items():
             opened = opened + times(given(written[site], alive), sums[site]) * count

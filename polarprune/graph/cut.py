@@ -133,7 +133,7 @@ def _dead_labels(labels: Labels, closed: set[Key]) -> np.ndarray:
     written = np.zeros(count, dtype=bool)
     shut = np.zeros(count, dtype=bool)
     for mix in labels.mixes:
-        if not mix.depthwise:
+        if not mix.only_ties:
             read[labels.roots[mix.inputs]] = True
     written[labels.roots[np.flatnonzero(labels.written)]] = True
     if closed:

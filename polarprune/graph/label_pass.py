@@ -44,6 +44,7 @@ def label_graph(
     pass_.tie_shared_layers()
     pass_.pin_shared_weights()
     pass_.labels.solve()
+    pass_.pin_groups_with_zeros()
     return pass_.labels
 
 
@@ -312,6 +313,22 @@ class LabelPass:
             if twin is not mix:
                 self.labels.tie(twin.inputs, mix.inputs)
                 self.labels.tie(twin.outputs, mix.outputs)
+
+    def pin_groups_with_zeros(self) -> None:
+        """Padded zeros inside of a convolution's groups: that convolution is not cut.
+
+        Cut to one group it would be a dense one, and the zeros would go too: of all its channels
+        some would then cost nothing, depending on how many groups are left.
+        """
+        zero = np.zeros(len(self.labels.keys), dtype=bool)
+        if self.labels.zeros:
+            zero[self.labels.roots[np.concatenate(self.labels.zeros)]] = True
+        for mix in self.labels.mixes:
+            wide = mix.only_ties and not mix.depthwise
+            if wide and zero[self.labels.roots[mix.inputs]].any():
+                reason = "padded zeros are part of its groups"
+                self.labels.refused.append((mix.node, reason))
+                self.labels.pin(np.concatenate([mix.inputs, mix.outputs]), reason)
 
     def pin_shared_weights(self) -> None:
         """Different layers that own one weight tensor: slicing each would part them."""

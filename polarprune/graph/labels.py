@@ -110,6 +110,14 @@ class Mix:
     outputs: np.ndarray
 
     @property
+    def only_ties(self) -> bool:
+        """Grouped: what goes in and comes out of a group is one class, cut or kept together.
+
+        Such an operator does not keep a channel alive by reading it: someone has to read its own.
+        """
+        return self.groups > 1
+
+    @property
     def depthwise(self) -> bool:
         """Each group reads a single channel: nothing is combined, labels only tie."""
         return self.groups > 1 and self.groups == len(self.inputs)

@@ -1,29 +1,35 @@
 """What is still computed when blocks are left out: a probability for each node.
 
-A node is live when some path from it to the output is left. Where slices part the channels of a
-tensor, some of them may be needed and others not: there it is a probability for each site.
+A node is live when some path from it to the output is left. Of a tensor whose channels part, some
+may be needed and others not (site_parts.py).
 """
 
-import operator
-from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 
-from polarprune.graph.labels import Labelled
+from polarprune.graph.site_parts import (
+    Openness,
+    SiteParts,
+    any_of,
+    parts_of_sites,
+    times,
+)
 from polarprune.graph.sites import Analysis
 
-Openness = Tensor | float
-FIXED = -1  # channels of no site
+# Channels that are not needed may take an operator along, and that others: to a fixpoint, which
+# networks were seen to reach in two rounds.
+_ROUNDS = 4
 
 
 @dataclass(frozen=True)
 class Live:
-    """Of one evaluation: per node, and per node and site where channels part."""
+    """Of one evaluation: per node, and per site and part where a site comes apart."""
 
     nodes: dict[str, Openness]
-    by_site: dict[str, dict[int, Openness]]
+    needed: dict[int, list[Openness]]
+    parts: dict[int, SiteParts]
 
     def of(self, name: str) -> Openness:
         """The probability that the node is computed."""
@@ -31,7 +37,9 @@ class Live:
 
     def at(self, name: str, site: int) -> Openness | None:
         """The probability that the node's channels of a site are needed; None: as the site's."""
-        return self.by_site[name].get(site, 0.0) if name in self.by_site else None
+        if site not in self.needed:
+            return None
+        return self.needed[site][self.parts[site].part_of[name]]
 
 
 class Liveness:
@@ -41,44 +49,32 @@ class Liveness:
         """Look through one analysed graph."""
         self._block_sites = {a.addition: s for s, a in analysis.additions.items()}
         self._shortcut = {a.addition: a.shortcut for a in analysis.additions.values()}
-        self._mixing = {cost.mix.node for cost in analysis.costs if not cost.mix.depthwise}
         self.nodes = [
             (node.name, [n.name for n in node.all_input_nodes], node.op == "output")
             for node in graph.nodes
         ]
         self._may_vanish = _before_concatenations(analysis, graph)
-        self._sites = self._parted(analysis, graph)
+        mixing = {cost.mix.node for cost in analysis.costs if not cost.mix.only_ties}
+        parts = parts_of_sites(analysis, graph, self._certain(), mixing)
+        self.parts = {site: found for site, found in parts.items() if found.count > 1}
+        # Operators that go when none of the channels that they write is needed.
+        self._writes = {
+            cost.mix.node: list(cost.writes)
+            for cost in analysis.costs
+            if not cost.mix.only_ties
+            and not cost.fixed_out
+            and any(site in self.parts for site in cost.writes)
+        }
 
-    def _parted(self, analysis: Analysis, graph: fx.Graph) -> dict[str, frozenset[int]]:
-        """The sites of each tensor that a slice of channels is (indirectly) taken of."""
-        tensors = analysis.labels.tensors
-        sites: dict[str, frozenset[int]] = {}
-
-        def sites_of(node: fx.Node) -> frozenset[int]:
-            while node.name not in tensors and node.all_input_nodes:  # a chunk: as what it parts
-                node = node.all_input_nodes[0]
-            if node.name not in sites:
-                found: Labelled = tensors[node.name]
-                sites[node.name] = frozenset(analysis.units_at(found.ids)[:, 0].tolist())
-            return sites[node.name]
-
-        region: dict[str, frozenset[int]] = {}
-        todo = []
-        for node in graph.nodes:
-            if node.target is operator.getitem and node.name in tensors:
-                source = node.all_input_nodes[0]
-                if sites_of(node) != sites_of(source):
-                    todo.append(source)
-        while todo:
-            node = todo.pop()
-            if node.name in region:
-                continue
-            region[node.name] = sites_of(node)
-            if node.name not in self._mixing:
-                todo += [n for n in node.all_input_nodes if n.name in tensors or n.all_input_nodes]
-        # What the parted tensors are put together to, as far as the same sites lie in it.
-        self._all_sites = {n.name: sites_of(n) for n in graph.nodes if n.name in tensors}
-        return region
+    def _certain(self) -> set[str]:
+        """The nodes that are computed whatever is decided."""
+        found: set[str] = set()
+        for name, sources, is_output in reversed(self.nodes):
+            if (is_output or name in found) and name not in self._may_vanish:
+                found |= {name}
+                shortcut = self._shortcut.get(name)
+                found |= {source for source in sources if shortcut in (None, source)}
+        return found
 
     def evaluate(self, probabilities: list[Tensor]) -> Live:
         """Per node: the probability that some path to the output is left.
@@ -86,49 +82,48 @@ class Liveness:
         Args:
             probabilities: per site (units,), in 0..1.
         """
+        open_sites = [(p.sum() > 0).to(p.dtype) for p in probabilities]
+        state = Live(self._pass(probabilities, open_sites, None), {}, self.parts)
+        if not self.parts:
+            return state
+        for _ in range(_ROUNDS):
+            needed = {
+                site: parts.needed(state.nodes, probabilities) for site, parts in self.parts.items()
+            }
+            before = {name: float(live) for name, live in state.nodes.items()}
+            state = Live(state.nodes, needed, self.parts)
+            nodes = self._pass(probabilities, open_sites, state)
+            state = Live(nodes, needed, self.parts)
+            if all(float(nodes.get(name, 0.0)) == live for name, live in before.items()):
+                break
+        return state
+
+    def _pass(
+        self, probabilities: list[Tensor], open_sites: list[Tensor], state: Live | None
+    ) -> dict[str, Openness]:
         live: dict[str, Openness] = {}
-        by_site: dict[str, dict[int, Openness]] = defaultdict(dict)
         for name, sources, is_output in reversed(self.nodes):
             own: Openness = 1.0 if is_output else live.get(name, 0.0)
-            if name in self._sites:  # it is needed where one of its sites is
-                own = live[name] = any_of(list(by_site[name].values()))
             if isinstance(own, float) and own == 0.0:
                 continue
-            if name in self._may_vanish:
-                left = torch.stack([probabilities[s].sum() for s in self._may_vanish[name]]).sum()
-                own = live[name] = times(own, (left > 0).to(left.dtype))
+            vanishes = name in self._may_vanish
+            if vanishes or (state is not None and name in self._writes):
+                sites = self._may_vanish[name] if vanishes else self._writes[name]
+                wanted = [self._wanted(state, name, site) for site in sites]
+                if vanishes:
+                    wanted = [times(w, open_sites[s]) for w, s in zip(wanted, sites, strict=True)]
+                own = live[name] = times(own, any_of(wanted))
             for source in sources:
-                edge: Openness = 1.0
+                edge = own
                 if name in self._shortcut and source != self._shortcut[name]:
-                    edge = probabilities[self._block_sites[name]][0]
-                whole = times(own, edge)
-                if source in self._sites:
-                    self._pass_sites(by_site, name, source, own, edge)
-                live[source] = any_of([live[source], whole]) if source in live else whole
-        return Live(live, dict(by_site))
+                    edge = times(own, probabilities[self._block_sites[name]][0])
+                live[source] = any_of([live[source], edge]) if source in live else edge
+        return live
 
-    def _pass_sites(
-        self,
-        by_site: dict[str, dict[int, Openness]],
-        name: str,
-        source: str,
-        own: Openness,
-        edge: Openness,
-    ) -> None:
-        """What a reader needs of each site of a parted tensor."""
-        keeps = self._all_sites.get(name)
-        reads_all = name in self._mixing or keeps is None
-        for site in self._sites[source]:
-            needed = own
-            if name in self._sites:
-                needed = by_site[name].get(site, 0.0) if name not in self._mixing else own
-            elif not reads_all and keeps is not None and site not in keeps:
-                continue
-            if isinstance(needed, float) and needed == 0.0:
-                continue
-            needed = times(needed, edge)
-            earlier = by_site[source].get(site)
-            by_site[source][site] = needed if earlier is None else any_of([earlier, needed])
+    @staticmethod
+    def _wanted(state: Live | None, name: str, site: int) -> Openness:
+        found = None if state is None else state.at(name, site)
+        return 1.0 if found is None else found
 
 
 def _before_concatenations(analysis: Analysis, graph: fx.Graph) -> dict[str, list[int]]:
@@ -142,28 +137,11 @@ def _before_concatenations(analysis: Analysis, graph: fx.Graph) -> dict[str, lis
     for node in reversed(graph.nodes):
         if any(user.target in (torch.cat, torch.concat) or user in joined for user in node.users):
             cost = costs.get(node.name)
-            if cost is None or cost.mix.depthwise:
+            if cost is None or cost.mix.only_ties:
                 joined.add(node)
             elif not cost.fixed_out and cost.writes:
                 found[node.name] = list(cost.writes)
     return found
-
-
-def any_of(parts: list[Openness]) -> Openness:
-    """P(at least one), independent parts; a certain one settles it."""
-    if any(isinstance(part, float) and part == 1.0 for part in parts):
-        return 1.0
-    missed: Openness = 1.0
-    for part in parts:
-        missed = missed * (1.0 - part)
-    return 1.0 - missed
-
-
-def times(left: Openness, right: Openness) -> Openness:
-    """The product; a certain factor leaves the other one as it is."""
-    if isinstance(left, float) and left == 1.0:
-        return right
-    return left * right
 
 
 def given(event: Openness, condition: Openness) -> Openness:

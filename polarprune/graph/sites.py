@@ -173,7 +173,7 @@ def _add_channel_sites(analysis: Analysis, nodes: dict[str, fx.Node]) -> None:
     count = len(labels.keys)
     candidate = np.zeros(count, dtype=bool)
     for mix in labels.mixes:
-        if not mix.depthwise:
+        if not mix.only_ties:
             candidate[labels.roots[mix.inputs]] = True
     written = np.zeros(count, dtype=bool)
     written[labels.roots[np.flatnonzero(labels.written)]] = True
@@ -250,7 +250,7 @@ def _always_gone(labels: Labels) -> np.ndarray:
     count = len(labels.keys)
     needed = np.zeros((2, count), dtype=bool)
     for mix in labels.mixes:
-        if not mix.depthwise:
+        if not mix.only_ties:
             needed[0, labels.roots[mix.inputs]] = True
     needed[1, labels.roots[np.flatnonzero(labels.written)]] = True
     kept = needed[0] & needed[1]

@@ -4,7 +4,15 @@ import operator
 
 import torch
 import torch.nn.functional as F
-from small_networks import all_open, channel_sites, check_decided, check_exact, image, small
+from small_networks import (
+    all_open,
+    channel_sites,
+    check_decided,
+    check_exact,
+    image,
+    reasons,
+    small,
+)
 from torch import Tensor, nn
 
 import polarprune
@@ -132,6 +140,16 @@ def test_a_convolution_over_the_channels_pins_them() -> None:
 
     gated = check_exact(small(compute, near=nn.Conv1d(1, 1, 3, padding=1)))
     assert channel_sites(gated) == {"one": 8, "last": 6}
+
+
+def test_groups_with_padded_zeros_in_them_are_not_cut() -> None:
+    def compute(s, x: Tensor) -> Tensor:
+        return s.out(s.groups(F.pad(F.relu(s.stem(x)), (0, 0, 0, 0, 2, 2)))).mean((2, 3))
+
+    layers = {"groups": nn.Conv2d(12, 12, 3, groups=4, padding=1), "out": nn.Conv2d(12, 3, 1)}
+    gated = check_exact(small(compute, **layers))
+    assert channel_sites(gated) == {}
+    assert "padded zeros are part of its groups" in reasons(gated)
 
 
 def test_contiguous_runs() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from reference import counted_macs
-from small_networks import image, small
+from small_networks import all_open, check_decided, check_exact, image, small
 from torch import nn
 
 import polarprune
@@ -99,3 +99,30 @@ def test_products_in_unknown_operators_count_alike_before_and_after_a_cut() -> N
     assert gated.circuit.dense_macs == polarprune.count_macs(net, image())
     dense = polarprune.collapse(gated)
     assert polarprune.count_macs(dense, image()) == gated.circuit.dense_macs
+
+
+def test_a_grouped_convolution_keeps_nothing_alive_by_reading_it() -> None:
+    """Its groups are read by a layer whose outputs are all closed, and by nobody else."""
+
+    def compute(s, x: torch.Tensor) -> torch.Tensor:
+        first, second = s.groups(F.relu(s.stem(x))).chunk(2, 1)
+        return s.out(torch.cat([first, s.other(second)], 1)).mean((2, 3))
+
+    layers = {
+        "groups": nn.Conv2d(8, 8, 3, groups=4, padding=1),
+        "other": nn.Conv2d(4, 4, 1),
+        "out": nn.Conv2d(8, 3, 1),
+    }
+    gated = check_exact(small(compute, **layers))
+    dense = check_decided(gated, all_open(gated, other=None), image())
+    assert dense.groups.groups == 2
+
+
+def test_a_tensor_that_is_read_before_it_is_sliced_is_needed_whole() -> None:
+    def compute(s, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(s.stem(x))
+        return s.out((x + s.two(F.relu(s.one(x))))[:, :4]).mean((2, 3))
+
+    gated = check_exact(small(compute, out=nn.Conv2d(4, 3, 1)))
+    dense = check_decided(gated, all_open(gated, one=[0]), image())
+    assert dense.two.out_channels == 8

@@ -437,7 +437,7 @@ def test_a_cost_that_ignores_liveness_would_be_noticed(monkeypatch: pytest.Monke
     case_of, decisions = decide("resnet20", ALL_BLOCKS_CLOSED)
     small, _ = collapsed("resnet20", ALL_BLOCKS_CLOSED)
     monkeypatch.setattr(
-        Liveness, "evaluate", lambda self, p: Live({name: 1.0 for name, _, _ in self.nodes}, {})
+        Liveness, "evaluate", lambda self, p: Live({name: 1.0 for name, _, _ in self.nodes}, {}, {})
     )
     expected = macs_of(case_of.gated.circuit, [decisions[s.name] for s in case_of.gated.sites])
     assert expected != counted_macs(small, case_of.x)
