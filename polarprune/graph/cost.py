@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from polarprune.graph.liveness import Live, Liveness, given
 from polarprune.graph.shapes import COUNTED
 from polarprune.graph.site_parts import Openness, any_of, times
-from polarprune.graph.sites import Analysis, MixCost
+from polarprune.graph.sites import Analysis
 
 
 def count_macs(net: nn.Module, example_input: Tensor) -> int:
@@ -69,16 +69,22 @@ class CostCircuit:
         What lies in operators that the analysis does not know is kept, whatever is decided.
         """
         self._costs = analysis.costs
-        self._readers: list[list[int]] = [[] for _ in analysis.sites]
-        for i, c in enumerate(self._costs):
-            for s in c.reads:
-                if not c.mix.only_ties:
-                    self._readers[s].append(i)
-        self._writers: list[list[str]] = [[] for _ in analysis.sites]
-        for c in self._costs:
-            for s in c.writes:
-                if not c.mix.depthwise:
-                    self._writers[s].append(c.mix.node)
+        self._held = analysis.held
+        places = range(len(analysis.sites) + len(analysis.held))
+        self._reads = [{**c.reads, **c.held_in} for c in self._costs]
+        self._writes = [{**c.writes, **c.held_out} for c in self._costs]
+        self._groups = [{**c.group_macs, **c.held_macs} for c in self._costs]
+        # Per site or group: the nodes that keep its channels by reading and by writing them.
+        self._readers: list[list[str]] = [[] for _ in places]
+        self._writers: list[list[str]] = [[] for _ in places]
+        for cost, reads, writes in zip(self._costs, self._reads, self._writes, strict=True):
+            for place in reads if not cost.mix.only_ties else ():
+                self._readers[place].append(cost.mix.node)
+            for place in writes if not cost.mix.depthwise else ():
+                self._writers[place].append(cost.mix.node)
+        for place, group in enumerate(analysis.held, len(analysis.sites)):
+            self._readers[place] += group.pinned_by
+            self._writers[place] += group.pinned_by
         self._add_makers(analysis)
         self._always_written = self._passed_on(analysis)
         self.liveness = Liveness(analysis, graph)
@@ -93,12 +99,12 @@ class CostCircuit:
         they leave a constant in it.
         """
         zeros = np.concatenate([*analysis.labels.zeros, np.zeros(0, dtype=np.int64)])
-        padded = set(analysis.units_at(zeros)[:, 0].tolist()) - {-1}
+        padded = set(analysis.places_at(zeros).tolist()) - {-1}
         if not padded:
             return
         grouped = [(c.mix.node, c.mix.inputs) for c in self._costs if c.mix.only_ties]
         for node, ids in [*analysis.labels.makers, *grouped]:
-            for site in padded & set(analysis.units_at(ids)[:, 0].tolist()):
+            for site in padded & set(analysis.places_at(ids).tolist()):
                 self._writers[site].append(node)
 
     @staticmethod
@@ -107,8 +113,8 @@ class CostCircuit:
         own = np.asarray(analysis.labels.written, dtype=bool)
         for cost in analysis.costs:
             own[cost.mix.outputs] = False
-        found = set(analysis.units_at(np.flatnonzero(own))[:, 0].tolist())
-        return [site in found for site in range(len(analysis.sites))]
+        found = set(analysis.places_at(np.flatnonzero(own)).tolist())
+        return [place in found for place in range(len(analysis.sites) + len(analysis.held))]
 
     def evaluate(self, probabilities: list[Tensor]) -> ExpectedCost:
         """Expected MACs for one image.
@@ -116,34 +122,35 @@ class CostCircuit:
         Args:
             probabilities: per site (units,), in 0..1.
         """
-        sums: list[Tensor] = [p.sum() for p in probabilities]
+        sums: list[Openness] = [p.sum() for p in probabilities]
+        sums += [1.0] * len(self._held)  # counted by positions, not by units
         state = self.liveness.evaluate(probabilities)
         live = [state.of(cost.mix.node) for cost in self._costs]
-        read = [any_of([live[i] for i in readers]) for readers in self._readers]
+        read = [any_of([state.of(node) for node in readers]) for readers in self._readers]
         written = [
             1.0
-            if self._always_written[s]
-            else any_of([self._writes(state, node, s) for node in writers])
-            for s, writers in enumerate(self._writers)
+            if self._always_written[place]
+            else any_of([self._written_by(state, node, place) for node in writers])
+            for place, writers in enumerate(self._writers)
         ]
         total: Openness = 0.0
         for name, uncounted in self._uncounted.items():
             total = total + times(state.of(name), float(uncounted))
         open_inputs: list[Openness] = []
-        for cost, alive in zip(self._costs, live, strict=True):
+        for number, (cost, alive) in enumerate(zip(self._costs, live, strict=True)):
             wanted = {}
-            for site in cost.writes:
-                needed = state.at(cost.mix.node, site)
-                wanted[site] = read[site] if needed is None else needed
-            macs, opened = self._one(cost, alive, probabilities, sums, wanted, written)
+            for place in self._writes[number]:
+                needed = state.at(cost.mix.node, place)
+                wanted[place] = read[place] if needed is None else needed
+            macs, opened = self._one(number, alive, probabilities, sums, wanted, written)
             open_inputs.append(opened)
             total = total + times(alive, macs)
         return ExpectedCost(total, live, open_inputs)
 
     @staticmethod
-    def _writes(state: Live, node: str, site: int) -> Openness:
-        """The probability that an operator writes channels of a site that something needs."""
-        needed = state.at(node, site)
+    def _written_by(state: Live, node: str, place: int) -> Openness:
+        """The probability that a node writes channels of a site or group that something needs."""
+        needed = state.at(node, place)
         return state.of(node) if needed is None else times(needed, state.of(node))
 
     def live_nodes(self, probabilities: list[Tensor]) -> set[str]:
@@ -153,32 +160,32 @@ class CostCircuit:
 
     def _one(
         self,
-        cost: MixCost,
+        number: int,
         alive: Openness,
         probabilities: list[Tensor],
-        sums: list[Tensor],
+        sums: list[Openness],
         wanted: dict[int, Openness],
         written: list[Openness],
     ) -> tuple[Openness, Openness]:
         """(MACs given that the operator is live, open input positions)."""
-        if cost.mix.groups > 1:
-            macs: Openness = float(cost.fixed_group_macs)
-            opened: Openness = float(cost.fixed_in)
-            for site, each in cost.group_macs.items():
-                share = times(given(written[site], alive), sums[site])
-                opened = opened + share * cost.reads[site]
-                macs = macs + times(given(wanted[site], alive), share) * each
-            return macs, opened
-        opened = float(cost.fixed_in)
-        outputs: Openness = float(cost.fixed_out)
+        cost, reads, writes = self._costs[number], self._reads[number], self._writes[number]
+        opened: Openness = 0.0
+        macs: Openness = 0.0
         same: Openness = 0.0
-        for site, count in cost.reads.items():
-            opened = opened + times(given(written[site], alive), sums[site]) * count
-            if site in cost.writes:
-                p = probabilities[site]
-                same = same + (p - p * p).sum() * (count * cost.writes[site])
-        for site, count in cost.writes.items():
-            outputs = outputs + times(given(wanted[site], alive), sums[site]) * count
+        outputs: Openness = 0.0
+        for place, count in reads.items():
+            share = times(given(written[place], alive), sums[place])
+            opened = opened + share * count
+            if cost.mix.groups > 1:
+                each = self._groups[number].get(place, 0)
+                macs = macs + times(given(wanted[place], alive), share) * each
+            elif place in cost.writes:
+                p = probabilities[place]
+                same = same + (p - p * p).sum() * (count * cost.writes[place])
+        if cost.mix.groups > 1:
+            return macs, opened
+        for place, count in writes.items():
+            outputs = outputs + times(given(wanted[place], alive), sums[place]) * count
         return (opened * outputs + same) * cost.per_pair, opened
 
 

@@ -83,7 +83,7 @@ class LabelPass:
             return self._parameter(node)
         if node.op == "output":
             for tensor in self.inputs(node):
-                self.labels.pin(tensor, "network output")
+                self.labels.pin(tensor, "network output", node.name)
             return None
         if not self.inputs(node):  # arithmetic on sizes, or a tensor made from them
             return self.opaque(node, "made from numbers, not from channels")
@@ -118,7 +118,7 @@ class LabelPass:
 
     def _opaque_tensor(self, node: fx.Node, tensor: Tensor, reason: str) -> Labelled:
         label = self.labels.new(node.name, "opaque", 1)
-        self.labels.pin(label, reason)
+        self.labels.pin(label, reason, node.name)
         return Labelled(label, None, tuple(tensor.shape))
 
     def refuse(self, node: fx.Node, reason: str) -> Any:
@@ -176,7 +176,7 @@ class LabelPass:
                 reason = "an unbatched input"
             self.labels.refuse(node.name, reason, source)
             inputs = np.repeat(self.labels.new(layer, "in", 1), source.shape[axis])
-            self.labels.pin(inputs, reason)
+            self.labels.pin(inputs, reason, node.name)
         groups = int(getattr(module, "groups", 1))
         if groups > 1:
             first_in, first_out = inputs.reshape(groups, -1), outputs.reshape(groups, -1)
@@ -234,7 +234,7 @@ class LabelPass:
             elif own < 0 or tensor.shape[own] == 1:
                 # Broadcast over space (squeeze-excitation) is harmless; over the axis along which
                 # another operand's channels lie it is one channel read by all: it has to stay.
-                self.labels.pin(tensor, "one channel broadcast over several")
+                self.labels.pin(tensor, "one channel broadcast over several", node.name)
             else:
                 vector = tensor.vector(own)
                 assert vector is not None
@@ -328,7 +328,7 @@ class LabelPass:
             if wide and zero[self.labels.roots[mix.inputs]].any():
                 reason = "padded zeros are part of its groups"
                 self.labels.refused.append((mix.node, reason))
-                self.labels.pin(np.concatenate([mix.inputs, mix.outputs]), reason)
+                self.labels.pin(np.concatenate([mix.inputs, mix.outputs]), reason, mix.node)
 
     def pin_shared_weights(self) -> None:
         """Different layers that own one weight tensor: slicing each would part them."""

@@ -142,6 +142,7 @@ class Labels:
     zeros: list[np.ndarray] = field(default_factory=list)
     written: list[bool] = field(default_factory=list)
     pins: dict[int, str] = field(default_factory=dict)
+    pinned_by: list[tuple[np.ndarray, str]] = field(default_factory=list)  # (labels, node or "")
     ties: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
     roots: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
@@ -199,17 +200,18 @@ class Labels:
             self.tie(np.repeat(ids[:, None], rows.shape[1], axis=1), rows)
         return Labelled(np.ascontiguousarray(ids), axis, shape)
 
-    def pin(self, labels: Labelled | np.ndarray, reason: str) -> None:
-        """Never cut these."""
-        flat = labels.ids if isinstance(labels, Labelled) else labels
-        for label in np.unique(flat):
+    def pin(self, labels: Labelled | np.ndarray, reason: str, node: str = "") -> None:
+        """Never cut these while a node is there; without one, never at all."""
+        flat = np.unique(labels.ids if isinstance(labels, Labelled) else labels)
+        self.pinned_by.append((flat, node))
+        for label in flat:
             self.pins.setdefault(int(label), reason)
 
     def refuse(self, where: str, reason: str, *tensors: Labelled) -> None:
-        """Pin tensors and remember why, for the user."""
+        """Pin tensors for a node's sake and remember why, for the user."""
         self.refused.append((where, reason))
         for tensor in tensors:
-            self.pin(tensor, reason)
+            self.pin(tensor, reason, where)
 
     def solve(self) -> None:
         """The class of each label: its smallest member is the root."""

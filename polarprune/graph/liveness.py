@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from polarprune.graph.class_groups import ALWAYS
 from polarprune.graph.site_parts import (
     Openness,
     SiteParts,
@@ -59,11 +60,10 @@ class Liveness:
         self.parts = {site: found for site, found in parts.items() if found.count > 1}
         # Operators that go when none of the channels that they write is needed.
         self._writes = {
-            cost.mix.node: list(cost.writes)
+            cost.mix.node: [*cost.writes, *cost.held_out]
             for cost in analysis.costs
             if not cost.mix.only_ties
-            and not cost.fixed_out
-            and any(site in self.parts for site in cost.writes)
+            and any(place in self.parts for place in (*cost.writes, *cost.held_out))
         }
 
     def _certain(self) -> set[str]:
@@ -101,16 +101,18 @@ class Liveness:
     def _pass(
         self, probabilities: list[Tensor], open_sites: list[Tensor], state: Live | None
     ) -> dict[str, Openness]:
-        live: dict[str, Openness] = {}
+        live: dict[str, Openness] = {ALWAYS: 1.0}
         for name, sources, is_output in reversed(self.nodes):
-            own: Openness = 1.0 if is_output else live.get(name, 0.0)
+            if is_output:
+                live[name] = 1.0
+            own = live.get(name, 0.0)
             if isinstance(own, float) and own == 0.0:
                 continue
             vanishes = name in self._may_vanish
             if vanishes or (state is not None and name in self._writes):
                 sites = self._may_vanish[name] if vanishes else self._writes[name]
                 wanted = [self._wanted(state, name, site) for site in sites]
-                if vanishes:
+                if vanishes:  # then all of them are sites, none is a group that no gate closes
                     wanted = [times(w, open_sites[s]) for w, s in zip(wanted, sites, strict=True)]
                 own = live[name] = times(own, any_of(wanted))
             for source in sources:
@@ -139,7 +141,7 @@ def _before_concatenations(analysis: Analysis, graph: fx.Graph) -> dict[str, lis
             cost = costs.get(node.name)
             if cost is None or cost.mix.only_ties:
                 joined.add(node)
-            elif not cost.fixed_out and cost.writes:
+            elif not cost.held_out and cost.writes:
                 found[node.name] = list(cost.writes)
     return found
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor, fx
 
+from polarprune.graph.class_groups import ALWAYS
 from polarprune.graph.labels import connected
 from polarprune.graph.sites import Analysis
 
@@ -90,21 +91,25 @@ def parts_of_sites(
         parts = SiteParts(count=int(of.max()) + 1)
         parts.part_of = {node.name: int(of[i]) for node, i in place.items()}
         parts.ties = [Tie(int(of[a]), int(of[b]), name, block) for a, b, name, block in loose]
+        pinners: frozenset[str] = frozenset()
+        if site >= len(analysis.sites):
+            pinners = analysis.held[site - len(analysis.sites)].pinned_by
         for node in nodes:
-            readers = [user.name for user in node.users if user.name in mixing]
+            names = [node.name, ALWAYS, *(user.name for user in node.users)]
+            readers = [name for name in names if name in pinners]
+            readers += [name for name in names[2:] if name in mixing and name not in pinners]
             parts.readers[int(of[place[node]])] += readers
         found[site] = parts
     return found
 
 
 def _carriers(analysis: Analysis, graph: fx.Graph) -> dict[fx.Node, frozenset[int]]:
-    """The sites whose channels lie in each node's result; of a chunk, in what it parts."""
+    """The sites and groups that lie in each node's result; of a chunk, in what it parts."""
     tensors = analysis.labels.tensors
     found: dict[fx.Node, frozenset[int]] = {}
     for node in graph.nodes:
         if node.name in tensors:
-            sites = analysis.units_at(tensors[node.name].ids)[:, 0]
-            found[node] = frozenset(sites.tolist())
+            found[node] = frozenset(analysis.places_at(tensors[node.name].ids).tolist())
         elif node.all_input_nodes and any(user.name in tensors for user in node.users):
             found[node] = found.get(node.all_input_nodes[0], frozenset())
     return found

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from polarprune.graph.class_groups import ClassGroup, group_classes
 from polarprune.graph.label_pass import label_graph
 from polarprune.graph.labels import Labels, Mix
 from polarprune.graph.operator_tables import TRANSPOSED
@@ -51,7 +52,8 @@ class MixCost:
     """What one mixing operator costs and which sites it reads and writes.
 
     MACs = per_pair * open inputs * open outputs (dense), or the sum of `group_macs` over open
-    units (grouped). Counts are positions a unit; `fixed` ones belong to no site.
+    units (grouped). Counts are positions a unit; `held_in`, `held_out` and `held_macs` are those
+    of channels that no gate closes, by their place after all sites (Analysis.held).
     """
 
     mix: Mix
@@ -59,10 +61,10 @@ class MixCost:
     total: int
     reads: dict[int, int]
     writes: dict[int, int]
-    fixed_in: int
-    fixed_out: int
     group_macs: dict[int, int]
-    fixed_group_macs: int
+    held_in: dict[int, int]
+    held_out: dict[int, int]
+    held_macs: dict[int, int]
 
 
 @dataclass
@@ -77,8 +79,7 @@ class Analysis:
     costs: list[MixCost]
     refused: list[Refusal]
     uncounted: dict[str, int] = field(default_factory=dict)  # MACs of operators no rule knows
-    gone: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
-    # per label: cut whatever is decided, since nothing reads it or nothing but zeros is in it
+    held: list[ClassGroup] = field(default_factory=list)  # what no gate closes; places after sites
 
     @cached_property
     def _unit_of_label(self) -> np.ndarray:
@@ -88,6 +89,19 @@ class Analysis:
             of_root[roots, 0] = site
             of_root[roots, 1] = np.arange(len(roots))
         found: np.ndarray = of_root[self.labels.roots]
+        return found
+
+    @cached_property
+    def _place_of_label(self) -> np.ndarray:
+        of_root = np.full(len(self.labels.keys), -1, dtype=np.int64)
+        for place, roots in enumerate([*self.classes, *(group.members for group in self.held)]):
+            of_root[roots] = place
+        found: np.ndarray = of_root[self.labels.roots]
+        return found
+
+    def places_at(self, labels: np.ndarray) -> np.ndarray:
+        """The site of each channel position, or the group after all sites; -1: always gone."""
+        found: np.ndarray = self._place_of_label[labels]
         return found
 
     def units_at(self, labels: np.ndarray) -> np.ndarray:
@@ -117,10 +131,11 @@ def analyse(
     if blocks:
         refused += [Refusal(where, reason) for where, reason in others]
         _add_block_sites(analysis, nodes, additions, totals)
-    if channels:
-        _add_channel_sites(analysis, nodes)
+    groups = group_classes(labels)
+    gated = [group for group in groups if channels and not group.pinned_by]
+    _add_channel_sites(analysis, nodes, gated)
+    analysis.held = groups if not channels else [group for group in groups if group.pinned_by]
     _name_uniquely(analysis)
-    analysis.gone = _always_gone(labels)
     analysis.costs = [_cost(analysis, mix, *totals[mix.node]) for mix in labels.mixes]
     _price_units(analysis)
     analysis.uncounted = uncounted_macs(graph_module, example)
@@ -168,60 +183,29 @@ def _add_block_sites(
         analysis.classes.append(np.zeros(0, dtype=np.int64))
 
 
-def _add_channel_sites(analysis: Analysis, nodes: dict[str, fx.Node]) -> None:
+def _add_channel_sites(
+    analysis: Analysis, nodes: dict[str, fx.Node], groups: list[ClassGroup]
+) -> None:
     labels = analysis.labels
-    count = len(labels.keys)
-    candidate = np.zeros(count, dtype=bool)
-    for mix in labels.mixes:
-        if not mix.only_ties:
-            candidate[labels.roots[mix.inputs]] = True
-    written = np.zeros(count, dtype=bool)
-    written[labels.roots[np.flatnonzero(labels.written)]] = True
-    candidate &= written
-    candidate[list(labels.pinned_roots())] = False
-    # Tensors that share their labels (an activation and what it reads) are looked at once.
-    distinct: dict[int, tuple[str, np.ndarray]] = {}
-    for name, tensor in labels.tensors.items():
-        distinct.setdefault(id(tensor.ids), (name, tensor.ids))
-    tensors = list(distinct.values())
-    # Per class: its first tensor and position, and a fingerprint of where it lies how often.
-    first = np.full(count, np.iinfo(np.int64).max, dtype=np.int64)
-    prints = np.zeros((2, count), dtype=np.uint64)
-    widest = 1 + max((len(ids) for _, ids in tensors), default=0)
-    random = np.random.default_rng(0).integers(1, 2**63, size=(2, len(tensors)), dtype=np.uint64)
-    seen = np.zeros(count, dtype=np.int64)
-    for place, (_, ids) in enumerate(tensors):
-        roots, at = labels.roots[ids], np.arange(len(ids))
-        seen[roots] = at
-        counts = np.ones(1, dtype=np.int64)
-        if not np.array_equal(seen[roots], at):  # some class comes more than once
-            roots, at, counts = np.unique(roots, return_index=True, return_counts=True)
-        first[roots] = np.minimum(first[roots], place * widest + at)
-        prints[:, roots] += random[:, place, None] * counts.astype(np.uint64)
-    found = np.flatnonzero(candidate)
-    found = found[np.argsort(first[found], kind="stable")]
-    _, group = np.unique(prints[:, found], axis=1, return_inverse=True)
-    group_of_root = np.full(count, -1, dtype=np.int64)
-    group_of_root[found] = group
+    group_of = np.full(len(labels.keys), -1, dtype=np.int64)
+    for place, group in enumerate(groups):
+        group_of[group.members] = place
     writers: dict[int, list[Mix]] = defaultdict(list)
     for mix in labels.mixes:
         if not mix.depthwise:
-            for place in np.unique(group_of_root[labels.roots[mix.outputs]]).tolist():
+            for place in np.unique(group_of[labels.roots[mix.outputs]]).tolist():
                 writers[place].append(mix)
-    # Groups in the order of their first members, members in the order of their positions.
-    for place in dict.fromkeys(group.tolist()):
-        members = found[group == place]
-        earliest = tensors[int(first[members[0]]) // widest][0]
-        source, name = earliest, earliest
+    for place, group in enumerate(groups):
+        source, name = group.earliest, group.earliest
         if writers[place]:
             name = writers[place][0].layer
-        if [writer.node for writer in writers[place]] == [earliest]:
+        if [writer.node for writer in writers[place]] == [group.earliest]:
             # What the one writer reads is pooled once for every gate that looks at it (a block's
             # own gate does); of channels that are there before (zeros), it may come too late.
             before = writers[place][0].source
-            source = earliest if nodes[before].op == "placeholder" else before
-        analysis.sites.append(GateSite(name, "channel", len(members), 0, source))
-        analysis.classes.append(members)
+            source = group.earliest if nodes[before].op == "placeholder" else before
+        analysis.sites.append(GateSite(name, "channel", len(group.members), 0, source))
+        analysis.classes.append(group.members)
 
 
 def _name_uniquely(analysis: Analysis) -> None:
@@ -233,39 +217,26 @@ def _name_uniquely(analysis: Analysis) -> None:
 
 
 def _cost(analysis: Analysis, mix: Mix, per_pair: int, total: int) -> MixCost:
-    reads, fixed_in = _counts(analysis, mix.inputs)
-    writes, fixed_out = _counts(analysis, mix.outputs)
+    reads, held_in = _counts(analysis, mix.inputs)
+    writes, held_out = _counts(analysis, mix.outputs)
     group_macs: dict[int, int] = {}
-    fixed = 0
+    held_macs: dict[int, int] = {}
     if mix.groups > 1:
         each = total // mix.groups
-        groups, count = _counts(analysis, mix.inputs.reshape(mix.groups, -1)[:, 0])
+        groups, held = _counts(analysis, mix.inputs.reshape(mix.groups, -1)[:, 0])
         group_macs = {site: n * each for site, n in groups.items()}
-        fixed = count * each
-    return MixCost(mix, per_pair, total, reads, writes, fixed_in, fixed_out, group_macs, fixed)
+        held_macs = {place: n * each for place, n in held.items()}
+    return MixCost(mix, per_pair, total, reads, writes, group_macs, held_in, held_out, held_macs)
 
 
-def _always_gone(labels: Labels) -> np.ndarray:
-    """Per label whether its class is cut whatever is decided."""
-    count = len(labels.keys)
-    needed = np.zeros((2, count), dtype=bool)
-    for mix in labels.mixes:
-        if not mix.only_ties:
-            needed[0, labels.roots[mix.inputs]] = True
-    needed[1, labels.roots[np.flatnonzero(labels.written)]] = True
-    kept = needed[0] & needed[1]
-    kept[list(labels.pinned_roots())] = True
-    gone: np.ndarray = ~kept[labels.roots]
-    return gone
-
-
-def _counts(analysis: Analysis, labels: np.ndarray) -> tuple[dict[int, int], int]:
-    """Positions a unit of each site, and positions of no site that stay."""
-    sites = analysis.units_at(labels)[:, 0]
-    found, counts = np.unique(sites[sites >= 0], return_counts=True)
-    fixed = int((~analysis.gone[labels[sites < 0]]).sum())
-    pairs = zip(found.tolist(), counts.tolist(), strict=True)
-    return {site: n // analysis.sites[site].units for site, n in pairs}, fixed
+def _counts(analysis: Analysis, labels: np.ndarray) -> tuple[dict[int, int], dict[int, int]]:
+    """Positions a unit of each site, and positions of each group that no gate closes."""
+    places = analysis.places_at(labels)
+    found, counts = np.unique(places[places >= 0], return_counts=True)
+    pairs = list(zip(found.tolist(), counts.tolist(), strict=True))
+    count = len(analysis.sites)
+    sites = {place: n // analysis.sites[place].units for place, n in pairs if place < count}
+    return sites, {place: n for place, n in pairs if place >= count}
 
 
 def _price_units(analysis: Analysis) -> None:
@@ -276,7 +247,7 @@ def _price_units(analysis: Analysis) -> None:
             for place, macs in cost.group_macs.items():
                 saved[place] += macs
             continue
-        all_in, all_out = cost.fixed_in, cost.fixed_out
+        all_in, all_out = sum(cost.held_in.values()), sum(cost.held_out.values())
         all_in += sum(n * analysis.sites[place].units for place, n in cost.reads.items())
         all_out += sum(n * analysis.sites[place].units for place, n in cost.writes.items())
         for place in {*cost.reads, *cost.writes}:

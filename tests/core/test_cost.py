@@ -126,3 +126,30 @@ def test_a_tensor_that_is_read_before_it_is_sliced_is_needed_whole() -> None:
     gated = check_exact(small(compute, out=nn.Conv2d(4, 3, 1)))
     dense = check_decided(gated, all_open(gated, one=[0]), image())
     assert dense.two.out_channels == 8
+
+
+def test_channels_are_counted_that_a_block_held_fast_until_it_went() -> None:
+    """The norm over channels is in the branch; without it one channel has no reader left."""
+
+    def compute(s, x: torch.Tensor) -> torch.Tensor:
+        x = s.stem(x)
+        return s.out(F.relu(s.one(s.groups(x[:, :7])) + x[:, 1:])).mean((2, 3))
+
+    layers = {
+        "groups": nn.GroupNorm(7, 7), "one": nn.Conv2d(7, 7, 1), "out": nn.Conv2d(7, 3, 1),
+    }  # fmt: skip
+    gated = check_exact(small(compute, **layers))
+    dense = check_decided(gated, {**all_open(gated), "add": torch.tensor([False])}, image())
+    assert dense.stem.out_channels == 7
+
+
+def test_blocks_alone_are_counted_too_where_slices_part_channels() -> None:
+    def compute(s, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(s.stem(x))
+        y = s.wide(x)
+        return s.out(torch.cat([x + y[:, :8], y[:, 8:]], 1)).mean((2, 3))
+
+    layers = {"wide": nn.Conv2d(8, 12, 3, padding=1), "out": nn.Conv2d(12, 3, 1)}
+    gated = check_exact(small(compute, **layers), channels=False)
+    dense = check_decided(gated, {"add": torch.tensor([False])}, image())
+    assert dense.wide.out_channels == 4
