@@ -37,8 +37,12 @@ class Live:
         return self.nodes.get(name, 0.0)
 
     def at(self, name: str, site: int) -> Openness | None:
-        """The probability that the node's channels of a site are needed; None: as the site's."""
-        if site not in self.needed:
+        """The probability that the node's channels of a site are needed.
+
+        None: the site does not come apart, or none of its channels lie in the node's result (a
+        node that only reads channels may pin them).
+        """
+        if site not in self.needed or name not in self.parts[site].part_of:
             return None
         return self.needed[site][self.parts[site].part_of[name]]
 

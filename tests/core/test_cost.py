@@ -153,3 +153,20 @@ def test_blocks_alone_are_counted_too_where_slices_part_channels() -> None:
     gated = check_exact(small(compute, **layers), channels=False)
     dense = check_decided(gated, {"add": torch.tensor([False])}, image())
     assert dense.wide.out_channels == 4
+
+
+def test_a_node_may_hold_channels_fast_that_do_not_lie_in_its_result() -> None:
+    """A linear layer of the branch takes them along their own axis, the depthwise one's only."""
+
+    def compute(s, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(s.stem(x))
+        one, two = s.deep(x).chunk(2, 1)
+        one = one + s.along(one.permute(0, 2, 1, 3)).permute(0, 2, 1, 3)
+        return s.out(torch.cat([s.last(one), two], 1)).mean((2, 3))
+
+    layers = {
+        "deep": nn.Conv2d(8, 8, 1, groups=8), "along": nn.Linear(8, 8),
+        "last": nn.Conv2d(4, 4, 1, groups=4), "out": nn.Conv2d(8, 3, 1),
+    }  # fmt: skip
+    gated = check_exact(small(compute, **layers))
+    assert gated.analysis.held

@@ -201,13 +201,19 @@ def test_a_fixed_batch_is_refused_by_name(convolutions: Callable[..., Path]) -> 
         random_inputs(runner, 8, np.random.default_rng(0))
 
 
-def test_twice_the_work_is_found_slower(convolutions: Callable[..., Path]) -> None:
-    light, heavy = (load_runner(convolutions(layers), threads=1) for layers in (4, 8))
-    (got,) = compare_latency([light, heavy], batch=1)
-    assert got.verdict == "slower"
-    assert got.effect.speedup < 0.75
-    (back,) = compare_latency([heavy, light], batch=1)
-    assert back.verdict == "faster"
+def test_four_times_the_work_is_found_slower(convolutions: Callable[..., Path]) -> None:
+    light, heavy = (load_runner(convolutions(layers), threads=1) for layers in (3, 12))
+    for runners, verdict in (((light, heavy), "slower"), ((heavy, light), "faster")):
+        # A real machine that others load makes a study inconclusive, and rightly so: it may be
+        # repeated then. No study may show the opposite, nor a difference as small as a half.
+        for _ in range(4):
+            (got,) = compare_latency(list(runners), batch=1)
+            assert got.verdict in (verdict, "inconclusive")
+            assert (got.effect.speedup < 0.67) is (verdict == "slower")
+            assert (got.effect.speedup > 1.5) is (verdict == "faster")
+            if got.verdict == verdict:
+                break
+        assert got.verdict == verdict
 
 
 def test_a_network_against_itself_is_not_called_different(
