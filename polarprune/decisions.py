@@ -128,7 +128,7 @@ def _refuse_starved(
         if as_float(live) > 0 and as_float(opened) == 0:
             _raise_starved(analysis, list(mix_cost.reads), mix_cost.mix.layer)
     labels = analysis.labels
-    shut = np.zeros(len(labels.keys), dtype=bool)
+    shut = np.zeros(labels.count, dtype=bool)
     for site, roots in zip(analysis.sites, analysis.classes, strict=True):
         if site.kind == "channel":
             shut[roots[~decisions[site.name].numpy()]] = True

@@ -4,6 +4,7 @@ import numpy as np
 from torch import fx
 
 from polarprune.errors import Refused
+from polarprune.graph.dead_code import drop_dead
 from polarprune.graph.labels import Labelled, Labels, Mix
 from polarprune.graph.movement_cut import MovementCut
 from polarprune.graph.operators import Family, family_of, module_of, operator_name
@@ -64,7 +65,7 @@ class _ChannelCut:
                 assert isinstance(operands, tuple | list)
                 kept = [n for n in operands if n not in empty]
                 node.args = (kept, *node.args[1:])
-        graph.eliminate_dead_code()
+        drop_dead(graph)
         for node in graph.nodes:
             if node in empty and node.op != "get_attr":
                 raise Refused(f"{node.name} would be left without a channel; keep one open")

@@ -29,7 +29,7 @@ class ClassGroup:
 
 def always_gone(labels: Labels) -> np.ndarray:
     """Per label whether its class is cut whatever is decided: unread, or never written."""
-    count = len(labels.keys)
+    count = labels.count
     read, written = np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
     for mix in labels.mixes:
         if not mix.only_ties:
@@ -43,7 +43,7 @@ def always_gone(labels: Labels) -> np.ndarray:
 
 def group_classes(labels: Labels) -> list[ClassGroup]:
     """All classes that can be left at all, in groups; in the order of their first members."""
-    count = len(labels.keys)
+    count = labels.count
     # Tensors that share their labels (an activation and what it reads) are looked at once.
     distinct: dict[int, tuple[str, np.ndarray]] = {}
     for name, tensor in labels.tensors.items():
@@ -74,12 +74,10 @@ def group_classes(labels: Labels) -> list[ClassGroup]:
         prints[:, holds[node]] += mark[:, None]
     roots_only = labels.roots == np.arange(count)
     found = np.flatnonzero(roots_only & ~always_gone(labels))
-    found = found[np.argsort(first[found], kind="stable")]
-    _, group = np.unique(prints[:, found], axis=1, return_inverse=True)
-    order = np.argsort(group, kind="stable")
-    bounds = np.flatnonzero(np.diff(group[order], prepend=-1))
+    found = found[np.lexsort((first[found], *prints[:, found]))]
+    bounds = np.flatnonzero((np.diff(prints[:, found]) != 0).any(0)) + 1
     groups = []
-    for members in np.split(found[order], bounds[1:]) if len(found) else []:
+    for members in np.split(found, bounds) if len(found) else []:
         lead = members[0]
         earliest = "" if first[lead] == nowhere else tensors[int(first[lead]) // widest][0]
         pinned_by = frozenset(node for node in pinners if holds[node][lead])

@@ -8,6 +8,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from polarprune.graph.dead_code import drop_dead
 from polarprune.graph.movement import pad_amounts
 from polarprune.graph.operators import is_addition, module_of
 
@@ -38,7 +39,7 @@ def clean_up(graph_module: fx.GraphModule) -> bool:
             node.replace_all_uses_with(stand_in)
             graph_module.graph.erase_node(node)
             changed = True
-    changed |= bool(graph_module.graph.eliminate_dead_code())
+    changed |= drop_dead(graph_module.graph)
     return changed
 
 

@@ -13,8 +13,9 @@ from torch import Tensor, fx, nn
 
 from polarprune.graph.channel_cut import cut_channels
 from polarprune.graph.clean_up import clean_up, drop_unused
+from polarprune.graph.dead_code import drop_dead
 from polarprune.graph.label_pass import label_graph
-from polarprune.graph.labels import Key, Labels
+from polarprune.graph.labels import Labels, Owner
 from polarprune.graph.sites import Analysis, example_like
 from polarprune.graph.slicing import LayerSlicer, Origin
 
@@ -51,7 +52,7 @@ def cut_graph(
     slicer = LayerSlicer(graph_module, origins)
     changed = _leave_out_blocks(graph_module, analysis, decisions)
     changed |= clean_up(graph_module)
-    closed = _closed_keys(analysis, decisions)
+    closed = _closed_positions(analysis, decisions)
     labels: Labels | None = None if changed else analysis.labels
     while True:
         if labels is None:
@@ -64,7 +65,7 @@ def cut_graph(
         clean_up(graph_module)
         if _sources_of_labels(graph_module) == before:
             break  # whatever wrote or read a channel that is left still does
-        closed, labels = set(), None
+        closed, labels = {}, None
     slicer.materialise()
     drop_unused(graph_module)
     if shared_with is not None:
@@ -112,23 +113,25 @@ def _leave_out_blocks(
         shortcut = stand_in.get(block.shortcut, nodes[block.shortcut])
         nodes[block.addition].replace_all_uses_with(shortcut)
         stand_in[block.addition] = shortcut
-    graph_module.graph.eliminate_dead_code()
+    drop_dead(graph_module.graph)
     return bool(stand_in)
 
 
-def _closed_keys(analysis: Analysis, decisions: dict[str, Tensor]) -> set[Key]:
-    roots = np.zeros(len(analysis.labels.keys), dtype=bool)
+def _closed_positions(analysis: Analysis, decisions: dict[str, Tensor]) -> dict[Owner, np.ndarray]:
+    """Per owner of labels: which positions are closed; owners without any are left out."""
+    roots = np.zeros(analysis.labels.count, dtype=bool)
     for site, classes in zip(analysis.sites, analysis.classes, strict=True):
         decision = decisions.get(site.name)
         if site.kind == "channel" and decision is not None:
             roots[classes[~decision.cpu().numpy()]] = True
-    keys = analysis.labels.keys
-    return {keys[label] for label in np.flatnonzero(roots[analysis.labels.roots])}
+    shut = roots[analysis.labels.roots]
+    owners = analysis.labels.owners
+    return {owner: shut[start:stop] for owner, start, stop in owners if shut[start:stop].any()}
 
 
-def _dead_labels(labels: Labels, closed: set[Key]) -> np.ndarray:
+def _dead_labels(labels: Labels, closed: dict[Owner, np.ndarray]) -> np.ndarray:
     """Per label: closed, read by no mixing operator, or never anything but a literal zero."""
-    count = len(labels.keys)
+    count = labels.count
     read = np.zeros(count, dtype=bool)
     written = np.zeros(count, dtype=bool)
     shut = np.zeros(count, dtype=bool)
@@ -136,9 +139,10 @@ def _dead_labels(labels: Labels, closed: set[Key]) -> np.ndarray:
         if not mix.only_ties:
             read[labels.roots[mix.inputs]] = True
     written[labels.roots[np.flatnonzero(labels.written)]] = True
-    if closed:
-        own = [label for label, key in enumerate(labels.keys) if key in closed]
-        shut[labels.roots[own]] = True
+    for owner, start, stop in labels.owners if closed else ():
+        if owner in closed:
+            own, positions = labels.roots[start:stop], np.flatnonzero(closed[owner])
+            shut[own[positions[positions < len(own)]]] = True
     dead_roots = shut | ~read | ~written
     dead_roots[list(labels.pinned_roots())] = False
     dead: np.ndarray = dead_roots[labels.roots]

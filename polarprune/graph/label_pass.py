@@ -320,7 +320,7 @@ class LabelPass:
         Cut to one group it would be a dense one, and the zeros would go too: of all its channels
         some would then cost nothing, depending on how many groups are left.
         """
-        zero = np.zeros(len(self.labels.keys), dtype=bool)
+        zero = np.zeros(self.labels.count, dtype=bool)
         if self.labels.zeros:
             zero[self.labels.roots[np.concatenate(self.labels.zeros)]] = True
         for mix in self.labels.mixes:

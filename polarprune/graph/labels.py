@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Key = tuple[str, str, int]  # (module or node, role, position): survives a cut of other nodes
+Owner = tuple[str, str]  # (module or node, role): survives a cut of other nodes
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,8 @@ class Labels:
     parameters: dict[str, Labelled] = field(default_factory=dict)
     parts: dict[str, tuple[str, int, int]] = field(default_factory=dict)
     makers: list[tuple[str, np.ndarray]] = field(default_factory=list)
-    keys: list[Key] = field(default_factory=list)
+    count: int = 0
+    owners: list[tuple[Owner, int, int]] = field(default_factory=list)  # of labels start..stop
     zeros: list[np.ndarray] = field(default_factory=list)
     written: list[bool] = field(default_factory=list)
     pins: dict[int, str] = field(default_factory=dict)
@@ -155,10 +156,10 @@ class Labels:
         zero: they stand for literal zeros.
         written: a value is made here (not merely passed on from a tied label).
         """
-        start = len(self.keys)
-        self.keys += [(owner, role, position) for position in range(count)]
+        labels = np.arange(self.count, self.count + count, dtype=np.int64)
+        self.owners.append(((owner, role), self.count, self.count + count))
+        self.count += count
         self.written += [written and not zero] * count
-        labels = np.arange(start, start + count, dtype=np.int64)
         if zero and count:
             self.zeros.append(labels)
         return labels
@@ -217,7 +218,7 @@ class Labels:
         """The class of each label: its smallest member is the root."""
         left = np.concatenate([a for a, _ in self.ties] or [np.zeros(0, dtype=np.int64)])
         right = np.concatenate([b for _, b in self.ties] or [np.zeros(0, dtype=np.int64)])
-        self.roots = connected(len(self.keys), left, right)
+        self.roots = connected(self.count, left, right)
 
     def pinned_roots(self) -> dict[int, str]:
         """Classes that may not be cut, with a reason each."""

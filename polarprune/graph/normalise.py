@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from polarprune.errors import Refused
+from polarprune.graph.dead_code import drop_dead
 from polarprune.graph.in_place import functionalise
 from polarprune.graph.operators import operator_name
 from polarprune.graph.plain_layers import PlainLayers, lower_same_padding
@@ -106,4 +107,4 @@ def _drop_assertions(graph: fx.Graph) -> None:
         node.type = None  # annotations of the user's forward mean nothing in a file
         if node.op == "call_function" and node.target is torch._assert:
             graph.erase_node(node)
-    graph.eliminate_dead_code()
+    drop_dead(graph)

@@ -99,6 +99,8 @@ def layer_type(module: nn.Module | None) -> type[nn.Module] | None:
     if module is None:
         return None
     kind = type(module)
+    if "parametrizations" not in module._modules:  # as is_parametrized, which costs more to ask
+        return kind
     # torch gives every parametrised layer a class of its own, derived from the original one.
     return kind.__mro__[1] if parametrize.is_parametrized(module) else kind
 
@@ -152,7 +154,12 @@ def argument(node: fx.Node, place: int, name: str, default: Any = None) -> Any:
 
 def module_of(root: nn.Module, node: fx.Node) -> nn.Module | None:
     """The module that a call_module node calls, else None."""
-    return root.get_submodule(str(node.target)) if node.op == "call_module" else None
+    if node.op != "call_module":
+        return None
+    module: nn.Module | None = root
+    for name in str(node.target).split("."):  # get_submodule checks each step, thrice the time
+        module = module._modules[name] if module is not None else None
+    return module
 
 
 def is_addition(node: fx.Node) -> bool:

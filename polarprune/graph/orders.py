@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from polarprune.graph.dead_code import drop_dead
 from polarprune.graph.labels import Labelled, Labels
 
 Order = np.ndarray  # the old positions that are left along the axis of the channels, as they come
@@ -130,7 +131,7 @@ class Orders:
         """Leave absorbed nodes out."""
         for node in self.absorbed:
             node.replace_all_uses_with(node.all_input_nodes[0])
-        self.graph.eliminate_dead_code()
+        drop_dead(self.graph)
 
 
 def rises(order: Order) -> bool:

@@ -14,6 +14,7 @@ from torchvision.ops import StochasticDepth
 
 from polarprune.errors import Refused
 from polarprune.graph.computed_weights import Constants
+from polarprune.graph.dead_code import drop_dead
 from polarprune.graph.operator_tables import BATCH_NORMS
 from polarprune.graph.operators import argument, module_of, operator_name
 from polarprune.graph.shapes import Values
@@ -73,7 +74,7 @@ class PlainLayers:
                 self.rules[node.target](node)
         self.constants.fold()
         self.constants.erase_unread()
-        self.graph.eliminate_dead_code()
+        drop_dead(self.graph)
         lowered = bool(self.installed or self.parted)
         return lowered or not {(n.op, n.target) for n in self.graph.nodes} <= before
 

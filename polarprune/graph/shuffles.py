@@ -3,6 +3,7 @@
 import torch
 from torch import fx
 
+from polarprune.graph.dead_code import drop_dead
 from polarprune.graph.operators import operator_name
 from polarprune.graph.shapes import Values
 
@@ -30,7 +31,7 @@ def name_shuffles(graph: fx.Graph, values: Values) -> None:
                 named = graph.call_function(torch.channel_shuffle, (source, parted[1]))
             named.meta = dict(last.meta)
             last.replace_all_uses_with(named)
-    graph.eliminate_dead_code()
+    drop_dead(graph)
 
 
 def _before(node: fx.Node, names: tuple[str, ...] | None) -> fx.Node | None:

@@ -84,7 +84,7 @@ class Analysis:
     @cached_property
     def _unit_of_label(self) -> np.ndarray:
         """(site, unit) of each label, (-1, -1) where it belongs to no site."""
-        of_root = np.full((len(self.labels.keys), 2), -1, dtype=np.int64)
+        of_root = np.full((self.labels.count, 2), -1, dtype=np.int64)
         for site, roots in enumerate(self.classes):
             of_root[roots, 0] = site
             of_root[roots, 1] = np.arange(len(roots))
@@ -93,7 +93,7 @@ class Analysis:
 
     @cached_property
     def _place_of_label(self) -> np.ndarray:
-        of_root = np.full(len(self.labels.keys), -1, dtype=np.int64)
+        of_root = np.full(self.labels.count, -1, dtype=np.int64)
         for place, roots in enumerate([*self.classes, *(group.members for group in self.held)]):
             of_root[roots] = place
         found: np.ndarray = of_root[self.labels.roots]
@@ -187,7 +187,7 @@ def _add_channel_sites(
     analysis: Analysis, nodes: dict[str, fx.Node], groups: list[ClassGroup]
 ) -> None:
     labels = analysis.labels
-    group_of = np.full(len(labels.keys), -1, dtype=np.int64)
+    group_of = np.full(labels.count, -1, dtype=np.int64)
     for place, group in enumerate(groups):
         group_of[group.members] = place
     writers: dict[int, list[Mix]] = defaultdict(list)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx
 
+from polarprune.graph.dead_code import drop_dead
 from polarprune.graph.operators import reads_attribute
 from polarprune.graph.shapes import Values
 
@@ -47,7 +48,7 @@ def write_sizes_out(graph: fx.Graph, values: Values) -> None:
                     _write_out(graph, reader, user, axes, shape, singles)
             elif not isinstance(index, int):
                 _write_out(graph, user, shape, list(range(rank)), shape, singles)
-    graph.eliminate_dead_code()
+    drop_dead(graph)
 
 
 def _write_out(

@@ -220,7 +220,12 @@ def test_a_network_against_itself_is_not_called_different(
     convolutions: Callable[..., Path],
 ) -> None:
     path = convolutions(6)
-    (got,) = compare_latency([load_runner(path, threads=1), load_runner(path, threads=1)], batch=1)
+    runners = [load_runner(path, threads=1), load_runner(path, threads=1)]
+    # An interval of 95 % errs in one study of twenty: three in a row would be another matter.
+    for _ in range(3):
+        (got,) = compare_latency(runners, batch=1)
+        if got.verdict in ("no_difference_shown", "inconclusive"):
+            break
     assert got.verdict in ("no_difference_shown", "inconclusive")
     assert "CPU, not a GPU claim" in got.label
     assert "host latency" in got.label
