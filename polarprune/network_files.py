@@ -199,7 +199,7 @@ def _encode(value: Any) -> Any:
     if isinstance(value, list):
         return [_encode(part) for part in value]
     if isinstance(value, float) and not math.isfinite(value):
-        raise Refused(f"a network file cannot hold the number {value}")
+        return {"number": str(value)}  # JSON has no word for it
     if isinstance(value, dict):
         return {"dict": {_checked(key): _encode(part) for key, part in value.items()}}
     if isinstance(value, torch.dtype):
@@ -225,6 +225,8 @@ def _decode(value: Any, nodes: dict[str, fx.Node]) -> Any:
         return tuple(_decode(part, nodes) for part in content)
     if kind == "dict":
         return {_checked(key): _decode(part, nodes) for key, part in content.items()}
+    if kind == "number":
+        return float(content)
     if kind == "dtype":
         return _DTYPES[content]
     if kind == "ellipsis":

@@ -4,6 +4,7 @@ The analysis, the rewrite and the file format all go by them, so that a collapse
 only of operators that the analysis accepts again. An operator that is in no table is unknown.
 """
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -258,6 +259,7 @@ PINNING_FUNCTIONS: dict[str, Callable[..., Any]] = {
     "linspace": torch.linspace,
     "zeros": torch.zeros,
     "ones": torch.ones,
+    "eye": torch.eye,
     "zeros_like": torch.zeros_like,
     "ones_like": torch.ones_like,
     "bitwise_not": operator.invert,
@@ -279,6 +281,7 @@ NUMBER_FUNCTIONS: dict[str, Callable[..., Any]] = {
     "float": float,
     "max_of": max,
     "min_of": min,
+    "ceil": math.ceil,
 }
 PLAIN_FUNCTIONS: dict[str, Callable[..., Any]] = {
     **ELEMENTWISE_FUNCTIONS,

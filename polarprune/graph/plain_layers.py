@@ -15,10 +15,11 @@ from torchvision.ops import StochasticDepth
 from polarprune.errors import Refused
 from polarprune.graph.computed_weights import Constants
 from polarprune.graph.dead_code import drop_dead
-from polarprune.graph.operator_tables import BATCH_NORMS
-from polarprune.graph.operators import argument, module_of, operator_name
+from polarprune.graph.in_place import functionalise
+from polarprune.graph.operator_tables import BATCH_NORMS, PLAIN_MODULES
+from polarprune.graph.operators import argument, layer_type, module_of, operator_name
 from polarprune.graph.shapes import Values
-from polarprune.graph.tracing import is_norm_with_activation, same_padding_functions
+from polarprune.graph.tracing import Draft, is_norm_with_activation, same_padding_functions
 
 _DROPOUTS: dict[Any, type[nn.Module]] = {
     F.dropout: nn.Dropout,
@@ -251,12 +252,33 @@ class PlainLayers:
     def _call_after(self, node: fx.Node, paths: list[str]) -> None:
         after = node
         for path in paths:
-            with self.graph.inserting_after(after):
-                called = self.graph.call_module(path, (after,))
+            users = list(after.users)
+            written = _written_out(self.root.get_submodule(path))
+            with self.graph.inserting_before(after.next):
+                if written is None:
+                    called = self.graph.call_module(path, (after,))
+                else:
+                    start = next(iter(written.nodes))
+                    called = self.graph.graph_copy(written, {start: after})  # type: ignore[assignment]
             called.meta = dict(node.meta)
-            for user in [u for u in after.users if u is not called]:
+            for user in users:
                 user.replace_input_with(after, called)
             after = called
+
+
+def _written_out(part: nn.Module) -> fx.Graph | None:
+    """What a layer from elsewhere computes of its input, where that is functions only."""
+    if layer_type(part) in PLAIN_MODULES:
+        return None
+    try:
+        graph = fx.Tracer().trace(part)
+        functionalise(Draft(part, graph))
+    except Exception:  # whatever its forward raises on a proxy: it is called as a whole
+        return None
+    calls = [node.op for node in graph.nodes]
+    functions = set(calls[1:-1]) <= {"call_function", "call_method"}
+    one_input = calls[0] == "placeholder" and calls.count("placeholder") == 1
+    return graph if functions and one_input and len(calls) > 2 else None
 
 
 def lower_same_padding(root: fx.GraphModule, values: Values) -> bool:

@@ -1,6 +1,7 @@
 """network.json and weights.safetensors: whole networks come back, hostile files do not run."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,17 @@ def test_a_loaded_network_can_be_collapsed_saved_and_gated_again(saved: Path) ->
 def test_saving_leaves_two_files_and_replaces_old_ones(saved: Path) -> None:
     polarprune.save_network(_dense(), saved)
     assert sorted(p.name for p in saved.iterdir()) == ["network.json", "weights.safetensors"]
+
+
+def test_numbers_that_json_lacks_and_sizes_that_are_computed_come_back(tmp_path: Path) -> None:
+    def compute(s, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.pad(s.stem(x), (1, 1, 1, 1), "constant", -math.inf), 3, 2)
+        x = F.interpolate(x, size=(math.ceil(x.shape[2] / 3) * 2, 5))
+        return s.head(x @ torch.eye(x.shape[3], dtype=x.dtype, device=x.device))
+
+    dense = polarprune.collapse(polarprune.attach_gates(small(compute).eval(), image()))
+    polarprune.save_network(dense, tmp_path / "net")
+    assert torch.equal(polarprune.load_network(tmp_path / "net")(image()), dense(image()))
 
 
 def test_what_is_not_collapsed_is_refused_before_a_file_is_touched(tmp_path: Path) -> None:

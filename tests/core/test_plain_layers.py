@@ -157,3 +157,38 @@ def test_a_sum_with_a_parameter_is_no_block() -> None:
     gated = check_exact(net, image(1, 3, 8, 8))
     assert block_sites(gated) == []
     assert "a sum with a constant" in reasons(gated)
+
+
+class Gelu(nn.Module):
+    """An activation from elsewhere, as timm's."""
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+        self.inplace = inplace
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(torch.sigmoid(1.7 * x)) if self.inplace else F.gelu(x)
+
+
+class NormWithActivation(nn.BatchNorm2d):
+    def __init__(self, channels: int, act: nn.Module) -> None:
+        super().__init__(channels)
+        self.drop = nn.Identity()
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x)))
+
+
+@pytest.mark.parametrize("act", [Gelu(), Gelu(inplace=True), nn.GELU()])
+def test_a_norm_with_an_activation_from_elsewhere_becomes_plain(
+    act: nn.Module, tmp_path: Path
+) -> None:
+    def compute(s, x: Tensor) -> Tensor:
+        x = s.norm(s.stem(x))
+        return s.head(x + s.one(x))
+
+    net = small(compute, norm=NormWithActivation(8, act), one=nn.Conv2d(8, 8, 1))
+    gated = check_exact(net)
+    assert channel_sites(gated) == {"stem": 8, "last": 6}
+    polarprune.save_network(polarprune.collapse(gated), tmp_path / "net")
