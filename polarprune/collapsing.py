@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import fx, nn
 
-from polarprune.collecting import paused_collection
 from polarprune.errors import Refused
 from polarprune.gates import GatedNetwork
 from polarprune.graph.cut import Cut, cut_graph
@@ -60,8 +58,7 @@ def collapse(net: GatedNetwork | nn.Module) -> nn.Module:
 def collapse_with_origins(gated: GatedNetwork) -> tuple[fx.GraphModule, Cut]:
     """The smaller network, and for each of its tensors the part of the old one that it keeps."""
     decisions = gated.decisions()
-    with torch.no_grad(), paused_collection():
-        cut = cut_graph(gated.plain(draft=True), gated.analysis, decisions, shared_with=gated.body)
+    cut = gated.cut(decisions)
     cut.graph_module.train(gated.training)
     cut.graph_module.meta[META] = Description(
         input_shape=gated.analysis.input_shape,

@@ -12,6 +12,8 @@ from polarprune.graph.cost import CostCircuit, as_float
 from polarprune.graph.operators import operator_name
 from polarprune.graph.sites import Analysis
 
+_GONE = -1.0  # the score of a unit that has been cut out of the network
+
 
 def choose_decisions(
     analysis: Analysis,
@@ -26,7 +28,7 @@ def choose_decisions(
     closing leaves free is given back to the likeliest closed channels.
 
     Args:
-        scores: per site (units,), open probability.
+        scores: per site (units,), open probability; -1 for what has been cut out of the network.
         align: each channel site's open count is rounded up to a multiple of this.
         target: kept share of the dense MACs, a bound. Without one the threshold is 0.5.
 
@@ -35,7 +37,7 @@ def choose_decisions(
     """
     if target is None:
         return _named(analysis, _open_above(analysis, scores, align, 0.5, 0.5))
-    thresholds = torch.cat([torch.tensor([-1.0]), *scores]).unique().tolist()  # type: ignore[no-untyped-call]
+    thresholds = torch.cat([torch.tensor([_GONE]), *scores]).unique().tolist()  # type: ignore[no-untyped-call]
 
     def fits(blocks: float, channels: float) -> bool:
         opened = _open_above(analysis, scores, align, blocks, channels)
@@ -80,7 +82,7 @@ def _open_above(
         above = score > (blocks if site.kind == "block" else channels)
         if site.kind == "channel":
             count = max(1, int(above.sum()))
-            count = min(site.units, -(-count // align) * align)
+            count = min(int((score > _GONE).sum()), -(-count // align) * align)
             # A stable order, so that equal scores give equal decisions on every machine.
             likeliest = torch.argsort(score, descending=True, stable=True)[:count]
             above = torch.zeros_like(above)

@@ -1,8 +1,8 @@
 """A network with gates: where training, decisions and collapse meet."""
 
+import copy
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, fx, nn
@@ -10,12 +10,15 @@ from torch import Tensor, fx, nn
 from polarprune.collecting import paused_collection
 from polarprune.decisions import check_decisions, choose_decisions
 from polarprune.errors import ConfigError
-from polarprune.gating import BlockGate, ChannelGates, GateState, PooledFeatures, SiteGate
+from polarprune.gate_insertion import base_placement, channel_axis, insert_gates
+from polarprune.gating import GateState, PooledFeatures, SiteGate
 from polarprune.graph.cost import CostCircuit, count_parameters
+from polarprune.graph.cut import Cut, Origin, cut_graph
 from polarprune.graph.normalise import normalise
 from polarprune.graph.sites import Analysis, GateSite, Refusal, analyse
 from polarprune.graph.tracing import Draft
 from polarprune.methods import GateOutput, GateRequest, build_method
+from polarprune.narrowing import Shell, fill, place_gates
 
 # All gates together: at most this share of the network's parameters (the design says under 5 %).
 _GATE_PARAMETER_SHARE = 0.04
@@ -38,10 +41,24 @@ class GatedNetwork(nn.Module):
         self.analysis = analysis
         self.state = GateState()
         self.circuit = CostCircuit(analysis, plain.graph)
-        self._plain_graph = fx.Graph()
-        self._plain_graph.output(self._plain_graph.graph_copy(plain.graph, {}))
-        self.body = self._insert_gates(plain)
+        # Of the whole network, which decisions are about, and of what is left of it by now.
+        self._plain_graph = self._present_graph = _copied(plain.graph)
+        self._shell: Shell | None = None
+        self._earlier: dict[str, Origin] = {}
+        like = next((p for p in plain.parameters()), torch.zeros(()))
+        placement = base_placement(analysis, self.state, like.dtype)
+        gates = self._make_gates(int(_GATE_PARAMETER_SHARE * count_parameters(plain)))
+        self.body = insert_gates(plain, placement, gates, self.state)
         self.train(self.body.training)
+
+    def _make_gates(self, parameter_budget: int) -> list[SiteGate]:
+        widths = {s.source: channel_axis(self.analysis.labels, s.source)[1] for s in self.sites}
+        requests = [GateRequest(s.units, widths[s.source], s.unit_macs) for s in self.sites]
+        gates = self.method.make_gates(requests, parameter_budget)
+        return [
+            SiteGate(self.state, gate, site.units)
+            for gate, site in zip(gates, self.sites, strict=True)
+        ]
 
     @property
     def sites(self) -> list[GateSite]:
@@ -71,6 +88,7 @@ class GatedNetwork(nn.Module):
         return sum(
             module.in_features * module.out_features
             for gate in self.site_gates()
+            if not bool(gate.gone.all())
             for module in gate.modules()
             if isinstance(module, nn.Linear)
         )
@@ -81,8 +99,7 @@ class GatedNetwork(nn.Module):
         Args:
             draft: only to be rewritten, not to be called.
         """
-        graph = fx.Graph()
-        graph.output(graph.graph_copy(self._plain_graph, {}))
+        graph = _copied(self._present_graph)
         module = Draft(self.body, graph) if draft else fx.GraphModule(self.body, graph)
         module.training = self.training
         return module
@@ -97,7 +114,10 @@ class GatedNetwork(nn.Module):
 
     def outputs(self) -> list[GateOutput]:
         """What each gate said about the last batch (search mode only)."""
-        found = [gate.output for gate in self.site_gates()]
+        found = [
+            gate.closed_output() if gate.some_gone and bool(gate.gone.all()) else gate.output
+            for gate in self.site_gates()
+        ]
         assert all(output is not None for output in found), "no batch has been seen in search mode"
         return [output for output in found if output is not None]
 
@@ -110,10 +130,10 @@ class GatedNetwork(nn.Module):
         """Freeze the gates; True = open. Sites that are left out are open.
 
         Raises:
-            ValueError: an unknown site, a wrong number of units, or decisions that leave a live
-                layer without inputs; the site is named.
+            ValueError: an unknown site, a wrong number of units, an open unit that has been cut
+                out, or decisions that leave a live layer without inputs; the site is named.
         """
-        checked = check_decisions(self.analysis, self.circuit, self._plain_graph, decisions)
+        checked = self._complete(decisions)
         for site, gate in zip(self.sites, self.site_gates(), strict=True):
             gate.frozen.copy_(checked[site.name])
         self.state.mode = "frozen"
@@ -131,105 +151,91 @@ class GatedNetwork(nn.Module):
                 site.name: gate.frozen.cpu().clone()
                 for site, gate in zip(self.sites, gates, strict=True)
             }
-        scores = [gate.running.detach().cpu() for gate in gates]
+        scores = [gate.running.detach().cpu().masked_fill(gate.gone.cpu(), -1) for gate in gates]
         return choose_decisions(self.analysis, self.circuit, scores, self.align, target)
 
-    def _insert_gates(self, plain: fx.GraphModule) -> fx.GraphModule:
-        widths = {s.source: _channel_axis(self.analysis, s.source)[1] for s in self.sites}
-        requests = [GateRequest(s.units, widths[s.source], s.unit_macs) for s in self.sites]
-        budget = int(_GATE_PARAMETER_SHARE * count_parameters(plain))
-        like = next((p for p in plain.parameters()), torch.zeros(()))
-        gating = nn.Module()
-        plain.add_module("gating", gating)
-        body = _GateInserter(plain, self.analysis, self.state, like.dtype)
-        gates = self.method.make_gates(requests, budget)
-        for place, (gate, site) in enumerate(zip(gates, self.sites, strict=True)):
-            body.add_site(place, SiteGate(self.state, gate, site.units))
-        body.gate_channels()
-        body.gate_blocks()
-        gating.to(device=like.device, dtype=like.dtype).train(plain.training)
-        graph_module = fx.GraphModule(plain, plain.graph)
-        graph_module.training = plain.training
-        return graph_module
+    def narrow(self, decisions: dict[str, Tensor], images: Tensor | None = None) -> Cut:
+        """Cut closed units out of the network for good; the other gates stay, and go on.
 
+        Sites and units keep their names and numbers. What else goes (units that nothing reads any
+        more) counts as closed too.
 
-class _GateInserter:
-    """Writes gate nodes into a graph, which becomes the gated network's body."""
+        Args:
+            decisions: per site a bool tensor (units,), False = out; sites left out stay.
+            images: (n, ...); gates that looked at what is cut see its mean over these from now on,
+                without images zeros.
 
-    def __init__(
-        self, plain: fx.GraphModule, analysis: Analysis, state: GateState, dtype: torch.dtype
-    ) -> None:
-        self.root = plain
-        self.graph = plain.graph
-        self.analysis = analysis
-        self.state = state
-        self.dtype = dtype
-        self.nodes = {node.name: node for node in plain.graph.nodes}
-        self.pooled: dict[str, fx.Node] = {}
-        self.gates: list[fx.Node] = []
-        # A node that is inserted comes right after another one, before what was put there earlier.
-        self.place: dict[fx.Node, tuple[int, ...]] = {
-            node: (place,) for place, node in enumerate(plain.graph.nodes)
-        }
+        Returns:
+            Where each of the network's tensors comes from in the network as it was.
 
-    def _call(self, name: str, module: nn.Module, *args: fx.Node, after: fx.Node) -> fx.Node:
-        self.root.add_submodule(f"gating.{name}", module)
-        with self.graph.inserting_after(after):
-            node = self.graph.call_module(f"gating.{name}", args)
-        self.place[node] = (*self.place[after], -len(self.place))
-        return node
+        Raises:
+            ValueError: as set_decisions.
+            Refused: this network can only be cut at the end (collapse); nothing has changed.
+        """
+        checked = self._complete(decisions)
+        shell = self._shell or Shell(self.plain(draft=True), self.analysis)
+        with torch.no_grad(), paused_collection():
+            whole = shell.cut(checked)
+            filled = fill(whole, self.body, self._earlier)
+            small = filled.graph_module.train(self.training)
+            usual = self._usual_features(images)
+            placement = place_gates(small, whole, self.analysis, self.state, usual.__getitem__)
+            self._present_graph = _copied(small.graph)
+            self.body = insert_gates(small, placement, self.site_gates(), self.state)
+        for gate, left in zip(self.site_gates(), placement.left(self.sites), strict=True):
+            gate.cut(~torch.from_numpy(left))
+        self._shell, self._earlier = shell, whole.origins
+        return filled
 
-    def add_site(self, place: int, gate: SiteGate) -> None:
-        source = self.analysis.sites[place].source
-        if source not in self.pooled:
-            axis, _ = _channel_axis(self.analysis, source)
-            pool = PooledFeatures(self.state, self.dtype, axis)
-            at = self.nodes[source]
-            self.pooled[source] = self._call(f"pool_{len(self.pooled)}", pool, at, after=at)
-        pooled = self.pooled[source]
-        self.gates.append(self._call(f"site_{place}", gate, pooled, after=pooled))
+    def cut(self, decisions: dict[str, Tensor]) -> Cut:
+        """What these decisions leave, as a network of its own without gates."""
+        with torch.no_grad(), paused_collection():
+            if self._shell is None:
+                plain = self.plain(draft=True)
+                return cut_graph(plain, self.analysis, decisions, shared_with=self.body)
+            return fill(self._shell.cut(decisions), self.body, self._earlier)
 
-    def gate_channels(self) -> None:
-        """One gating of each tensor, shared by the mixing operators that read it."""
-        readers: dict[str, list[int]] = {}
-        for place, cost in enumerate(self.analysis.costs):
-            if not cost.mix.depthwise and cost.reads:
-                readers.setdefault(cost.mix.source, []).append(place)
-        for count, (source, places) in enumerate(readers.items()):
-            mix = self.analysis.costs[places[0]].mix
-            units = self.analysis.units_at(mix.inputs)
-            sites = [s for s in np.unique(units[:, 0]).tolist() if s >= 0]
-            ends = np.cumsum([self.analysis.sites[s].units for s in sites])
-            starts = np.zeros(len(self.analysis.sites), dtype=np.int64)
-            starts[sites] = [0, *ends[:-1]]
-            always_open = ends[-1]  # the value behind those of all gates
-            index = np.where(units[:, 0] < 0, always_open, starts[units[:, 0]] + units[:, 1])
-            module = ChannelGates(self.state, torch.from_numpy(index), mix.axis)
-            tensor, gates = self.nodes[source], [self.gates[site] for site in sites]
-            gated = self._call(
-                f"channels_{count}", module, tensor, *gates, after=self._latest([tensor, *gates])
+    def gone(self) -> dict[str, Tensor]:
+        """One bool tensor (units,) a site: what has been cut out of the network."""
+        gates = self.site_gates()
+        return {s.name: g.gone.cpu().clone() for s, g in zip(self.sites, gates, strict=True)}
+
+    def _complete(self, decisions: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Decisions for all sites, checked; what is gone is closed."""
+        gone = self.gone()
+        complete = {name: ~cut for name, cut in gone.items()} | decisions
+        checked = check_decisions(self.analysis, self.circuit, self._plain_graph, complete)
+        for name, cut in gone.items():
+            again = torch.nonzero(checked[name] & cut).flatten().tolist()
+            if again:
+                raise ValueError(f"site {name!r}: units {again} have been cut out of the network")
+        return checked
+
+    def _usual_features(self, images: Tensor | None) -> dict[str, Tensor]:
+        """Per tensor that gates look at the mean features over some images."""
+        watcher = copy.deepcopy(self).eval()
+        watcher.search()
+        found: dict[str, Tensor] = {}
+
+        def remember(source: str, pool: PooledFeatures) -> None:
+            width = channel_axis(self.analysis.labels, source)[1]
+            found[source] = torch.zeros(width) if pool.usual is None else pool.usual.clone()
+            pool.register_forward_hook(
+                lambda _module, _args, features: found.update({source: features.mean(0)})
             )
-            for place in places:
-                reader = self.nodes[self.analysis.costs[place].mix.node]
-                reader.replace_input_with(tensor, gated)
 
-    def gate_blocks(self) -> None:
-        for place, block in self.analysis.additions.items():
-            branch, addition = self.nodes[block.branch], self.nodes[block.addition]
-            gate = self.gates[place]
-            latest = self._latest([branch, gate])
-            gated = self._call(f"block_{place}", BlockGate(self.state), branch, gate, after=latest)
-            addition.replace_input_with(branch, gated)
-
-    def _latest(self, nodes: list[fx.Node]) -> fx.Node:
-        return max(nodes, key=self.place.__getitem__)
+        for pool in watcher.body.modules():
+            if isinstance(pool, PooledFeatures):
+                remember(pool.source, pool)
+        if images is not None:
+            watcher(images)
+        return found
 
 
-def _channel_axis(analysis: Analysis, source: str) -> tuple[int, int]:
-    """Along which axis the channels of a tensor lie (of tokens the last one), and how many."""
-    tensor = analysis.labels.tensors[source]
-    axis = 1 if tensor.axis is None else tensor.axis
-    return axis, tensor.shape[axis]
+def _copied(graph: fx.Graph) -> fx.Graph:
+    copied = fx.Graph()
+    copied.output(copied.graph_copy(graph, {}))
+    return copied
 
 
 def attach_gates(

@@ -23,19 +23,38 @@ class GateState:
 class PooledFeatures(nn.Module):
     """Mean over space, cut off from the gradient: a gate watches the network, it does not steer it.
 
-    Shared by all gates that look at one tensor.
+    Shared by all gates that look at one tensor. Gates have as many features as the tensor had
+    channels at first: in place of a channel that has been cut they see the mean that it had then.
     """
 
-    def __init__(self, state: GateState, dtype: torch.dtype, axis: int = 1) -> None:
+    usual: Float[Tensor, " c"] | None
+    places: Tensor | None
+
+    def __init__(
+        self,
+        state: GateState,
+        dtype: torch.dtype,
+        axis: int = 1,
+        *,
+        source: str = "",
+        usual: Float[Tensor, " c"] | None = None,
+        places: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         """Give features of this dtype, whatever autocast does to the activations.
 
         Args:
             axis: of the channels; what lies along the others is space (or tokens).
+            source: the name of the tensor that is looked at.
+            usual: the mean of each feature, for those whose channels have been cut.
+            places: channels that the tensor has, and which features they are.
         """
         super().__init__()
         self.state = state
         self.dtype = dtype
         self.axis = axis
+        self.source = source
+        self.register_buffer("usual", usual)
+        self.register_buffer("places", None if places is None else torch.stack(places))
 
     def forward(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n c"] | None:
         """Features (n, c), or None while nobody looks."""
@@ -43,14 +62,24 @@ class PooledFeatures(nn.Module):
             return None
         x = x.detach()
         space = tuple(axis for axis in range(1, x.dim()) if axis != self.axis)
-        return (x.mean(dim=space) if space else x).to(self.dtype)
+        features = (x.mean(dim=space) if space else x).to(self.dtype)
+        if self.places is None or self.usual is None:
+            return features
+        channels, found = self.places
+        usual = self.usual.to(self.dtype).expand(len(features), -1)
+        return usual.index_copy(1, found, features[:, channels])
 
 
 class SiteGate(nn.Module):
-    """One site's gate: the method's own module, its frozen decision and what it did last."""
+    """One site's gate: the method's own module, its frozen decision and what it did last.
+
+    Attributes:
+        gone: units that have been cut out of the network; closed for good.
+    """
 
     frozen: Bool[Tensor, " g"]
     running: Float[Tensor, " g"]
+    gone: Bool[Tensor, " g"]
 
     # How fast the running open probability forgets: about 10 batches, a small part of a search.
     MOMENTUM = 0.1
@@ -63,6 +92,20 @@ class SiteGate(nn.Module):
         self.output: GateOutput | None = None
         self.register_buffer("frozen", torch.ones(units, dtype=torch.bool))
         self.register_buffer("running", torch.ones(units))
+        self.register_buffer("gone", torch.zeros(units, dtype=torch.bool))
+        self.some_gone = False
+
+    def cut(self, closed: Bool[Tensor, " g"]) -> None:
+        """Close units for good."""
+        self.gone |= closed.to(self.gone.device)
+        self.some_gone = bool(self.gone.any())
+        self.frozen &= ~self.gone
+        self.running.masked_fill_(self.gone, 0.0)
+
+    def closed_output(self) -> GateOutput:
+        """What a gate would say all of whose units are gone."""
+        zeros = torch.zeros_like(self.running)
+        return GateOutput(zeros.unsqueeze(0), zeros, zeros)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the last output, whose autograd graph cannot be copied."""
@@ -76,6 +119,11 @@ class SiteGate(nn.Module):
             return self.frozen.unsqueeze(0).to(self.running.dtype)
         with torch.autocast(pooled.device.type, enabled=False):
             output: GateOutput = self.gate(pooled)
+        if self.some_gone:
+            left = (~self.gone).to(output.values.dtype)
+            output = GateOutput(
+                output.values * left, output.probability * left, output.openness * left
+            )
         self.output = output
         if self.training:
             with torch.no_grad():

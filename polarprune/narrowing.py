@@ -1,0 +1,249 @@
+"""Cutting a gated network that goes on searching: closed units leave it, the other gates stay.
+
+Sites, units and decisions keep the meaning that they had in the whole network. So every cut is made
+from the shape of the whole network, with all decisions so far, and does not depend on the way; only
+the numbers come from the network as it is.
+"""
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+
+from polarprune.errors import Refused
+from polarprune.gate_insertion import Placement, channel_axis
+from polarprune.gating import GateState, PooledFeatures
+from polarprune.graph.cut import Cut, Origin, cut_graph
+from polarprune.graph.label_pass import label_graph
+from polarprune.graph.labels import Labels
+from polarprune.graph.operator_tables import TRANSPOSED
+from polarprune.graph.sites import Analysis, example_like
+from polarprune.graph.tracing import Draft
+
+Decisions = dict[str, Tensor]
+
+
+class Shell:
+    """The whole network without its numbers."""
+
+    def __init__(self, plain: fx.GraphModule, analysis: Analysis) -> None:
+        """Remember a network's shape.
+
+        Args:
+            plain: the whole network without gates; left unmodified.
+
+        Raises:
+            Refused: a weight is computed from others, or shared: what is left of it could not go on
+                being trained as it was.
+        """
+        _refuse_derived(plain)
+        self.analysis = analysis
+        memo = {
+            id(tensor): _without_numbers(tensor)
+            for tensor in (*plain.parameters(), *plain.buffers())
+        }
+        self.net = copy.deepcopy(plain, memo)
+
+    def cut(self, decisions: Decisions) -> Cut:
+        """What these decisions leave of the whole network, on the meta device."""
+        graph = fx.Graph()
+        graph.output(graph.graph_copy(self.net.graph, {}))
+        return cut_graph(Draft(self.net, graph), self.analysis, decisions, shared_with=self.net)
+
+
+def _without_numbers(tensor: Tensor) -> Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(empty, requires_grad=tensor.requires_grad)
+    return empty
+
+
+def _refuse_derived(plain: nn.Module) -> None:
+    names: dict[int, str] = {}
+    for name, parameter in plain.named_parameters(remove_duplicate=False):
+        if names.setdefault(id(parameter), name) != name:
+            raise Refused(f"{names[id(parameter)]} and {name} are one tensor: cut them at the end")
+    for name, module in plain.named_modules():
+        if parametrize.is_parametrized(module):
+            raise Refused(f"a weight of {name} is computed from others: cut it at the end")
+
+
+def fill(cut: Cut, present: nn.Module, earlier: dict[str, Origin]) -> Cut:
+    """Put the present numbers into a cut of the shell; its origins become those in `present`.
+
+    Args:
+        present: the network as it is, itself such a cut.
+        earlier: where its tensors come from in the whole network.
+    """
+    old = dict(present.named_parameters()) | dict(present.named_buffers())
+    origins = {
+        name: _since(origin, earlier.get(name), old[name]) for name, origin in cut.origins.items()
+    }
+    for prefix, module in cut.graph_module.named_modules():
+        for held in (module._parameters, module._buffers):
+            for child, tensor in held.items():
+                if tensor is not None:
+                    name = f"{prefix}.{child}" if prefix else child
+                    held[child] = _numbers(origins[name], old[name], tensor)
+    return Cut(cut.graph_module, origins)
+
+
+def _since(origin: Origin, earlier: Origin | None, old: Tensor) -> Origin:
+    """The part of the present tensor that a part of the whole one is."""
+    kept = {}
+    for axis in {*origin.kept, *(earlier.kept if earlier is not None else {})}:
+        before = earlier.kept.get(axis) if earlier is not None else None
+        if before is None:
+            kept[axis] = origin.kept[axis]
+            continue
+        place = torch.full((int(before.max()) + 1,), -1)
+        place[before] = torch.arange(len(before))
+        wanted = origin.kept.get(axis)
+        assert wanted is not None, "a cut of more decisions keeps less"
+        kept[axis] = place[wanted]
+        assert bool((kept[axis] >= 0).all()), "a cut of more decisions keeps less"
+        assert len(before) == old.shape[axis]
+    return Origin(origin.name, kept)
+
+
+def _numbers(origin: Origin, old: Tensor, shape_of: Tensor) -> Tensor:
+    sliced = origin.slice(old.detach())
+    if not origin.kept:
+        sliced = sliced.clone()
+    assert sliced.shape == shape_of.shape
+    if isinstance(old, nn.Parameter):
+        return nn.Parameter(sliced, requires_grad=old.requires_grad)
+    return sliced
+
+
+def place_gates(
+    small: fx.GraphModule,
+    cut: Cut,
+    analysis: Analysis,
+    state: GateState,
+    usual: Callable[[str], Tensor],
+) -> Placement:
+    """Where the gates of the whole network's sites go in what is left of it.
+
+    Args:
+        small: the cut network, its graph without gates.
+        cut: of the shell.
+        analysis: of the whole network.
+        usual: the usual features of each tensor that gates look at.
+
+    Raises:
+        Refused: of a block that is left, the branch cannot be told from the shortcut.
+    """
+    labels = label_graph(small, example_like(small, analysis.input_shape))
+    whole = _labels_of_the_whole(small, labels, cut, analysis)
+    units = np.full((labels.count, 2), -1, dtype=np.int64)
+    known = whole >= 0
+    units[known] = analysis.units_at(whole[known])
+    like = example_like(small, (1,))
+    nodes = {node.name: node for node in small.graph.nodes}
+    blocks = {
+        place: (_branch(nodes[block.addition], block.private, analysis), block.addition)
+        for place, block in analysis.additions.items()
+        if block.addition in nodes
+    }
+    read = {
+        site for mix in labels.mixes if not mix.depthwise for site in units[mix.inputs, 0].tolist()
+    }
+    placement = Placement(labels, units, blocks=blocks)
+    resolve = _Sources(analysis, nodes)
+    for place, site in enumerate(analysis.sites):
+        left = place in blocks if site.kind == "block" else place in read
+        placement.looks_at.append(site.source if left else None)
+        if left and site.source not in placement.pools:
+            node = resolve.find(site.source)
+            axis, _ = channel_axis(analysis.labels, site.source)
+            features = usual(site.source).to(like)
+            pool = PooledFeatures(
+                state, like.dtype, axis, source=site.source, usual=features,
+                places=_places(analysis, labels, whole, site.source, node, len(features)),
+            )  # fmt: skip
+            placement.pools[site.source] = (node, pool)
+    return placement
+
+
+def _labels_of_the_whole(
+    small: fx.GraphModule, labels: Labels, cut: Cut, analysis: Analysis
+) -> np.ndarray:
+    """Per label of the small network the class (root label) of the whole one, or -1.
+
+    Layers and parameters keep their names, and the cut says which of their channels are left; all
+    that is tied to one of these belongs to its class.
+    """
+    starts = {owner: start for owner, start, _ in analysis.labels.owners}
+    roots = np.full(labels.count, -1, dtype=np.int64)
+    for owner, start, stop in labels.owners:
+        name, role = owner
+        if owner not in starts or role not in ("out", "parameter"):
+            continue
+        positions = np.arange(stop - start)
+        if role == "out":
+            module = small.get_submodule(name)
+            if isinstance(module, TRANSPOSED) and module.groups > 1:
+                continue  # tied to what it reads
+            origin = cut.origins[f"{name}.weight"]
+            kept = origin.kept.get(1 if isinstance(module, TRANSPOSED) else 0)
+        else:
+            axes = cut.origins[name].kept
+            kept = next(iter(axes.values())) if axes else None
+        if kept is not None:
+            positions = kept.numpy()
+        roots[start:stop] = analysis.labels.roots[starts[owner] + positions]
+    of_class = np.full(labels.count, -1, dtype=np.int64)
+    known = np.flatnonzero(roots >= 0)
+    of_class[labels.roots[known]] = roots[known]
+    found: np.ndarray = of_class[labels.roots]
+    return found
+
+
+def _places(
+    analysis: Analysis, labels: Labels, whole: np.ndarray, source: str, node: str, count: int
+) -> tuple[Tensor, Tensor]:
+    """Which channels of the tensor that is looked at are which of the features there were."""
+    before, now = analysis.labels.tensors[source], labels.tensors[node]
+    if before.axis is None:  # all its channels have one label: none can be cut
+        assert now.shape[1] == count
+        return torch.arange(count), torch.arange(count)
+    free: dict[int, list[int]] = {}
+    for feature, root in enumerate(analysis.labels.roots[before.ids].tolist()):
+        free.setdefault(root, []).append(feature)
+    pairs = []
+    for channel, root in enumerate(whole[now.ids].tolist()):
+        if free.get(root):
+            pairs.append((channel, free[root].pop(0)))
+    channels, features = zip(*pairs, strict=True) if pairs else ((), ())
+    return torch.tensor(channels, dtype=torch.long), torch.tensor(features, dtype=torch.long)
+
+
+class _Sources:
+    """What stands for a tensor of the whole network whose node has gone."""
+
+    def __init__(self, analysis: Analysis, nodes: dict[str, fx.Node]) -> None:
+        self.nodes = nodes
+        self.shortcut = {a.addition: a.shortcut for a in analysis.additions.values()}
+        self.analysis = analysis
+
+    def find(self, source: str) -> str:
+        while source not in self.nodes:
+            if source not in self.shortcut:
+                raise Refused(f"{source}, which gates look at, is no longer there: cut at the end")
+            source = self.shortcut[source]
+        return source
+
+
+def _branch(addition: fx.Node, private: frozenset[str], analysis: Analysis) -> str:
+    """The operand of an addition that only the block computes."""
+    for operand in addition.all_input_nodes:
+        node: fx.Node | None = operand
+        while node is not None and node.name not in analysis.labels.tensors:
+            node = node.all_input_nodes[0] if node.all_input_nodes else None
+        if node is not None and node.name in private:
+            return operand.name
+    raise Refused(f"of the block at {addition.name} the branch is not there any more")
