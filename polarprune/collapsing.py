@@ -10,6 +10,7 @@ from polarprune.collecting import paused_collection
 from polarprune.errors import Refused
 from polarprune.gates import GatedNetwork
 from polarprune.graph.cut import Cut, cut_graph
+from polarprune.graph.layers import set_mode
 from polarprune.graph.normalise import normalise
 from polarprune.graph.sites import Analysis, analyse, example_like
 
@@ -62,7 +63,7 @@ def collapse_with_origins(gated: GatedNetwork) -> tuple[fx.GraphModule, Cut]:
     decisions = gated.decisions()
     with torch.no_grad(), paused_collection():
         cut = cut_graph(gated.plain(draft=True), gated.analysis, decisions, shared_with=gated.body)
-    cut.graph_module.train(gated.training)
+    set_mode(cut.graph_module, gated.training)
     cut.graph_module.meta[META] = Description(
         input_shape=gated.analysis.input_shape,
         blocks_removed=_blocks_removed(gated.analysis, cut.graph_module),

@@ -12,6 +12,7 @@ from polarprune.decisions import check_decisions, choose_decisions
 from polarprune.errors import ConfigError
 from polarprune.gating import BlockGate, ChannelGates, GateState, PooledFeatures, SiteGate
 from polarprune.graph.cost import CostCircuit, count_parameters
+from polarprune.graph.layers import set_mode
 from polarprune.graph.normalise import normalise
 from polarprune.graph.sites import Analysis, GateSite, Refusal, analyse
 from polarprune.graph.tracing import Draft
@@ -41,7 +42,7 @@ class GatedNetwork(nn.Module):
         self._plain_graph = fx.Graph()
         self._plain_graph.output(self._plain_graph.graph_copy(plain.graph, {}))
         self.body = self._insert_gates(plain)
-        self.train(self.body.training)
+        set_mode(self, self.body.training)
 
     @property
     def sites(self) -> list[GateSite]:

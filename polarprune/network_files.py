@@ -129,7 +129,7 @@ def _build(document: dict[str, Any], weights: dict[str, Tensor]) -> fx.GraphModu
     dtypes = {t.dtype for t in weights.values() if t.is_floating_point()}
     if len(dtypes) == 1:
         network.to(dtypes.pop())
-    network.load_state_dict(weights)
+    network.load_state_dict(weights, assign=True)  # as they were stored, in whatever dtype
     base = document["base"]
     network.meta[META] = Description(
         input_shape=tuple(base["input_shape"]),
@@ -146,6 +146,8 @@ def _encode_layer(module: nn.Module) -> dict[str, Any]:
 
 def _encode_node(node: fx.Node, buffers: set[str]) -> dict[str, Any]:
     entry: dict[str, Any] = {"name": node.name, "op": node.op, "target": str(node.target)}
+    if node.op != "call_function":
+        _checked(entry["target"])
     if node.op == "call_function":
         if reads_attribute(node):
             return {**entry, "op": str(node.args[1]), "target": "", "args": [_encode(node.args[0])]}
