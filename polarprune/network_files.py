@@ -47,6 +47,7 @@ def save_network(dense: nn.Module, folder: str | os.PathLike[str]) -> None:
 
     Raises:
         Refused: the network is not a collapsed one, or has an operator that no file may name.
+        CheckpointError: there is a file in the folder's place.
     """
     description = describe(dense)
     if description is None or not isinstance(dense, fx.GraphModule):
@@ -71,6 +72,8 @@ def save_network(dense: nn.Module, folder: str | os.PathLike[str]) -> None:
     tensors = (*dense.named_parameters(), *dense.named_buffers())
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors}
     target = Path(folder)
+    if target.exists() and not target.is_dir():
+        raise CheckpointError(f"{target} is a file; a network is saved into a folder")
     target.mkdir(parents=True, exist_ok=True)
     save_file(weights, target / f"{WEIGHTS_FILE}.new")
     (target / f"{NETWORK_FILE}.new").write_text(text)

@@ -21,6 +21,8 @@ def refuse_what_cannot_be_traced(net: nn.Module, example_input: Tensor) -> None:
     Raises:
         Refused: naming the layer, and what to do.
     """
+    if not isinstance(net, nn.Module):
+        raise Refused(f"a network is an nn.Module, got {type(net).__name__} ({net})")
     if not isinstance(example_input, Tensor):
         raise Refused(
             f"the example input must be a tensor (n, ...), got {type(example_input).__name__}"
@@ -29,6 +31,8 @@ def refuse_what_cannot_be_traced(net: nn.Module, example_input: Tensor) -> None:
         raise Refused(
             f"the example input must be a batch (n, ...), got shape {tuple(example_input.shape)}"
         )
+    if example_input.is_meta or any(tensor.is_meta for tensor in net.parameters()):
+        raise Refused("a network on the meta device has no numbers to compare; give it some first")
     if torch.is_inference_mode_enabled():
         raise Refused("gates cannot be attached inside of torch.inference_mode(); leave it first")
     for name, module in net.named_modules():

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 from torchvision.ops import StochasticDepth
@@ -68,10 +69,13 @@ class _Tracer(fx.Tracer):
     What it has branched on then holds for the example's size: `fixed_size`.
     """
 
-    def __init__(self, opaque: set[str], example_input: Tensor) -> None:
+    def __init__(
+        self, opaque: frozenset[str] | set[str] = frozenset(), example_input: Tensor | None = None
+    ) -> None:
+        """Without arguments to be unpickled with a graph, which calls it so."""
         super().__init__(autowrap_functions=same_padding_functions(), param_shapes_constant=True)
         self.opaque = opaque
-        self.example_input = example_input
+        self.example_input = torch.empty(0) if example_input is None else example_input
         self.failed: str | None = None
         self.fixed_size = False
         self.evaluating = False  # torch.fx patches all modules while it traces

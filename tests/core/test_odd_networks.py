@@ -3,6 +3,7 @@
 Each is the smallest that showed it.
 """
 
+import pickle
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -307,6 +308,8 @@ def _keeps() -> nn.Module:
 
 
 BAD_INPUT: dict[str, tuple[Callable[[], nn.Module], object, str]] = {
+    "a class": (lambda: nn.Conv2d, image(), "a network is an nn.Module, got type"),
+    "no numbers": (lambda: nn.Conv2d(3, 3, 1, device="meta"), image(), "no numbers to compare"),
     "a list": (lambda: nn.Conv2d(3, 3, 1).double(), [1], "must be a tensor .*, got list"),
     "one value": (lambda: nn.Conv2d(3, 3, 1).double(), torch.zeros(3), "must be a batch"),
     "no image": (lambda: nn.Conv2d(3, 3, 1).double(), image()[:0], "must be a batch"),
@@ -423,6 +426,13 @@ def test_a_name_that_no_file_may_have_is_refused_when_it_is_saved(tmp_path: Path
     with pytest.raises(Refused, match="'conv 1' is not a name that a network file may use"):
         polarprune.save_network(dense, tmp_path / "net")
     assert not (tmp_path / "net").exists()
+
+
+def test_a_gated_network_can_be_pickled() -> None:
+    gated = polarprune.attach_gates(small(lambda s, x: s.head(s.stem(x))), image())
+    gated.set_decisions(all_open(gated, stem=[1]))
+    loaded = pickle.loads(pickle.dumps(gated))
+    torch.testing.assert_close(loaded(image()), gated(image()), rtol=0, atol=0)
 
 
 def test_what_has_no_layer_left_costs_nothing() -> None:
