@@ -8,6 +8,7 @@ from torch import fx, nn
 from polarprune.errors import Refused
 from polarprune.gates import GatedNetwork
 from polarprune.graph.cut import Cut, cut_graph
+from polarprune.graph.layers import set_mode
 from polarprune.graph.normalise import normalise
 from polarprune.graph.sites import Analysis, analyse, example_like
 
@@ -59,10 +60,10 @@ def collapse_with_origins(gated: GatedNetwork) -> tuple[fx.GraphModule, Cut]:
     """The smaller network, and for each of its tensors the part of the old one that it keeps."""
     decisions = gated.decisions()
     cut = gated.cut(decisions)
-    cut.graph_module.train(gated.training)
+    set_mode(cut.graph_module, gated.training)
     cut.graph_module.meta[META] = Description(
         input_shape=gated.analysis.input_shape,
-        blocks_removed=_blocks_removed(gated.analysis, cut.graph_module),
+        blocks_removed=blocks_removed(gated.analysis, cut.graph_module),
         kept={
             site.name: (site.kind, int(decisions[site.name].sum()), site.units)
             for site in gated.sites
@@ -71,7 +72,7 @@ def collapse_with_origins(gated: GatedNetwork) -> tuple[fx.GraphModule, Cut]:
     return cut.graph_module, cut
 
 
-def _blocks_removed(analysis: Analysis, small: fx.GraphModule) -> int:
+def blocks_removed(analysis: Analysis, small: fx.GraphModule) -> int:
     """Blocks whose branch has no operator left in the small graph."""
     left = {node.name for node in small.graph.nodes}
     return sum(not (block.private & left) for block in analysis.additions.values())

@@ -59,3 +59,8 @@ class BundleError(PolarpruneError):
 
 class BackendUnavailable(PolarpruneError):
     """A package or device that is not here."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

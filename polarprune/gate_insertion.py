@@ -82,6 +82,8 @@ def insert_gates(
     like = next((p for p in plain.parameters()), torch.zeros(()))
     gating.to(device=like.device, dtype=like.dtype).train(plain.training)
     graph_module = fx.GraphModule(plain, plain.graph)
+    for place, gate in enumerate(gates):  # those that nothing is left for are not in the graph
+        graph_module.add_submodule(f"gating.site_{place}", gate)
     graph_module.training = plain.training
     return graph_module
 
@@ -110,10 +112,9 @@ class _Inserter:
         return node
 
     def add_site(self, place: int, gate: SiteGate) -> None:
-        """A gate that nothing is left for is kept, so that sites keep their numbers."""
+        """Let a gate look at its tensor; one that nothing is left for looks at none."""
         source = self.placement.looks_at[place]
         if source is None:
-            self.root.add_submodule(f"gating.site_{place}", gate)
             return
         if source not in self.pooled:
             looked_at, pool = self.placement.pools[source]

@@ -14,6 +14,7 @@ from polarprune.gate_insertion import base_placement, channel_axis, insert_gates
 from polarprune.gating import GateState, PooledFeatures, SiteGate
 from polarprune.graph.cost import CostCircuit, count_parameters
 from polarprune.graph.cut import Cut, Origin, cut_graph
+from polarprune.graph.layers import set_mode
 from polarprune.graph.normalise import normalise
 from polarprune.graph.sites import Analysis, GateSite, Refusal, analyse
 from polarprune.graph.tracing import Draft
@@ -49,7 +50,7 @@ class GatedNetwork(nn.Module):
         placement = base_placement(analysis, self.state, like.dtype)
         gates = self._make_gates(int(_GATE_PARAMETER_SHARE * count_parameters(plain)))
         self.body = insert_gates(plain, placement, gates, self.state)
-        self.train(self.body.training)
+        set_mode(self, self.body.training)
 
     def _make_gates(self, parameter_budget: int) -> list[SiteGate]:
         widths = {s.source: channel_axis(self.analysis.labels, s.source)[1] for s in self.sites}
@@ -177,9 +178,12 @@ class GatedNetwork(nn.Module):
         with torch.no_grad(), paused_collection():
             whole = shell.cut(checked)
             filled = fill(whole, self.body, self._earlier)
-            small = filled.graph_module.train(self.training)
+            small = filled.graph_module
+            set_mode(small, self.training)
             usual = self._usual_features(images)
-            placement = place_gates(small, whole, self.analysis, self.state, usual.__getitem__)
+            placement = place_gates(
+                small, whole, self.analysis, self._plain_graph, self.state, usual.__getitem__
+            )
             self._present_graph = _copied(small.graph)
             self.body = insert_gates(small, placement, self.site_gates(), self.state)
         for gate, left in zip(self.site_gates(), placement.left(self.sites), strict=True):

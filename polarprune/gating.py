@@ -153,9 +153,9 @@ class ChannelGates(nn.Module):
         given = [gate for gate in gates if gate is not None]
         ones = given[0].new_ones((len(given[0]), 1))
         values = torch.cat([*given, ones], dim=1).index_select(1, self.index)
-        shape = [len(values)] + [1] * (x.dim() - 1)
+        shape = [-1] + [1] * (x.dim() - 1)
         shape[self.axis] = len(self.index)
-        values = values.reshape(shape)
+        values = one_for_all(values, x).reshape(shape)
         if self.state.mode == "frozen":
             return torch.where(values > 0, x, torch.zeros((), dtype=x.dtype, device=x.device))
         return x * values.to(x.dtype)
@@ -178,4 +178,13 @@ class BlockGate(nn.Module):
             return branch
         if self.state.mode == "frozen":
             return branch if bool(gate[0, 0] > 0) else torch.zeros_like(branch)
+        gate = one_for_all(gate, branch)
         return branch * gate.reshape(-1, *[1] * (branch.dim() - 1)).to(branch.dtype)
+
+
+def one_for_all(values: Float[Tensor, "n g"], x: Float[Tensor, "m ..."]) -> Float[Tensor, "k g"]:
+    """Each image's own values, or their mean where images are folded into the batch (windows).
+
+    There what lies where is not known; once all images agree, the mean is what each says.
+    """
+    return values if len(values) in (1, len(x)) else values.mean(0, keepdim=True)

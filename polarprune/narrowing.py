@@ -79,10 +79,12 @@ def fill(cut: Cut, present: nn.Module, earlier: dict[str, Origin]) -> Cut:
         earlier: where its tensors come from in the whole network.
     """
     old = dict(present.named_parameters()) | dict(present.named_buffers())
+    modes = {name: module.training for name, module in present.named_modules()}
     origins = {
         name: _since(origin, earlier.get(name), old[name]) for name, origin in cut.origins.items()
     }
     for prefix, module in cut.graph_module.named_modules():
+        module.training = modes.get(prefix, present.training)
         for held in (module._parameters, module._buffers):
             for child, tensor in held.items():
                 if tensor is not None:
@@ -123,6 +125,7 @@ def place_gates(
     small: fx.GraphModule,
     cut: Cut,
     analysis: Analysis,
+    whole_graph: fx.Graph,
     state: GateState,
     usual: Callable[[str], Tensor],
 ) -> Placement:
@@ -132,6 +135,7 @@ def place_gates(
         small: the cut network, its graph without gates.
         cut: of the shell.
         analysis: of the whole network.
+        whole_graph: its graph without gates.
         usual: the usual features of each tensor that gates look at.
 
     Raises:
@@ -153,12 +157,12 @@ def place_gates(
         site for mix in labels.mixes if not mix.depthwise for site in units[mix.inputs, 0].tolist()
     }
     placement = Placement(labels, units, blocks=blocks)
-    resolve = _Sources(analysis, nodes)
+    sources = _Sources(analysis, whole_graph, nodes)
     for place, site in enumerate(analysis.sites):
         left = place in blocks if site.kind == "block" else place in read
         placement.looks_at.append(site.source if left else None)
         if left and site.source not in placement.pools:
-            node = resolve.find(site.source)
+            node = sources.find(site.source)
             axis, _ = channel_axis(analysis.labels, site.source)
             features = usual(site.source).to(like)
             pool = PooledFeatures(
@@ -209,8 +213,8 @@ def _places(
     """Which channels of the tensor that is looked at are which of the features there were."""
     before, now = analysis.labels.tensors[source], labels.tensors[node]
     if before.axis is None:  # all its channels have one label: none can be cut
-        assert now.shape[1] == count
-        return torch.arange(count), torch.arange(count)
+        left = count if node == source else 0
+        return torch.arange(left), torch.arange(left)
     free: dict[int, list[int]] = {}
     for feature, root in enumerate(analysis.labels.roots[before.ids].tolist()):
         free.setdefault(root, []).append(feature)
@@ -223,18 +227,22 @@ def _places(
 
 
 class _Sources:
-    """What stands for a tensor of the whole network whose node has gone."""
+    """What stands for a tensor of the whole network whose node has gone.
 
-    def __init__(self, analysis: Analysis, nodes: dict[str, fx.Node]) -> None:
+    Of a block that is left out its shortcut, otherwise what the node read; in the end the image.
+    """
+
+    def __init__(self, analysis: Analysis, whole: fx.Graph, nodes: dict[str, fx.Node]) -> None:
         self.nodes = nodes
-        self.shortcut = {a.addition: a.shortcut for a in analysis.additions.values()}
-        self.analysis = analysis
+        self.before = {
+            node.name: node.all_input_nodes[0].name for node in whole.nodes if node.all_input_nodes
+        }
+        self.before |= {a.addition: a.shortcut for a in analysis.additions.values()}
+        self.labelled = analysis.labels.tensors
 
     def find(self, source: str) -> str:
-        while source not in self.nodes:
-            if source not in self.shortcut:
-                raise Refused(f"{source}, which gates look at, is no longer there: cut at the end")
-            source = self.shortcut[source]
+        while source not in self.nodes or source not in self.labelled:
+            source = self.before[source]
         return source
 
 

@@ -47,6 +47,7 @@ def save_network(dense: nn.Module, folder: str | os.PathLike[str]) -> None:
 
     Raises:
         Refused: the network is not a collapsed one, or has an operator that no file may name.
+        CheckpointError: there is a file in the folder's place.
     """
     description = describe(dense)
     if description is None or not isinstance(dense, fx.GraphModule):
@@ -71,6 +72,8 @@ def save_network(dense: nn.Module, folder: str | os.PathLike[str]) -> None:
     tensors = (*dense.named_parameters(), *dense.named_buffers())
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors}
     target = Path(folder)
+    if target.exists() and not target.is_dir():
+        raise CheckpointError(f"{target} is a file; a network is saved into a folder")
     target.mkdir(parents=True, exist_ok=True)
     save_file(weights, target / f"{WEIGHTS_FILE}.new")
     (target / f"{NETWORK_FILE}.new").write_text(text)
@@ -129,7 +132,7 @@ def _build(document: dict[str, Any], weights: dict[str, Tensor]) -> fx.GraphModu
     dtypes = {t.dtype for t in weights.values() if t.is_floating_point()}
     if len(dtypes) == 1:
         network.to(dtypes.pop())
-    network.load_state_dict(weights)
+    network.load_state_dict(weights, assign=True)  # as they were stored, in whatever dtype
     base = document["base"]
     network.meta[META] = Description(
         input_shape=tuple(base["input_shape"]),
@@ -146,6 +149,8 @@ def _encode_layer(module: nn.Module) -> dict[str, Any]:
 
 def _encode_node(node: fx.Node, buffers: set[str]) -> dict[str, Any]:
     entry: dict[str, Any] = {"name": node.name, "op": node.op, "target": str(node.target)}
+    if node.op != "call_function":
+        _checked(entry["target"])
     if node.op == "call_function":
         if reads_attribute(node):
             return {**entry, "op": str(node.args[1]), "target": "", "args": [_encode(node.args[0])]}

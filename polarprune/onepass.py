@@ -8,17 +8,19 @@ net = one.finish()
 
 import copy
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from polarprune.certificates import certify
-from polarprune.collapsing import META, Description, collapse_with_origins
+from polarprune.certificates import Certificate, certify
+from polarprune.collapsing import META, Description, blocks_removed, collapse_with_origins
+from polarprune.cut_records import CutRecord, agreement_of, mean_over_units
+from polarprune.cutting import ClosedFor, CutRule, choose_cut
 from polarprune.decisions import choose_decisions, macs_of
-from polarprune.errors import ConfigError
+from polarprune.errors import ConfigError, Refused
 from polarprune.gates import GatedNetwork
 from polarprune.graph.cut import Cut
 from polarprune.optimizer_state import (
@@ -30,6 +32,7 @@ from polarprune.optimizer_state import (
 
 # Images that a check of a cut looks at: float64 copies of them go through two networks twice.
 _CHECKED_IMAGES = 32
+_MOST_CUTS = 8  # each costs a check and, where the network is compiled, a recompile
 
 
 @dataclass(frozen=True)
@@ -39,41 +42,13 @@ class Phases:
     Attributes:
         search: gates start to decide; before it all are open and cost nothing.
         settle: decisions freeze and everything closed is removed.
+        cuts: where what has been closed for long is cut out of the network while the other gates
+            go on searching; between search and settle, at most 8.
     """
 
     search: float = 0.1
     settle: float = 0.4
-
-
-@dataclass(frozen=True)
-class CutRecord:
-    """One line of cuts.jsonl.
-
-    Attributes:
-        step: training steps done when the cut was made.
-        sites: sites with something cut, and how many of their units went.
-        agreement: share of (image, unit) decisions that were already as they were frozen.
-        max_rel_error: of the check, float64, evaluation and training mode.
-        metric_before / metric_after: what `measure` said of the network with its gates deciding
-            and of the cut one.
-    """
-
-    step: int
-    sites: dict[str, int]
-    units: int
-    blocks_removed: int
-    macs_before: int
-    macs_after: int
-    agreement: float
-    site_agreement: dict[str, float]
-    max_rel_error: float
-    certificate: dict[str, Any]
-    metric_before: float | None
-    metric_after: float | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+    cuts: tuple[float, ...] = (0.2, 0.25, 0.3, 0.35)
 
 
 class OnePass:
@@ -93,6 +68,7 @@ class OnePass:
         target: float,
         total_steps: int,
         phases: Phases | None = None,
+        rule: CutRule | None = None,
         held_out: Tensor | None = None,
         measure: Callable[[nn.Module], float] | None = None,
     ) -> None:
@@ -105,6 +81,7 @@ class OnePass:
         Args:
             target: kept MACs over dense MACs, a bound, in (0, 1].
             total_steps: how often step() will be called.
+            rule: how long a unit must have been closed to be cut before decisions freeze.
             held_out: images (n, ...) on which agreement is measured and cuts are checked; without
                 them the last training batch is taken.
             measure: called on the network before and after each cut, for the record.
@@ -135,6 +112,11 @@ class OnePass:
         self._measure = measure
         self._search_step = min(int(self.phases.search * total_steps), total_steps - 1)
         self._settle_step = max(self._search_step + 1, int(self.phases.settle * total_steps))
+        if len(self.phases.cuts) > _MOST_CUTS:
+            raise ConfigError(f"at most {_MOST_CUTS} cuts, got {len(self.phases.cuts)}")
+        self._cut_steps = {int(at * total_steps) for at in self.phases.cuts}
+        self.rule = rule or CutRule()
+        self._closed_for = ClosedFor([site.units for site in gated.sites], self.rule.reopened)
         gate_parameters = list(gated.gate_parameters())
         take_out(optimizer, set(gate_parameters))
         self._gate_optimizer = self._make_gate_optimizer(gate_parameters)
@@ -189,11 +171,15 @@ class OnePass:
             return None
         if self._gate_optimizer is not None:
             self._step_gates(self._gate_optimizer)
+        if self.searching:
+            self._closed_for.see(self._gated.outputs())
         if self.steps >= self._settle_step or self.steps >= self.total_steps:
             return self._settle()
         if self.steps == self._search_step and self._gated.sites:
             self._gated.search()
             self._macs_now = self.dense_macs + self._gated.gate_macs()
+        elif self.steps in self._cut_steps and self.searching:
+            return self._cut()
         return None
 
     def finish(self) -> nn.Module:
@@ -214,10 +200,15 @@ class OnePass:
             "spent_macs": self._spent_macs,
             "macs_now": self._macs_now,
             "gate_optimizer": gates.state_dict()["state"] if gates and not self.settled else {},
+            "closed_for": self._closed_for.steps.tolist(),
+            "gone": {
+                name: torch.nonzero(gone).flatten().tolist()
+                for name, gone in (self._gated.gone() if self._gated is not None else {}).items()
+            },
         }
 
     def load_state_dict(self, state: dict[str, Any], settled: nn.Module | None = None) -> None:
-        """Go on from a checkpoint.
+        """Go on from a checkpoint; what had been cut is cut, then the weights can be loaded.
 
         Args:
             settled: the small network, where the checkpoint was made after the last cut; the
@@ -230,6 +221,11 @@ class OnePass:
             self._become(settled)
             return
         assert self._gated is not None
+        self._closed_for.steps = torch.tensor(state["closed_for"], dtype=torch.long)
+        if any(state["gone"].values()):
+            self._narrow(
+                self._gated, {name: ~gone for name, gone in _masks(self._gated, state).items()}
+            )
         if self.steps >= self._search_step and self._gated.sites:
             self._gated.search()
         if self._gate_optimizer is not None and state["gate_optimizer"]:
@@ -258,53 +254,117 @@ class OnePass:
         if module.training:
             self._last_batch = args[0].detach()[:_CHECKED_IMAGES]
 
+    def _cut(self) -> CutRecord | None:
+        """Take out what has been closed for long; the other gates go on."""
+        gated = self._gated
+        assert gated is not None
+        decisions = choose_cut(
+            gated,
+            self._closed_for,
+            self.rule.steps(self.total_steps),
+            bound=self.target * self.dense_macs,
+            least=self.rule.least * self.dense_macs,
+        )
+        if decisions is None:
+            return None
+        frozen = copy.deepcopy(gated)
+        frozen.set_decisions(decisions)
+        certificate = self._certify(frozen, gated.cut(decisions).graph_module)
+        cut = self._describe(gated, decisions)
+        before = self._measured(gated)
+        try:
+            self._narrow(gated, decisions)
+        except Refused:  # this network can only be cut at the end
+            self._cut_steps = set()
+            return None
+        self._macs_now = macs_of(gated.circuit, list(decisions.values())) + gated.gate_macs()
+        gone = blocks_removed(gated.analysis, gated.plain(draft=True))
+        return self._record(cut, certificate, gone, before, self._measured(gated))
+
+    def _narrow(self, gated: GatedNetwork, decisions: dict[str, Tensor]) -> None:
+        """Cut the gated network and the optimizer's state; on a freshly made one too."""
+        old = dict(gated.body.named_parameters(remove_duplicate=False))
+        cut = gated.narrow(decisions, self._images())
+        self._hand_over(old, cut.graph_module, cut)
+
     def _settle(self) -> CutRecord | None:
         gated = self._gated
         assert gated is not None
-        searched = self.searching
-        metric_before = self._measure(gated) if self._measure and gated.sites else None
+        before = self._measured(gated)
         decisions = gated.decisions(target=self.target)
-        images = self._held_out if self._held_out is not None else self._last_batch
-        agreement = _agreement(gated, decisions, images) if searched else {}
+        cut = self._describe(gated, decisions)
         gated.set_decisions(decisions)
-        small, cut = collapse_with_origins(gated)
-        checked = images[:_CHECKED_IMAGES] if images is not None else _noise(gated)
-        certificate = certify(gated, small, checked, real=images is not None)
-        self._hand_over(gated, small, cut)
+        small, taken = collapse_with_origins(gated)
+        certificate = self._certify(gated, small)
+        self._hand_over(dict(gated.body.named_parameters(remove_duplicate=False)), small, taken)
         description = small.meta[META]
         assert isinstance(description, Description)
-        self._macs_now = macs_of(gated.circuit, [decisions[s.name] for s in gated.sites])
+        self._macs_now = macs_of(gated.circuit, list(decisions.values()))
         self._become(small)
         if not gated.sites:
             return None
-        closed = {name: int((~d).sum()) for name, d in decisions.items() if not d.all()}
+        gone = description.blocks_removed
+        return self._record(cut, certificate, gone, before, self._measured(small))
+
+    def _images(self) -> Tensor | None:
+        """What a cut is looked at with."""
+        return self._held_out if self._held_out is not None else self._last_batch
+
+    def _certify(self, frozen: GatedNetwork, small: nn.Module) -> Certificate:
+        images = self._images()
+        checked = images[:_CHECKED_IMAGES] if images is not None else _noise(frozen)
+        return certify(frozen, small, checked, real=images is not None)
+
+    def _measured(self, network: nn.Module) -> float | None:
+        pruning = bool(self._gated is None or self._gated.sites)
+        return self._measure(network) if self._measure is not None and pruning else None
+
+    def _describe(self, gated: GatedNetwork, decisions: dict[str, Tensor]) -> dict[str, Any]:
+        """What a cut takes, before it is made: the half of its record that needs the gates."""
+        gone = gated.gone()
+        closed = {name: int((~kept & ~gone[name]).sum()) for name, kept in decisions.items()}
+        closed = {name: count for name, count in closed.items() if count}
+        agreement = agreement_of(gated, decisions, self._images()) if self.searching else {}
+        return {
+            "step": self.steps,
+            "sites": closed,
+            "units": sum(closed.values()),
+            "macs_before": macs_of(gated.circuit, [~out for out in gone.values()]),
+            "macs_after": macs_of(gated.circuit, list(decisions.values())),
+            "agreement": mean_over_units(agreement, gated),
+            "site_agreement": {name: round(value, 6) for name, value in agreement.items()},
+        }
+
+    def _record(
+        self,
+        cut: dict[str, Any],
+        certificate: Certificate,
+        gone: int,
+        before: float | None,
+        after: float | None,
+    ) -> CutRecord:
         record = CutRecord(
-            step=self.steps,
-            sites=closed,
-            units=sum(closed.values()),
-            blocks_removed=description.blocks_removed,
-            macs_before=self.dense_macs,
-            macs_after=self._macs_now,
-            agreement=_mean_over_units(agreement, gated),
-            site_agreement={name: round(value, 6) for name, value in agreement.items()},
+            **cut,
+            blocks_removed=gone,
             max_rel_error=certificate.max_rel_error,
             certificate=certificate.as_dict(),
-            metric_before=metric_before,
-            metric_after=self._measure(small) if self._measure else None,
+            metric_before=before,
+            metric_after=after,
         )
         self.cuts.append(record)
         return record
 
-    def _hand_over(self, gated: GatedNetwork, small: nn.Module, cut: Cut) -> None:
+    def _hand_over(self, old: dict[str, nn.Parameter], small: nn.Module, cut: Cut) -> None:
         """Give the optimizer the small network's parameters, each with its part of the state.
 
         A weight that was computed from other parameters (standardised, parametrised) is a new
         quantity: it takes the place of the first of them and starts without state. Two may have
         been computed from one.
         """
-        old = dict(gated.body.named_parameters(remove_duplicate=False))
         replacements: dict[nn.Parameter, list[Replacement]] = {}
         for name, parameter in small.named_parameters():
+            if name.startswith("gating."):
+                continue  # they have an optimizer of their own
             layer, _, tensor = name.rpartition(".")
             prefix = f"{layer}.parametrizations.{tensor}."
             sources = [path for path in old if path.startswith(prefix)]
@@ -321,32 +381,12 @@ class OnePass:
         self.network = small
 
 
-def _agreement(
-    gated: GatedNetwork, decisions: dict[str, Tensor], images: Tensor | None
-) -> dict[str, float]:
-    """Per site: share of (image, unit) pairs that are decided as they will be frozen.
-
-    A gate that does not look at its input has all images agree by construction.
-    """
-    if images is None:
-        return {}
-    watcher = copy.deepcopy(gated).eval()
-    with torch.no_grad():
-        watcher(images)
-    found = {}
-    for site, output in zip(gated.sites, watcher.outputs(), strict=True):
-        frozen = decisions[site.name].to(output.values.device)
-        same = (output.values > 0.5) == frozen
-        found[site.name] = 1.0 if len(output.values) == 1 else float(same.double().mean())
-    return found
-
-
-def _mean_over_units(agreement: dict[str, float], gated: GatedNetwork) -> float:
-    if not agreement:
-        return 1.0
-    units = {site.name: site.units for site in gated.sites}
-    total = sum(units[name] for name in agreement)
-    return sum(value * units[name] for name, value in agreement.items()) / total
+def _masks(gated: GatedNetwork, state: dict[str, Any]) -> dict[str, Tensor]:
+    """Per site what had been cut when a state was written."""
+    masks = {site.name: torch.zeros(site.units, dtype=torch.bool) for site in gated.sites}
+    for name, units in state["gone"].items():
+        masks[name][units] = True
+    return masks
 
 
 def _noise(gated: GatedNetwork) -> Tensor:

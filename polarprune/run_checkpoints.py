@@ -67,9 +67,9 @@ def restore_run(
         device = next(one.network.parameters()).device
         settled = found.network.to(device).to(memory_format=torch.channels_last).train()
         optimizer = make_optimizer(settled)
-    else:
+    one.load_state_dict(state, settled)  # cuts what had been cut: then the weights fit
+    if settled is None:
         one.network.load_state_dict(found.tensors["network"])
-    one.load_state_dict(state, settled)
     parameters = dict(one.network.named_parameters())
     restore_optimizer(optimizer, parameters, found.tensors.get("optimizer", {}))
     torch.set_rng_state(found.tensors["random"]["cpu"])

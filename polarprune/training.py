@@ -18,6 +18,7 @@ from torch.nn import functional as F
 import polarprune
 from polarprune.checkpoints import Checkpoint, read_checkpoint
 from polarprune.collapsing import describe
+from polarprune.cut_records import CutRecord
 from polarprune.datasets import Dataset, load_dataset
 from polarprune.devices import autocast, choose_bf16, choose_device
 from polarprune.errors import ConfigError, RunFolderError, TrainingError
@@ -26,7 +27,7 @@ from polarprune.gates import GatedNetwork, attach_gates
 from polarprune.graph.cost import count_macs, count_parameters
 from polarprune.network_files import save_network
 from polarprune.networks import build_network, input_size, weights_normalisation
-from polarprune.onepass import CutRecord, OnePass
+from polarprune.onepass import OnePass
 from polarprune.run_checkpoints import restore_run, write_run
 from polarprune.run_folder import (
     CHECKPOINT,

@@ -1,7 +1,8 @@
 """Two networks compared: their outputs in float64 on the same inputs, random layers off."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from typing import Any
 
 import torch
@@ -30,7 +31,8 @@ def forward_float64(net: nn.Module, inputs: Tensor, training: bool) -> Any:
         # Running statistics are written in training mode: never into the network's own.
         dtype = torch.float64 if buffer.is_floating_point() else buffer.dtype
         tensors[name] = buffer.detach().to(dtype, copy=True)
-    with in_mode(net, training), torch.no_grad(), NoDropout():
+    quiet = redirect_stderr(StringIO())  # torch.fx prints where a graph fails, before it raises
+    with in_mode(net, training), torch.no_grad(), NoDropout(), quiet:
         return functional_call(net, tensors, (x,))
 
 

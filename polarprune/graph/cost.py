@@ -33,7 +33,7 @@ def count_macs(net: nn.Module, example_input: Tensor) -> int:
         except (NotImplementedError, RuntimeError):  # a part of it looks at values
             counter.flop_counts.clear()
             twin.cpu()(one)
-    counts = counter.get_flop_counts()["Global"]
+    counts = counter.get_flop_counts().get("Global", {})
     return int(sum(flops for operator, flops in counts.items() if operator in COUNTED)) // 2
 
 

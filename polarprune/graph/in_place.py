@@ -25,7 +25,8 @@ _OUT_OF_PLACE: dict[Any, Callable[..., Any]] = {
 }
 _VIEWS = {
     "view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "contiguous",
-    "getitem", "chunk", "split", "expand",
+    "getitem", "chunk", "split", "expand", "detach", "unbind", "narrow", "view_as", "expand_as",
+    "unflatten", "swapaxes", "movedim", "select", "unfold",
 }  # fmt: skip
 
 
@@ -86,7 +87,10 @@ def _make_out_of_place(node: fx.Node) -> bool:
     if node.op == "call_method":
         name = str(node.target)
         if name.endswith("_") and not name.endswith("__"):
-            node.target = name.removesuffix("_")
+            plain = name.removesuffix("_")
+            if not callable(getattr(torch.Tensor, plain, None)):
+                raise Refused(f"{node.name} works in place by {name}; write it out of place")
+            node.target = plain
             return True
     return False
 

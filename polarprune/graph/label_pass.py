@@ -23,8 +23,14 @@ from polarprune.graph.operators import (
     layer_type,
     module_of,
     operator_name,
+    takes_rank,
 )
 from polarprune.graph.shapes import Values, run_for_values
+from polarprune.graph.shared_weights import pin_shared_weights
+
+# Binary operators that make a zero of two zeros, and of a zero and anything.
+_ZERO_OF_ZEROS = frozenset({"add", "sub", "mul", "maximum", "minimum"})
+_ZERO_OF_ONE = frozenset({"mul"})
 
 
 def label_graph(
@@ -42,7 +48,7 @@ def label_graph(
     for node in graph_module.graph.nodes:
         pass_.visit(node)
     pass_.tie_shared_layers()
-    pass_.pin_shared_weights()
+    pin_shared_weights(pass_)
     pass_.labels.solve()
     pass_.pin_groups_with_zeros()
     return pass_.labels
@@ -57,6 +63,11 @@ class LabelPass:
         self.values = values
         self.labels = Labels()
         self.env: dict[fx.Node, Any] = {}
+        self.cut_with_labels: set[fx.Node] = set()  # calls of layers that are sliced as labels say
+        self.fed: set[fx.Node] = set()  # what depends on the image
+        for node in graph_module.graph.nodes:
+            if node.op == "placeholder" or any(n in self.fed for n in node.all_input_nodes):
+                self.fed.add(node)
         self.rules: dict[Family, Callable[[fx.Node, Any], Any]] = {
             Family.MIX: self._mix,
             Family.PER_CHANNEL: self._per_channel,
@@ -162,18 +173,20 @@ class LabelPass:
         self.labels.parameters[str(node.target)] = labelled
         return labelled
 
-    def _mix(self, node: fx.Node, module: nn.Module) -> Labelled:
+    def _mix(self, node: fx.Node, module: nn.Module) -> Any:
         """Case 1: dense: new labels. Case 2: grouped: all of a group tied, in and out."""
         source = self.env[node.all_input_nodes[0]]
         shape = self.shape(node)
+        if not takes_rank(node, module, len(source.shape)):
+            return self.refuse(node, "an unbatched input")
+        if node.all_input_nodes[0] not in self.fed:
+            return self.refuse(node, "reads nothing that depends on the image")
         axis = len(shape) - 1 if layer_type(module) is nn.Linear else 1
         layer = str(node.target)
         outputs = self.labels.new(layer, "out", shape[axis])
-        inputs = source.vector(axis) if len(shape) == len(source.shape) else None
+        inputs = source.vector(axis)
         if inputs is None:
             reason = "its input channels are not laid along one axis"
-            if len(shape) != len(source.shape):
-                reason = "an unbatched input"
             self.labels.refuse(node.name, reason, source)
             inputs = np.repeat(self.labels.new(layer, "in", 1), source.shape[axis])
             self.labels.pin(inputs, reason, node.name)
@@ -182,16 +195,19 @@ class LabelPass:
             first_in, first_out = inputs.reshape(groups, -1), outputs.reshape(groups, -1)
             for others in (first_in, first_out):
                 self.labels.tie(np.repeat(first_in[:, :1], others.shape[1], axis=1), others)
+        self.cut_with_labels.add(node)
         source_name = node.all_input_nodes[0].name
         self.labels.mixes.append(Mix(node.name, source_name, layer, groups, axis, inputs, outputs))
         return Labelled.along(outputs, axis, shape)
 
     def _per_channel(self, node: fx.Node, module: nn.Module) -> Labelled:
         source: Labelled = self.env[node.all_input_nodes[0]]
-        channels = source.vector(1) if len(source.shape) > 1 else None
+        batched = takes_rank(node, module, len(source.shape))
+        channels = source.vector(1) if len(source.shape) > 1 and batched else None
         if channels is None:
             self.labels.refuse(node.name, "normalised values are not laid along axis 1", source)
             return source
+        self.cut_with_labels.add(node)
         layer = str(node.target)
         if layer in self.labels.norms:
             self.labels.tie(self.labels.norms[layer], channels)
@@ -209,8 +225,16 @@ class LabelPass:
         self.labels.tie(source.ids, fresh)
         return Labelled(fresh, source.axis, source.shape)
 
-    def _elementwise(self, node: fx.Node, module: nn.Module | None) -> Labelled:
+    def _elementwise(self, node: fx.Node, module: nn.Module | None) -> Any:
         source: Labelled = self.env[node.all_input_nodes[0]]
+        others = self.inputs(node)[1:]  # an exponent, a bound
+        if any(max(other.shape, default=1) > 1 for other in others):
+            return self.refuse(node, "an element-wise operator with several tensors")
+        if others:
+            self.labels.pin(
+                np.concatenate([other.ids for other in others]), "one number", node.name
+            )
+            return self.not_zero(node, source)
         return source if keeps_zero(node, module) else self.not_zero(node, source)
 
     def _binary(self, node: fx.Node, module: nn.Module | None) -> Any:
@@ -227,6 +251,7 @@ class LabelPass:
             return self.refuse(node, "operands whose channels lie along different axes")
         axis = next(iter(axes)) if axes else None
         meeting = []
+        keeps = operator_name(node) in _ZERO_OF_ZEROS
         for tensor in tensors:
             own = None if axis is None else axis - len(shape) + len(tensor.shape)
             if own is None:
@@ -235,12 +260,13 @@ class LabelPass:
                 # Broadcast over space (squeeze-excitation) is harmless; over the axis along which
                 # another operand's channels lie it is one channel read by all: it has to stay.
                 self.labels.pin(tensor, "one channel broadcast over several", node.name)
+                keeps = keeps and operator_name(node) in _ZERO_OF_ONE  # nothing meets a zero here
             else:
                 vector = tensor.vector(own)
                 assert vector is not None
                 meeting.append(vector)
-        result = self.meet(meeting)
-        return Labelled(result, axis, shape)
+        result = Labelled(self.meet(meeting), axis, shape)
+        return result if keeps else self.not_zero(node, result)
 
     def meet(self, vectors: list[np.ndarray]) -> np.ndarray:
         """Tie vectors position by position; at each the first label that is no literal zero."""
@@ -254,6 +280,8 @@ class LabelPass:
     def _spatial(self, node: fx.Node, module: nn.Module | None) -> Any:
         source: Labelled = self.env[node.all_input_nodes[0]]
         shape = self.shape(node)
+        if not takes_rank(node, module, len(source.shape)):
+            return self.refuse(node, "an unbatched input")
         whole = len(shape) == len(source.shape) > 2 and shape[1] == source.shape[1]
         if source.axis not in (None, 1) or not whole:
             return self.refuse(node, "pools an axis along which channels lie")
@@ -329,21 +357,3 @@ class LabelPass:
                 reason = "padded zeros are part of its groups"
                 self.labels.refused.append((mix.node, reason))
                 self.labels.pin(np.concatenate([mix.inputs, mix.outputs]), reason, mix.node)
-
-    def pin_shared_weights(self) -> None:
-        """Different layers that own one weight tensor: slicing each would part them."""
-        owner: dict[int, str] = {}
-        shared: dict[str, str] = {}
-        for layer in dict.fromkeys([*(m.layer for m in self.labels.mixes), *self.labels.norms]):
-            for parameter in self.root.get_submodule(layer).parameters():
-                other = owner.setdefault(id(parameter), layer)
-                if other != layer:
-                    shared |= {layer: other, other: layer}
-        for layer in sorted(shared):
-            reason = f"shares a weight with {shared[layer]}"
-            self.labels.refused.append((layer, reason))
-            for mix in self.labels.mixes:
-                if mix.layer == layer:
-                    self.labels.pin(np.concatenate([mix.inputs, mix.outputs]), reason)
-            if layer in self.labels.norms:
-                self.labels.pin(self.labels.norms[layer], reason)

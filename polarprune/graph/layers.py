@@ -102,6 +102,14 @@ def layer_arguments(module: nn.Module) -> dict[str, Any]:
     return arguments
 
 
+def set_mode(net: nn.Module, training: bool) -> None:
+    """A network's mode, where each of its layers keeps its own (frozen batch norms)."""
+    net.training = training
+    for module in net.modules():
+        if type(module) is nn.Module:  # a container that torch.fx has made
+            module.training = training
+
+
 def build_layer(kind: str, arguments: dict[str, Any]) -> nn.Module:
     """A plain layer from its type name and arguments; unknown names are refused."""
     known = _BY_NAME.get(kind)

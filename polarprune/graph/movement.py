@@ -189,6 +189,8 @@ def _concatenate(pass_: "LabelPass", node: fx.Node) -> Any:
     ):
         return pass_.unknown(node)
     parts: list[Labelled] = [pass_.env[o] for o in operands if isinstance(o, fx.Node)]
+    if len({pass_.values[o.name].dtype for o in operands if isinstance(o, fx.Node)}) > 1:
+        return pass_.refuse(node, "concatenates tensors of different types")
     return _join(pass_, node, parts, int(argument(node, 1, "dim", 0)) % len(parts[0].shape))
 
 

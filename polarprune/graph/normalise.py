@@ -12,7 +12,9 @@ import copy
 import torch
 from torch import Tensor, fx, nn
 
-from polarprune.errors import Refused
+from polarprune.errors import Refused, first_line
+from polarprune.graph.acceptance import refuse_what_cannot_be_traced
+from polarprune.graph.comparing import forward_float64
 from polarprune.graph.dead_code import drop_dead
 from polarprune.graph.in_place import functionalise
 from polarprune.graph.operators import operator_name
@@ -22,6 +24,12 @@ from polarprune.graph.shuffles import name_shuffles
 from polarprune.graph.sizes import write_sizes_out
 from polarprune.graph.tracing import trace
 from polarprune.graph.verification import verify_trace
+
+# What the rules read by position.
+_SIZES = {
+    "unflatten": ("dim", "sizes"), "expand": ("size",), "reshape": ("shape",), "view": ("size",),
+    "permute": ("dims",),
+}  # fmt: skip
 
 
 def normalise(net: nn.Module, example_input: Tensor) -> fx.GraphModule:
@@ -34,8 +42,18 @@ def normalise(net: nn.Module, example_input: Tensor) -> fx.GraphModule:
     Raises:
         Refused: the network cannot be traced, or tracing changed what it computes.
     """
-    _refuse_hooks(net)
-    owned = copy.deepcopy(net)
+    refuse_what_cannot_be_traced(net, example_input)
+    try:
+        return _normalise(net, example_input)
+    except Refused:
+        raise
+    except Exception as error:
+        _refuse_failing(net, example_input, error)
+        raise
+
+
+def _normalise(net: nn.Module, example_input: Tensor) -> fx.GraphModule:
+    owned = _copy(net)
     fresh = {id(p): p._version for p in owned.parameters()}
     fixed_size = False
     if isinstance(owned, fx.GraphModule):
@@ -48,12 +66,12 @@ def normalise(net: nn.Module, example_input: Tensor) -> fx.GraphModule:
         graph_module
     )  # before dead code goes: a result in place may have no reader
     _drop_assertions(graph)
-    changed |= PlainLayers(graph_module).lower()
+    changed |= PlainLayers(graph_module, owned).lower()
     fixed_size |= _needs_shapes(graph_module, example_input)
     graph.lint()
     graph_module.delete_all_unused_submodules()
     graph_module = fx.GraphModule(graph_module, graph)
-    graph_module.train(net.training)
+    _set_modes(graph_module, net)
     verify_trace(
         net, graph_module, example_input, fresh, may_shrink=not fixed_size,
         only_training=not changed,
@@ -75,14 +93,32 @@ def _needs_shapes(graph_module: fx.GraphModule, example_input: Tensor) -> bool:
     return fixed_size
 
 
-def _refuse_hooks(net: nn.Module) -> None:
-    """A hook may change what its layer computes (old weight_norm does); a cut layer loses it."""
-    for name, module in net.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks:
-            raise Refused(
-                f"layer {name or type(net).__name__} has a forward hook, which a cut would lose; "
-                "remove it first (torch.nn.utils.remove_weight_norm, handle.remove())"
-            )
+def _copy(net: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(net)
+    except Exception as error:  # a tensor of the last forward, a lock, an open file
+        raise Refused(
+            f"{type(net).__name__} cannot be copied: {first_line(error)}; let no module keep a "
+            "result of its last forward"
+        ) from error
+
+
+def _refuse_failing(net: nn.Module, example_input: Tensor, error: Exception) -> None:
+    """Say so where the network itself cannot take the example."""
+    try:
+        forward_float64(net, example_input, training=False)
+    except Exception as own:
+        raise Refused(
+            f"{type(net).__name__} cannot take the example input {tuple(example_input.shape)}: "
+            f"{first_line(own)}"
+        ) from error
+
+
+def _set_modes(graph_module: fx.GraphModule, net: nn.Module) -> None:
+    """Every layer trains or not as it did in the network (frozen batch norms)."""
+    modes = {name: module.training for name, module in net.named_modules()}
+    for name, module in graph_module.named_modules():
+        module.training = modes.get(name, net.training)
 
 
 def _name_no_operands(graph: fx.Graph) -> None:
@@ -97,8 +133,14 @@ def _name_no_operands(graph: fx.Graph) -> None:
         if node.op == "call_method" and node.target == "view" and not by_dtype:
             node.target = "reshape"
         for key in ("input", "tensors"):
-            if node.op == "call_function" and not node.args and key in node.kwargs:
+            if node.op.startswith("call_") and not node.args and key in node.kwargs:
                 node.args = (node.kwargs[key],)
+                node.kwargs = {k: v for k, v in node.kwargs.items() if k != key}
+        if node.op in ("call_function", "call_method") and "axis" in node.kwargs:
+            node.kwargs = {"dim" if k == "axis" else k: v for k, v in node.kwargs.items()}
+        for key in _SIZES.get(operator_name(node), ()):
+            if key in node.kwargs:
+                node.args = (*node.args, node.kwargs[key])
                 node.kwargs = {k: v for k, v in node.kwargs.items() if k != key}
 
 

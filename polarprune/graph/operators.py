@@ -1,5 +1,6 @@
 """Which family of operators a node of a graph belongs to (the tables: operator_tables.py)."""
 
+import re
 from collections.abc import Callable
 from enum import Enum
 from typing import Any
@@ -9,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from polarprune.graph.operator_tables import (
     ADDITION_FUNCTIONS,
+    BATCH_NORMS,
     BINARY_FUNCTIONS,
     BINARY_METHODS,
     ELEMENTWISE_FUNCTIONS,
@@ -123,6 +125,12 @@ def family_of(node: fx.Node, module: nn.Module | None) -> Family:
 
 def keeps_zero(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether an elementwise operator maps 0 to 0."""
+    if isinstance(module, nn.Hardtanh) and not module.min_val <= 0 <= module.max_val:
+        return False
+    if operator_name(node) == "hardtanh":
+        low, high = argument(node, 1, "min_val", -1.0), argument(node, 2, "max_val", 1.0)
+        if not low <= 0 <= high:
+            return False
     if node.op == "call_module":
         return layer_type(module) in (*ZERO_KEEPING_MODULES, nn.PReLU)
     if node.op == "call_function":
@@ -160,6 +168,31 @@ def module_of(root: nn.Module, node: fx.Node) -> nn.Module | None:
     for name in str(node.target).split("."):  # get_submodule checks each step, thrice the time
         module = module._modules[name] if module is not None else None
     return module
+
+
+def attribute_of(root: nn.Module, node: fx.Node) -> object:
+    """What a get_attr node reads."""
+    found: object = root
+    for name in str(node.target).split("."):
+        found = getattr(found, name)
+    return found
+
+
+def takes_rank(node: fx.Node, module: nn.Module | None, rank: int) -> bool:
+    """Whether an operator sees a batch of images in a tensor of so many axes.
+
+    torch takes a tensor with one axis less as one image without a batch: then axis 1 does not hold
+    the channels.
+    """
+    kind = layer_type(module)
+    name = operator_name(node) if kind is None else kind.__name__
+    found = _DIMENSIONS.search(name)
+    if kind in BATCH_NORMS or found is None:  # BatchNorm1d takes (n, c), and no other less
+        return rank > 1
+    return rank == int(found.group(1)) + 2
+
+
+_DIMENSIONS = re.compile(r"([123])d$")
 
 
 def is_addition(node: fx.Node) -> bool:

@@ -45,9 +45,14 @@ _TRANSPOSED: dict[Any, type[nn.Module]] = {
 class PlainLayers:
     """Lowers the nodes of one graph, in place."""
 
-    def __init__(self, root: fx.GraphModule) -> None:
-        """Work on a graph that owns its layers."""
+    def __init__(self, root: fx.GraphModule, owned: nn.Module) -> None:
+        """Work on a graph that owns its layers.
+
+        Args:
+            owned: what was traced, with the modules that were traced through.
+        """
         self.root = root
+        self.owned = owned
         self.graph = root.graph
         self.constants = Constants(root)
         self.installed: dict[str, str] = {}
@@ -192,7 +197,9 @@ class PlainLayers:
         if not path or (weight is None) != (bias is None):
             return
         held = self.constants.attribute(mean)
-        layer = nn.BatchNorm2d(
+        parts = dict(self.owned.named_modules())
+        kind = next((k for k in BATCH_NORMS if isinstance(parts.get(path), k)), nn.BatchNorm2d)
+        layer = kind(
             len(held), argument(node, 7, "eps", 1e-5), argument(node, 6, "momentum", 0.1),
             weight is not None, device="meta",
         )  # fmt: skip

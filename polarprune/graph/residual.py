@@ -64,6 +64,9 @@ def residual_additions(
         if not all(isinstance(values[n.name], Tensor) for n in (left, right)):
             continue  # arithmetic on sizes
         shapes = {_shape(values[n.name]) for n in (left, right, node)}
+        if len({_dtype(values[n.name]) for n in (left, right, node)}) > 1:
+            others.append((node.name, "an addition of different types"))
+            continue
         if len(shapes) > 1:
             others.append((node.name, "an addition that broadcasts"))
             continue
@@ -158,3 +161,7 @@ class _Search:
 
 def _shape(value: object) -> tuple[int, ...]:
     return tuple(value.shape) if isinstance(value, Tensor) else ()
+
+
+def _dtype(value: object) -> object:
+    return value.dtype if isinstance(value, Tensor) else None

@@ -132,14 +132,22 @@ def _meta(tensor: Tensor) -> Any:
     return nn.Parameter(empty, requires_grad=tensor.requires_grad)  # matmul looks at it
 
 
-def uncounted_macs(graph_module: fx.GraphModule, example_input: Tensor) -> dict[str, int]:
+def uncounted_macs(
+    graph_module: fx.GraphModule, example_input: Tensor, counted: set[str]
+) -> dict[str, int]:
     """Per node MACs for one image of operators that no rule knows (opaque layers, attention).
 
     Args:
         example_input: one image (1, ...).
+        counted: the mixing nodes whose MACs are known.
     """
     called = [n for n in graph_module.graph.nodes if n.op.startswith("call_")]
-    unknown = {n.name for n in called if family_of(n, module_of(graph_module, n)) is Family.UNKNOWN}
+    families = {n.name: family_of(n, module_of(graph_module, n)) for n in called}
+    unknown = {
+        name
+        for name, family in families.items()
+        if family is Family.UNKNOWN or (family is Family.MIX and name not in counted)
+    }
     if not unknown:
         return {}
     try:

@@ -16,7 +16,8 @@ from torch import Tensor, fx, nn
 from polarprune.graph.class_groups import ClassGroup, group_classes
 from polarprune.graph.label_pass import label_graph
 from polarprune.graph.labels import Labels, Mix
-from polarprune.graph.operator_tables import TRANSPOSED
+from polarprune.graph.operator_tables import NORM_MODULES, TRANSPOSED
+from polarprune.graph.operators import module_of
 from polarprune.graph.residual import ResidualAddition, residual_additions
 from polarprune.graph.shapes import Values, run_for_values, uncounted_macs
 
@@ -128,6 +129,7 @@ def analyse(
     )
     refused = [Refusal(where, reason) for where, reason in dict.fromkeys(labels.refused)]
     analysis = Analysis(input_shape, labels, [], [], {}, [], refused)
+    additions = _without_shared_norms(graph_module, additions, others)
     if blocks:
         refused += [Refusal(where, reason) for where, reason in others]
         _add_block_sites(analysis, nodes, additions, totals)
@@ -138,7 +140,7 @@ def analyse(
     _name_uniquely(analysis)
     analysis.costs = [_cost(analysis, mix, *totals[mix.node]) for mix in labels.mixes]
     _price_units(analysis)
-    analysis.uncounted = uncounted_macs(graph_module, example)
+    analysis.uncounted = uncounted_macs(graph_module, example, set(totals))
     return analysis
 
 
@@ -181,6 +183,32 @@ def _add_block_sites(
             source = source.all_input_nodes[0]
         analysis.sites.append(GateSite(name, "block", 1, saved, source.name))
         analysis.classes.append(np.zeros(0, dtype=np.int64))
+
+
+def _without_shared_norms(
+    graph_module: fx.GraphModule,
+    additions: list[ResidualAddition],
+    others: list[tuple[str, str]],
+) -> list[ResidualAddition]:
+    """Blocks that begin at what depends on the image, and write no statistics that others read."""
+    callers: dict[str, set[str]] = defaultdict(set)
+    fed: set[fx.Node] = set()
+    for node in graph_module.graph.nodes:
+        if node.op == "placeholder" or any(source in fed for source in node.all_input_nodes):
+            fed.add(node)
+        if isinstance(module_of(graph_module, node), NORM_MODULES):
+            callers[str(node.target)].add(node.name)
+    names = {node.name for node in fed}
+    kept = []
+    for found in additions:
+        shared = [c for c in callers.values() if c & found.private and c - found.private]
+        if shared:
+            others.append((found.addition, "a branch with a normalisation that others call too"))
+        elif found.start not in names:
+            others.append((found.addition, "a branch that does not begin at the image's features"))
+        else:
+            kept.append(found)
+    return kept
 
 
 def _add_channel_sites(

@@ -9,11 +9,13 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 from torchvision.ops import StochasticDepth
 
-from polarprune.errors import Refused
+from polarprune.errors import Refused, first_line
+from polarprune.graph.lost_in_a_trace import LostInATrace, lost_in_a_trace
 from polarprune.graph.operator_tables import BATCH_NORMS
 from polarprune.graph.shapes import run_for_values
 
@@ -48,7 +50,17 @@ class _Proxy(fx.Proxy):
         return self._in_place(operator.itruediv, other)
 
     def __len__(self) -> int:
-        return len(self.tracer.value_of(self))  # type: ignore[attr-defined]
+        value = self.tracer.value_of(self)  # type: ignore[attr-defined]
+        if isinstance(value, Tensor):
+            raise fx.proxy.TraceError("len() of a tensor is a fixed number; write x.shape[0]")
+        return len(value)
+
+    def __getattr__(self, name: str) -> fx.proxy.Attribute:
+        return _Attribute(self, name)
+
+
+class _Attribute(fx.proxy.Attribute, _Proxy):
+    """`x.shape`, whose node torch.fx makes only when it is used."""
 
 
 class _Tracer(fx.Tracer):
@@ -57,32 +69,44 @@ class _Tracer(fx.Tracer):
     What it has branched on then holds for the example's size: `fixed_size`.
     """
 
-    def __init__(self, opaque: set[str], example_input: Tensor) -> None:
+    def __init__(
+        self, opaque: frozenset[str] | set[str] = frozenset(), example_input: Tensor | None = None
+    ) -> None:
+        """Without arguments to be unpickled with a graph, which calls it so."""
         super().__init__(autowrap_functions=same_padding_functions(), param_shapes_constant=True)
         self.opaque = opaque
-        self.example_input = example_input
+        self.example_input = torch.empty(0) if example_input is None else example_input
         self.failed: str | None = None
         self.fixed_size = False
         self.evaluating = False  # torch.fx patches all modules while it traces
 
-    def value_of(self, proxy: fx.Proxy) -> Any:
+    def is_tracing(self) -> bool:
+        """Whether the network runs on proxies now, and no value is looked up in between."""
+        return not self.evaluating
+
+    def value_of(self, proxy: fx.Proxy, images: int = 1) -> Any:
         """What a proxy stands for, tensors on the meta device.
+
+        Args:
+            images: how many, of the example's size.
 
         Raises:
             TraceError: it cannot be known before the network runs.
         """
+        wanted = proxy.node  # of an attribute, made now
         graph = fx.Graph()
         copied: dict[fx.Node, fx.Node] = {}
         graph.graph_copy(self.graph, copied)
-        graph.output(copied[proxy.node])
+        graph.output(copied[wanted])
+        example = self.example_input.expand(images, *self.example_input.shape[1:])
         self.evaluating = True
         try:
-            values = run_for_values(Draft(self.root, graph), self.example_input)
+            values = run_for_values(Draft(self.root, graph), example)
         except Exception as error:
             raise fx.proxy.TraceError(f"the value of {proxy.node.name} is not known") from error
         finally:
             self.evaluating = False
-        return values[copied[proxy.node].name]
+        return values[copied[wanted].name]
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         try:
@@ -97,6 +121,8 @@ class _Tracer(fx.Tracer):
         value = self.value_of(obj)
         if not isinstance(value, bool | int | float):
             return super().to_bool(obj)
+        if bool(self.value_of(obj, images=3)) is not bool(value):
+            raise fx.proxy.TraceError("a branch on the number of images")
         self.fixed_size = True
         return bool(value)
 
@@ -106,6 +132,8 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name in self.opaque or is_known_leaf(m):
             return True
+        if "forward" in m.__dict__:  # replaced on this one: it is not what its class says
+            return False
         return super().is_leaf_module(m, module_qualified_name)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
@@ -122,6 +150,16 @@ class _Tracer(fx.Tracer):
             if self.failed is None:  # the innermost one is the first to see it
                 self.failed = self.path_of_module(m)
             raise
+
+
+def _advice(error: Exception) -> str:
+    """What a user can do about it."""
+    if isinstance(error, LostInATrace):
+        return "move it into a module of its own: that is kept whole"
+    return (
+        "remove Python control flow and item assignments that depend on tensor values, and "
+        "arguments of forward() beside the image"
+    )
 
 
 def is_known_leaf(module: nn.Module) -> bool:
@@ -161,13 +199,14 @@ def trace(owned: nn.Module, example_input: Tensor) -> tuple[fx.GraphModule, bool
     while True:
         tracer = _Tracer(opaque, example_input[:1].detach())
         try:
-            return Draft(owned, tracer.trace(owned)), tracer.fixed_size
+            with lost_in_a_trace(tracer.is_tracing):
+                graph = tracer.trace(owned)
+            return Draft(owned, graph), tracer.fixed_size
         except Exception as error:
             # fx raises anything the user's forward raises on a proxy.
             if tracer.failed is None or tracer.failed in opaque or len(opaque) > _MOST_OPAQUE:
-                line = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise Refused(
-                    f"{type(owned).__name__} cannot be traced by torch.fx: {line}; "
-                    "remove Python control flow that depends on tensor values"
+                    f"{type(owned).__name__} cannot be traced by torch.fx: {first_line(error)}; "
+                    f"{_advice(error)}"
                 ) from error
             opaque.add(tracer.failed)

@@ -7,8 +7,10 @@ So the comparison costs little, and equal means bit for bit: the same layers are
 values in the same order. Where that fails, everything is computed in earnest, in float64.
 """
 
+import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from polarprune.errors import Refused
+from polarprune.errors import Refused, first_line
 from polarprune.graph.comparing import NoDropout, forward_float64, in_mode, relative_error
 from polarprune.graph.shapes import known_shape
 
@@ -95,16 +97,41 @@ def _candidates(example_input: Tensor, may_shrink: bool) -> list[Tensor]:
 def _identical(
     net: nn.Module, traced: fx.GraphModule, inputs: Tensor, fresh: Versions, training: bool
 ) -> bool:
-    """Whether both give the same bits; False also where they cannot be compared so."""
+    """Whether both give the same bits; False also where they cannot be compared so.
+
+    Raises:
+        Refused: one of them draws random numbers that the other does not.
+    """
     stand_ins = _stand_ins(net, traced, fresh)
-    with _replaced(net, stand_ins):
+    with _replaced(net, stand_ins), _Draws() as draws:
         expected = _forward(net, inputs, training)
     try:
-        with _replaced(traced, stand_ins):
+        with _replaced(traced, stand_ins), _Draws() as traced_draws:
             got = _forward(traced, inputs, training)
     except Exception:
         return False  # the comparison in float64 says what is wrong
+    if draws.any != traced_draws.any:
+        raise Refused(
+            f"{type(net).__name__} draws random numbers in its own code in training mode, which a "
+            "trace does not keep; use a dropout layer or torchvision.ops.StochasticDepth"
+        )
     return relative_error(expected, got) == 0
+
+
+class _Draws:
+    """Whether random numbers are drawn inside; afterwards the generators are as before."""
+
+    any = False
+
+    def __enter__(self) -> "_Draws":
+        self._torch, self._python = torch.get_rng_state(), random.getstate()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        torch_too = not torch.equal(torch.get_rng_state(), self._torch)
+        self.any = torch_too or random.getstate() != self._python
+        torch.set_rng_state(self._torch)
+        random.setstate(self._python)
 
 
 def _stand_ins(
@@ -136,14 +163,14 @@ def _stand_in(layer: nn.Module, seed: int) -> Callable[[Tensor], Tensor]:
     read = torch.randn(count_in, generator=generator).to(weight) / count_in**0.5
     write = torch.randn(count_out, generator=generator).to(weight)
     if linear:
-        return lambda x: torch.tanh((x * read).sum(-1, keepdim=True)) * write
+        return lambda input: torch.tanh((input * read).sum(-1, keepdim=True)) * write
     read, write = read.reshape(-1, 1, 1), write.reshape(-1, 1, 1)
 
-    def convolution(x: Tensor) -> Tensor:
-        shape = known_shape(layer, (x,))
-        if shape is None or x.shape[1] != count_in:
+    def convolution(input: Tensor) -> Tensor:
+        shape = known_shape(layer, (input,))
+        if shape is None or input.shape[1] != count_in:
             raise ValueError("not what this convolution takes")
-        seen = (x * read).sum(-3, keepdim=True)
+        seen = (input * read).sum(-3, keepdim=True)
         return torch.tanh(F.adaptive_avg_pool2d(seen, (shape[2], shape[3]))) * write
 
     return convolution
@@ -167,7 +194,8 @@ def _replaced(net: nn.Module, stand_ins: dict[str, Callable[[Tensor], Tensor]]) 
 def _forward(net: nn.Module, inputs: Tensor, training: bool) -> Any:
     # Running statistics are written in training mode: never into the network's own.
     buffers = {name: buffer.detach().clone() for name, buffer in net.named_buffers()}
-    with in_mode(net, training), torch.no_grad(), NoDropout():
+    quiet = redirect_stderr(StringIO())  # torch.fx prints where a graph fails, before it raises
+    with in_mode(net, training), torch.no_grad(), NoDropout(), quiet:
         return functional_call(net, buffers, (inputs.clone(),))
 
 
@@ -175,5 +203,5 @@ def _traced_outputs(net: nn.Module, traced: fx.GraphModule, inputs: Tensor, trai
     try:
         return forward_float64(traced, inputs, training)
     except (*_TOO_SMALL, TypeError, AttributeError) as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        line = first_line(error)
         raise Refused(f"{type(net).__name__} fails once it is traced: {line}") from error

@@ -73,6 +73,13 @@ def test_numbers_that_json_lacks_and_sizes_that_are_computed_come_back(tmp_path:
     assert torch.equal(polarprune.load_network(tmp_path / "net")(image()), dense(image()))
 
 
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(CheckpointError, match="is a file; a network is saved into a folder"):
+        polarprune.save_network(_dense(), tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_what_is_not_collapsed_is_refused_before_a_file_is_touched(tmp_path: Path) -> None:
     def unknown(s, x: Tensor) -> Tensor:
         return s.head(s.stem(x).erf())

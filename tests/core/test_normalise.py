@@ -170,8 +170,9 @@ _true_trace = torch.fx.Tracer.trace
 
 def _trace_without_bias(self, root, *args):
     graph = _true_trace(self, root, *args)
-    with torch.no_grad():
-        root.stem.bias.zero_()
+    torch._C._set_grad_enabled(False)  # torch.no_grad() is noticed in a trace
+    root.stem.bias.zero_()
+    torch._C._set_grad_enabled(True)
     return graph
 
 
