@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from polarprune.errors import ParityError
 from polarprune.gates import GatedNetwork
 from polarprune.graph.comparing import forward_float64, relative_error
+from polarprune.graph.operators import layer_type
 
 # In float64 a cut only changes the order of summation: about 1e-15 a layer.
 CUT_RTOL = 1e-9
@@ -106,7 +107,12 @@ def _materialise(net: nn.Module) -> None:
         for name in module.parametrizations  # type: ignore[union-attr]
     ]  # all of them before the first goes: torch writes it into a parameter that others may share
     for module, name, value in derived:
-        parametrize.remove_parametrizations(module, name)
+        # Not remove_parametrizations: it changes the class, which the network copied from shares.
+        if "parametrizations" in module._modules:
+            kind = layer_type(module)
+            assert kind is not None
+            module.__class__ = kind
+            del module._modules["parametrizations"]
         module._parameters[name] = value
 
 

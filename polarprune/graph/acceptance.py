@@ -54,11 +54,6 @@ def _refuse_module(name: str, module: nn.Module) -> None:
             "handle.remove(), torch.nn.utils.remove_weight_norm or remove_spectral_norm, "
             "torch.nn.utils.prune.remove; of a lazy layer, run the network once"
         )
-    if type(module).train is not nn.Module.train:
-        raise Refused(
-            f"{name} has a train() of its own, which a traced copy does not call; take it out, and "
-            "put the layers in question into evaluation mode (their modes are kept)"
-        )
     if parametrize.is_parametrized(module):
         if layer_type(module) not in PLAIN_MODULES:
             raise Refused(
@@ -70,6 +65,27 @@ def _refuse_module(name: str, module: nn.Module) -> None:
                 f"the weight of {name} changes as it is read in training (spectral_norm); "
                 "torch.nn.utils.parametrize.remove_parametrizations first"
             )
+
+
+def refuse_own_modes(owned: nn.Module) -> None:
+    """Refuse a network whose train() leaves some layers as they are (frozen batch norms).
+
+    Args:
+        owned: a copy, which is left in evaluation mode.
+
+    Raises:
+        Refused: naming the layer.
+    """
+    own = any(type(module).train is not nn.Module.train for module in owned.modules())
+    for mode in (True, False) if own else ():
+        owned.train(mode)
+        for name, module in owned.named_modules():
+            if module.training is not mode:
+                raise Refused(
+                    f"{name or type(owned).__name__} keeps a mode of its own when train() or eval()"
+                    " is called, which a traced copy cannot; take that train() out, and put the "
+                    "layers in question into evaluation mode (their modes are kept)"
+                )
 
 
 def _changes_when_read(module: nn.Module) -> bool:

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from polarprune.graph.liveness import Live, Liveness, given
 from polarprune.graph.shapes import COUNTED
-from polarprune.graph.site_parts import Openness, any_of, times
+from polarprune.graph.site_parts import Openness, any_of, plain_number, times
 from polarprune.graph.sites import Analysis
 
 
@@ -156,7 +156,7 @@ class CostCircuit:
     def live_nodes(self, probabilities: list[Tensor]) -> set[str]:
         """The nodes that are still computed when these 0/1 decisions are carried out."""
         state = self.liveness.evaluate(probabilities)
-        return {name for name, live in state.nodes.items() if float(live) > 0}
+        return {name for name, live in state.nodes.items() if plain_number(live) > 0}
 
     def _one(
         self,
@@ -191,6 +191,6 @@ class CostCircuit:
 
 def as_float(value: Openness) -> float:
     """A plain number."""
-    result = float(value)
+    result = plain_number(value)
     assert math.isfinite(result)
     return result

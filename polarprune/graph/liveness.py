@@ -15,6 +15,7 @@ from polarprune.graph.site_parts import (
     SiteParts,
     any_of,
     parts_of_sites,
+    plain_number,
     times,
 )
 from polarprune.graph.sites import Analysis
@@ -94,11 +95,11 @@ class Liveness:
             needed = {
                 site: parts.needed(state.nodes, probabilities) for site, parts in self.parts.items()
             }
-            before = {name: float(live) for name, live in state.nodes.items()}
+            before = {name: plain_number(live) for name, live in state.nodes.items()}
             state = Live(state.nodes, needed, self.parts)
             nodes = self._pass(probabilities, open_sites, state)
             state = Live(nodes, needed, self.parts)
-            if all(float(nodes.get(name, 0.0)) == live for name, live in before.items()):
+            if all(plain_number(nodes.get(name, 0.0)) == live for name, live in before.items()):
                 break
         return state
 

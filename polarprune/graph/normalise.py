@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from polarprune.errors import Refused, first_line
-from polarprune.graph.acceptance import refuse_what_cannot_be_traced
+from polarprune.graph.acceptance import refuse_own_modes, refuse_what_cannot_be_traced
 from polarprune.graph.comparing import forward_float64
 from polarprune.graph.dead_code import drop_dead
 from polarprune.graph.in_place import functionalise
@@ -54,6 +54,7 @@ def normalise(net: nn.Module, example_input: Tensor) -> fx.GraphModule:
 
 def _normalise(net: nn.Module, example_input: Tensor) -> fx.GraphModule:
     owned = _copy(net)
+    refuse_own_modes(owned)
     fresh = {id(p): p._version for p in owned.parameters()}
     fixed_size = False
     if isinstance(owned, fx.GraphModule):

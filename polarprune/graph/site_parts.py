@@ -150,4 +150,9 @@ def times(left: Openness, right: Openness) -> Openness:
 
 def larger(left: Openness, right: Openness) -> Openness:
     """The larger one, differentiable."""
-    return left if float(left) >= float(right) else right
+    return left if plain_number(left) >= plain_number(right) else right
+
+
+def plain_number(value: Openness) -> float:
+    """The plain number, cut off from the gradient."""
+    return float(value.detach()) if isinstance(value, Tensor) else value

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from small_networks import all_open, image, small
-from torch import Tensor
+from torch import Tensor, nn
 
 import polarprune
 from polarprune.certificates import CUT_RTOL
@@ -92,3 +92,15 @@ def test_any_structure_of_outputs_is_compared() -> None:
         wrong.two.weight.mul_(1.001)
     with pytest.raises(ParityError):
         polarprune.certify(gated, wrong, image())
+
+
+def test_a_network_with_computed_weights_is_whole_after_it_was_certified() -> None:
+    layer = nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 1))
+    gated = polarprune.attach_gates(
+        small(lambda s, x: s.head(s.one(s.stem(x))), one=layer), image()
+    )
+    gated.set_decisions({})
+    expected = gated(image())
+    polarprune.certify(gated, polarprune.collapse(gated), image())
+    assert torch.equal(gated(image()), expected)
+    assert torch.nn.utils.parametrize.is_parametrized(gated.body.one)

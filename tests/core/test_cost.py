@@ -170,3 +170,17 @@ def test_a_node_may_hold_channels_fast_that_do_not_lie_in_its_result() -> None:
     }  # fmt: skip
     gated = check_exact(small(compute, **layers))
     assert gated.analysis.held
+
+
+def test_the_cost_of_a_search_has_a_gradient_where_slices_part_channels() -> None:
+    def compute(s, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(s.stem(x))
+        x = torch.cat([x[:, :4] + s.a(x[:, :4]), x[:, 4:]], 1)
+        return s.head(x)
+
+    gated = polarprune.attach_gates(small(compute, a=nn.Conv2d(4, 4, 1)), image())
+    assert gated.circuit.liveness.parts
+    gated.search()
+    gated(image())
+    gated.expected_macs_ratio().backward()
+    assert any(p.grad is not None and p.grad.any() for p in gated.gate_parameters())

@@ -318,7 +318,7 @@ BAD_INPUT: dict[str, tuple[Callable[[], nn.Module], object, str]] = {
     ),
     "two inputs": (TwoInputs, image(), "cannot take the example input .*argument: 'y'"),
     "a kept result": (_keeps, image(), "Keeps cannot be copied"),
-    "a mode of its own": (lambda: OwnMode().double(), image(), "train.. of its own"),
+    "a mode of its own": (lambda: OwnMode().double(), image(), "norm keeps a mode of its own"),
 }  # fmt: skip
 
 
