@@ -16,15 +16,13 @@ class Placement:
     """Where the gates of all sites go in one graph, by the names of its nodes.
 
     Attributes:
-        labels: of this graph.
-        units: (labels, 2): the (site, unit) of each label, (-1, -1) where it belongs to no site.
+        reads: what reads gated channels, in graph order.
         pools: per name the node that it looks at, and the module.
         looks_at: per site the name of its pool; None where nothing of the site is left.
         blocks: per block site that is left the nodes (branch, addition).
     """
 
-    labels: Labels
-    units: np.ndarray
+    reads: list["Read"]
     pools: dict[str, tuple[str, PooledFeatures]] = field(default_factory=dict)
     looks_at: list[str | None] = field(default_factory=list)
     blocks: dict[int, tuple[str, str]] = field(default_factory=dict)
@@ -32,12 +30,27 @@ class Placement:
     def left(self, sites: list[GateSite]) -> list[np.ndarray]:
         """Per site which units are in this graph: blocks, and channels that something reads."""
         found = [np.full(site.units, place in self.blocks) for place, site in enumerate(sites)]
-        for mix in self.labels.mixes:
-            if not mix.depthwise:
-                for site, unit in self.units[mix.inputs].tolist():
-                    if site >= 0:
-                        found[site][unit] = True
+        for read in self.reads:
+            for site, unit in read.units.tolist():
+                if site >= 0:
+                    found[site][unit] = True
         return found
+
+
+@dataclass(frozen=True)
+class Read:
+    """A mixing operator that reads gated channels.
+
+    Attributes:
+        units: (channels, 2): the (site, unit) of each channel that it reads, (-1, -1) where that
+            belongs to no site.
+        axis: along which they lie in the source.
+    """
+
+    node: str
+    source: str
+    axis: int
+    units: np.ndarray
 
 
 def base_placement(analysis: Analysis, state: GateState, dtype: torch.dtype) -> Placement:
@@ -48,9 +61,13 @@ def base_placement(analysis: Analysis, state: GateState, dtype: torch.dtype) -> 
         pools.setdefault(
             site.source, (site.source, PooledFeatures(state, dtype, axis, source=site.source))
         )
+    mixes = [(mix, analysis.units_at(mix.inputs)) for mix in analysis.labels.mixes]
     return Placement(
-        labels=analysis.labels,
-        units=analysis.units_at(np.arange(analysis.labels.count)),
+        reads=[
+            Read(mix.node, mix.source, mix.axis, units)
+            for mix, units in mixes
+            if not mix.depthwise and (units[:, 0] >= 0).any()
+        ],
         pools=pools,
         looks_at=[site.source for site in analysis.sites],
         blocks={place: (a.branch, a.addition) for place, a in analysis.additions.items()},
@@ -125,27 +142,24 @@ class _Inserter:
 
     def gate_channels(self, sizes: list[int]) -> None:
         """One gating of each tensor, shared by the mixing operators that read it."""
-        readers: dict[str, list[int]] = {}
-        mixes = self.placement.labels.mixes
-        for place, mix in enumerate(mixes):
-            if not mix.depthwise and (self.placement.units[mix.inputs, 0] >= 0).any():
-                readers.setdefault(mix.source, []).append(place)
-        for count, (source, places) in enumerate(readers.items()):
-            mix = mixes[places[0]]
-            units = self.placement.units[mix.inputs]
+        readers: dict[str, list[Read]] = {}
+        for read in self.placement.reads:
+            readers.setdefault(read.source, []).append(read)
+        for count, (source, reads) in enumerate(readers.items()):
+            units = reads[0].units
             sites = [site for site in np.unique(units[:, 0]).tolist() if site >= 0]
             ends = np.cumsum([sizes[site] for site in sites])
             starts = np.zeros(len(sizes), dtype=np.int64)
             starts[sites] = [0, *ends[:-1]]
             always_open = ends[-1]  # the value behind those of all gates
             index = np.where(units[:, 0] < 0, always_open, starts[units[:, 0]] + units[:, 1])
-            module = ChannelGates(self.state, torch.from_numpy(index), mix.axis)
+            module = ChannelGates(self.state, torch.from_numpy(index), reads[0].axis)
             tensor, gates = self.nodes[source], [self.gates[site] for site in sites]
             gated = self._call(
                 f"channels_{count}", module, tensor, *gates, after=self._latest([tensor, *gates])
             )
-            for place in places:
-                self.nodes[mixes[place].node].replace_input_with(tensor, gated)
+            for read in reads:
+                self.nodes[read.node].replace_input_with(tensor, gated)
 
     def gate_blocks(self) -> None:
         """Each residual branch, just before its addition."""

@@ -14,11 +14,11 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from polarprune.errors import Refused
-from polarprune.gate_insertion import Placement, channel_axis
+from polarprune.gate_insertion import Placement, Read, channel_axis
 from polarprune.gating import GateState, PooledFeatures
 from polarprune.graph.cut import Cut, Origin, cut_graph
 from polarprune.graph.label_pass import label_graph
-from polarprune.graph.labels import Labels
+from polarprune.graph.labels import Labels, Mix
 from polarprune.graph.operator_tables import TRANSPOSED
 from polarprune.graph.sites import Analysis, example_like
 from polarprune.graph.tracing import Draft
@@ -143,9 +143,6 @@ def place_gates(
     """
     labels = label_graph(small, example_like(small, analysis.input_shape))
     whole = _labels_of_the_whole(small, labels, cut, analysis)
-    units = np.full((labels.count, 2), -1, dtype=np.int64)
-    known = whole >= 0
-    units[known] = analysis.units_at(whole[known])
     like = example_like(small, (1,))
     nodes = {node.name: node for node in small.graph.nodes}
     blocks = {
@@ -153,10 +150,15 @@ def place_gates(
         for place, block in analysis.additions.items()
         if block.addition in nodes
     }
-    read = {
-        site for mix in labels.mixes if not mix.depthwise for site in units[mix.inputs, 0].tolist()
-    }
-    placement = Placement(labels, units, blocks=blocks)
+    reads = [
+        Read(mix.node, nodes[mix.node].all_input_nodes[0].name, mix.axis, units)
+        for mix in analysis.labels.mixes
+        if mix.node in nodes and not mix.depthwise
+        for units in [analysis.units_at(_inputs_left(mix, small, cut))]
+        if (units[:, 0] >= 0).any()
+    ]
+    read = {site for found in reads for site in found.units[:, 0].tolist()}
+    placement = Placement(reads, blocks=blocks)
     sources = _Sources(analysis, whole_graph, nodes)
     for place, site in enumerate(analysis.sites):
         left = place in blocks if site.kind == "block" else place in read
@@ -173,13 +175,29 @@ def place_gates(
     return placement
 
 
+def _inputs_left(mix: Mix, small: fx.GraphModule, cut: Cut) -> np.ndarray:
+    """The labels, in the whole network, of the channels that a mixing operator still reads."""
+    kept = cut.origins[f"{mix.layer}.weight"].kept
+    transposed = isinstance(small.get_submodule(mix.layer), TRANSPOSED)
+    if transposed or mix.groups == 1:
+        places = kept.get(0 if transposed else 1)
+        return mix.inputs if places is None else mix.inputs[places.numpy()]
+    if 0 not in kept:
+        return mix.inputs
+    # Of a grouped convolution whole groups are left, and its weight tells which by its outputs.
+    each = len(mix.outputs) // mix.groups
+    groups = kept[0].numpy()[::each] // each
+    found: np.ndarray = mix.inputs.reshape(mix.groups, -1)[groups].reshape(-1)
+    return found
+
+
 def _labels_of_the_whole(
     small: fx.GraphModule, labels: Labels, cut: Cut, analysis: Analysis
 ) -> np.ndarray:
     """Per label of the small network the class (root label) of the whole one, or -1.
 
-    Layers and parameters keep their names, and the cut says which of their channels are left; all
-    that is tied to one of these belongs to its class.
+    Of what layers and parameters write: they keep their names, and the cut says which of their
+    channels are left.
     """
     starts = {owner: start for owner, start, _ in analysis.labels.owners}
     roots = np.full(labels.count, -1, dtype=np.int64)
@@ -190,21 +208,17 @@ def _labels_of_the_whole(
         positions = np.arange(stop - start)
         if role == "out":
             module = small.get_submodule(name)
-            if isinstance(module, TRANSPOSED) and module.groups > 1:
-                continue  # tied to what it reads
-            origin = cut.origins[f"{name}.weight"]
-            kept = origin.kept.get(1 if isinstance(module, TRANSPOSED) else 0)
+            transposed = isinstance(module, TRANSPOSED)
+            if transposed and module.groups != 1:
+                continue
+            kept = cut.origins[f"{name}.weight"].kept.get(1 if transposed else 0)
         else:
             axes = cut.origins[name].kept
             kept = next(iter(axes.values())) if axes else None
         if kept is not None:
             positions = kept.numpy()
         roots[start:stop] = analysis.labels.roots[starts[owner] + positions]
-    of_class = np.full(labels.count, -1, dtype=np.int64)
-    known = np.flatnonzero(roots >= 0)
-    of_class[labels.roots[known]] = roots[known]
-    found: np.ndarray = of_class[labels.roots]
-    return found
+    return roots
 
 
 def _places(

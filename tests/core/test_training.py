@@ -60,11 +60,12 @@ def test_a_run_is_at_or_under_its_target_and_says_what_it_cost(finished: RunFold
         finished.base_network(), torch.zeros(1, *finished.input_shape)
     )
     assert 0.4 < result["train_macs_ratio"] < 1.02
-    [cut] = finished.cuts()
-    assert cut["macs_after"] == result["macs"]
-    assert cut["max_rel_error"] <= 1e-9
-    assert cut["certificate"]["passed"]
-    assert 0 <= cut["top1_before"] <= 1
+    cuts = finished.cuts()
+    assert cuts[-1]["macs_after"] == result["macs"]
+    for cut in cuts:
+        assert cut["max_rel_error"] <= 1e-9
+        assert cut["certificate"]["passed"]
+        assert 0 <= cut["top1_before"] <= 1
     assert [line["epoch"] for line in finished.metrics()] == list(range(1, EPOCHS + 1))
     assert all(line["images_per_s"] > 0 for line in finished.metrics())
 

@@ -99,7 +99,8 @@ def cut_while_training(
     one = OnePass(handed, handed_optimizer, target=1.0, total_steps=10)
     handed.set_decisions(decisions)
     small, cut = collapse_with_origins(handed)
-    one._hand_over(handed, small, cut)
+    old = dict(handed.body.named_parameters(remove_duplicate=False))
+    one._hand_over(old, small, cut)
     return Sides(gated, optimizer, small, handed_optimizer, cut)
 
 

@@ -34,7 +34,11 @@ def some(gated: GatedNetwork, generator: torch.Generator) -> dict[str, Tensor]:
 
 
 def check_narrowed(net: nn.Module, x: Tensor, seed: int) -> int:
-    """How many cuts were made, each compared with the whole network frozen alike."""
+    """How many cuts were made, each compared with the whole network frozen alike.
+
+    Args:
+        x: several images: a norm of features needs two in training mode.
+    """
     gated = polarprune.attach_gates(net, x)
     whole = copy.deepcopy(gated)
     generator = torch.Generator().manual_seed(seed)
@@ -119,4 +123,4 @@ def test_networks_can_be_cut_step_by_step(name: str) -> None:
 @settings(max_examples=15)
 def test_random_networks_can_be_cut_step_by_step(recipe: Recipe) -> None:
     with contextlib.suppress(Refused):  # as a whole: no gates can be attached
-        check_narrowed(recipe.network(), recipe.image(), recipe.seed)
+        check_narrowed(recipe.network(), recipe.image(3), recipe.seed)
