@@ -112,3 +112,11 @@ def _aligned(kept: Tensor, there: Tensor, score: Float[Tensor, " g"], align: int
     result = torch.zeros_like(kept)
     result[torch.argsort(ranked, descending=True, stable=True)[:count]] = True
     return result
+
+
+def left_of(gated: GatedNetwork, gone: dict[str, list[int]]) -> dict[str, Tensor]:
+    """Per site a bool tensor (units,), False for the units that are named: decisions to cut by."""
+    left = {site.name: torch.ones(site.units, dtype=torch.bool) for site in gated.sites}
+    for name, units in gone.items():
+        left[name][units] = False
+    return left

@@ -8,7 +8,6 @@ net = one.finish()
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from polarprune.certificates import Certificate, certify
 from polarprune.collapsing import META, Description, blocks_removed, collapse_with_origins
 from polarprune.cut_records import CutRecord, agreement_of, mean_over_units
-from polarprune.cutting import ClosedFor, CutRule, choose_cut
+from polarprune.cutting import ClosedFor, CutRule, choose_cut, left_of
 from polarprune.decisions import choose_decisions, macs_of
 from polarprune.errors import ConfigError, Refused
 from polarprune.gates import GatedNetwork
@@ -29,27 +28,12 @@ from polarprune.optimizer_state import (
     replace_parameters,
     take_out,
 )
+from polarprune.phases import Phases
+
+__all__ = ["OnePass", "Phases"]
 
 # Images that a check of a cut looks at: float64 copies of them go through two networks twice.
 _CHECKED_IMAGES = 32
-_MOST_CUTS = 8  # each costs a check and, where the network is compiled, a recompile
-
-
-@dataclass(frozen=True)
-class Phases:
-    """When things happen, as fractions of all steps (design: one pass).
-
-    Attributes:
-        search: gates start to decide; before it all are open and cost nothing.
-        settle: decisions freeze and everything closed is removed.
-        cuts: where what has been closed for long is cut out of the network while the other gates
-            go on searching; between search and settle, at most 8. None, until their effect on
-            accuracy has been measured.
-    """
-
-    search: float = 0.1
-    settle: float = 0.4
-    cuts: tuple[float, ...] = ()
 
 
 class OnePass:
@@ -113,8 +97,6 @@ class OnePass:
         self._measure = measure
         self._search_step = min(int(self.phases.search * total_steps), total_steps - 1)
         self._settle_step = max(self._search_step + 1, int(self.phases.settle * total_steps))
-        if len(self.phases.cuts) > _MOST_CUTS:
-            raise ConfigError(f"at most {_MOST_CUTS} cuts, got {len(self.phases.cuts)}")
         self._cut_steps = {int(at * total_steps) for at in self.phases.cuts}
         self.rule = rule or CutRule()
         self._closed_for = ClosedFor([site.units for site in gated.sites], self.rule.reopened)
@@ -224,9 +206,7 @@ class OnePass:
         assert self._gated is not None
         self._closed_for.steps = torch.tensor(state["closed_for"], dtype=torch.long)
         if any(state["gone"].values()):
-            self._narrow(
-                self._gated, {name: ~gone for name, gone in _masks(self._gated, state).items()}
-            )
+            self._narrow(self._gated, left_of(self._gated, state["gone"]))
         if self.steps >= self._search_step and self._gated.sites:
             self._gated.search()
         if self._gate_optimizer is not None and state["gate_optimizer"]:
@@ -380,14 +360,6 @@ class OnePass:
         self._gate_optimizer = None
         self._last_batch = None
         self.network = small
-
-
-def _masks(gated: GatedNetwork, state: dict[str, Any]) -> dict[str, Tensor]:
-    """Per site what had been cut when a state was written."""
-    masks = {site.name: torch.zeros(site.units, dtype=torch.bool) for site in gated.sites}
-    for name, units in state["gone"].items():
-        masks[name][units] = True
-    return masks
 
 
 def _noise(gated: GatedNetwork) -> Tensor:

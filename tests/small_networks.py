@@ -21,6 +21,18 @@ from polarprune.gates import GatedNetwork
 EXACT = 1e-9
 
 
+class Sign(torch.autograd.Function):
+    """Its own backward: the gradient goes straight through."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return gradient
+
+
 class Small(nn.Module):
     """Layers to build a forward from; those that it does not use are not traced."""
 

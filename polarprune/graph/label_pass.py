@@ -19,6 +19,7 @@ from polarprune.graph.operators import (
     Family,
     argument,
     family_of,
+    fed_by_the_image,
     keeps_zero,
     layer_type,
     module_of,
@@ -64,10 +65,7 @@ class LabelPass:
         self.labels = Labels()
         self.env: dict[fx.Node, Any] = {}
         self.cut_with_labels: set[fx.Node] = set()  # calls of layers that are sliced as labels say
-        self.fed: set[fx.Node] = set()  # what depends on the image
-        for node in graph_module.graph.nodes:
-            if node.op == "placeholder" or any(n in self.fed for n in node.all_input_nodes):
-                self.fed.add(node)
+        self.fed = fed_by_the_image(graph_module.graph)
         self.rules: dict[Family, Callable[[fx.Node, Any], Any]] = {
             Family.MIX: self._mix,
             Family.PER_CHANNEL: self._per_channel,

@@ -170,6 +170,15 @@ def module_of(root: nn.Module, node: fx.Node) -> nn.Module | None:
     return module
 
 
+def fed_by_the_image(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes whose values depend on the network's input."""
+    fed: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or any(source in fed for source in node.all_input_nodes):
+            fed.add(node)
+    return fed
+
+
 def attribute_of(root: nn.Module, node: fx.Node) -> object:
     """What a get_attr node reads."""
     found: object = root

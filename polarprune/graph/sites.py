@@ -17,7 +17,7 @@ from polarprune.graph.class_groups import ClassGroup, group_classes
 from polarprune.graph.label_pass import label_graph
 from polarprune.graph.labels import Labels, Mix
 from polarprune.graph.operator_tables import NORM_MODULES, TRANSPOSED
-from polarprune.graph.operators import module_of
+from polarprune.graph.operators import fed_by_the_image, module_of
 from polarprune.graph.residual import ResidualAddition, residual_additions
 from polarprune.graph.shapes import Values, run_for_values, uncounted_macs
 
@@ -192,13 +192,10 @@ def _without_shared_norms(
 ) -> list[ResidualAddition]:
     """Blocks that begin at what depends on the image, and write no statistics that others read."""
     callers: dict[str, set[str]] = defaultdict(set)
-    fed: set[fx.Node] = set()
     for node in graph_module.graph.nodes:
-        if node.op == "placeholder" or any(source in fed for source in node.all_input_nodes):
-            fed.add(node)
         if isinstance(module_of(graph_module, node), NORM_MODULES):
             callers[str(node.target)].add(node.name)
-    names = {node.name for node in fed}
+    names = {node.name for node in fed_by_the_image(graph_module.graph)}
     kept = []
     for found in additions:
         shared = [c for c in callers.values() if c & found.private and c - found.private]

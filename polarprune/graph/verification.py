@@ -162,6 +162,7 @@ def _stand_in(layer: nn.Module, seed: int) -> Callable[[Tensor], Tensor]:
     assert isinstance(count_out, int)
     read = torch.randn(count_in, generator=generator).to(weight) / count_in**0.5
     write = torch.randn(count_out, generator=generator).to(weight)
+    # Their argument is called as torch calls it: a network may give it by name.
     if linear:
         return lambda input: torch.tanh((input * read).sum(-1, keepdim=True)) * write
     read, write = read.reshape(-1, 1, 1), write.reshape(-1, 1, 1)

@@ -254,3 +254,9 @@ def test_what_is_gone_cannot_be_opened() -> None:
 def test_more_than_eight_cuts_are_refused() -> None:
     with pytest.raises(ConfigError, match="at most 8 cuts, got 9"):
         one_pass(gated_small(), phases=Phases(0.1, 0.9, tuple(i / 20 for i in range(3, 12))))
+
+
+@pytest.mark.parametrize("at", [0.05, 0.1, 0.9, 1.5])
+def test_a_cut_that_would_never_be_made_is_refused(at: float) -> None:
+    with pytest.raises(ConfigError, match=r"a cut is made between search 0\.1 and settle 0\.9"):
+        Phases(0.1, 0.9, (0.5, at))

@@ -1,0 +1,39 @@
+"""When one pass searches, cuts and settles."""
+
+from dataclasses import dataclass
+
+from polarprune.errors import ConfigError
+
+_MOST_CUTS = 8  # each costs a check and, where the network is compiled, a recompile
+
+
+@dataclass(frozen=True)
+class Phases:
+    """When things happen, as fractions of all steps (design: one pass).
+
+    Attributes:
+        search: gates start to decide; before it all are open and cost nothing.
+        settle: decisions freeze and everything closed is removed.
+        cuts: where what has been closed for long is cut out of the network while the other gates
+            go on searching; between search and settle, at most 8. None, until their effect on
+            accuracy has been measured.
+    """
+
+    search: float = 0.1
+    settle: float = 0.4
+    cuts: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse cuts that would never be made.
+
+        Raises:
+            ConfigError: too many, or one that lies outside of the search.
+        """
+        if len(self.cuts) > _MOST_CUTS:
+            raise ConfigError(f"at most {_MOST_CUTS} cuts, got {len(self.cuts)}")
+        for at in self.cuts:
+            if not self.search < at < self.settle:
+                raise ConfigError(
+                    f"a cut is made between search {self.search:g} and settle {self.settle:g}, "
+                    f"got {at:g}"
+                )
