@@ -13,6 +13,8 @@ from polarprune.graph.operators import operator_name
 from polarprune.graph.sites import Analysis
 
 _GONE = -1.0  # the score of a unit that has been cut out of the network
+# Share of the dense MACs below the bound at which nothing more is given back.
+_CLOSE = 0.002
 
 
 def choose_decisions(
@@ -24,8 +26,9 @@ def choose_decisions(
 ) -> dict[str, Tensor]:
     """Open what scores above a threshold; the likeliest unit of a channel site always stays.
 
-    With a target the threshold is the lowest that meets it. A block is a large step, so what its
-    closing leaves free is given back to the likeliest closed channels.
+    With a target the threshold is the lowest that meets it. Blocks are large steps, and units with
+    equal scores one large step too: what they leave free is given back, to the likeliest closed
+    blocks that still fit and then to the likeliest closed channels.
 
     Args:
         scores: per site (units,), open probability; -1 for what has been cut out of the network.
@@ -50,10 +53,81 @@ def choose_decisions(
             f"keeps {least:.4f} of the MACs; choose a larger target or --granularity both"
         )
     common = _lowest(thresholds, lambda threshold: fits(threshold, threshold))
-    channels = _lowest(
-        [t for t in thresholds if t <= common], lambda threshold: fits(common, threshold)
-    )
-    return _named(analysis, _open_above(analysis, scores, align, common, channels))
+    opened = _open_above(analysis, scores, align, common, common)
+    bound = target * circuit.dense_macs
+    _reopen_blocks(analysis, circuit, scores, opened, bound)
+    _reopen_channels(analysis, circuit, scores, opened, align, bound)
+    return _named(analysis, opened)
+
+
+def _reopen_blocks(
+    analysis: Analysis,
+    circuit: CostCircuit,
+    scores: list[Tensor],
+    opened: list[Tensor],
+    bound: float,
+) -> None:
+    """Open closed blocks again, the likeliest first, each that fits; in place."""
+    closed = [
+        (-float(score), place)
+        for place, (site, score) in enumerate(zip(analysis.sites, scores, strict=True))
+        if site.kind == "block" and not opened[place] and score > _GONE
+    ]
+    for _, place in sorted(closed):
+        opened[place] = torch.ones_like(opened[place])
+        if macs_of(circuit, opened) > bound:
+            opened[place] = torch.zeros_like(opened[place])
+
+
+def _reopen_channels(
+    analysis: Analysis,
+    circuit: CostCircuit,
+    scores: list[Tensor],
+    opened: list[Tensor],
+    align: int,
+    bound: float,
+) -> None:
+    """Open closed channels again, the likeliest first, an aligned handful at once; in place.
+
+    Of a site whose next ones do not fit no more are tried: its channels all cost the same.
+    """
+    handfuls = _closed_handfuls(analysis, scores, opened, align)
+
+    def with_first(count: int) -> list[Tensor]:
+        more = list(opened)
+        for _, place, units in handfuls[:count]:
+            more[place] = more[place].clone()
+            more[place][units] = True
+        return more
+
+    while handfuls and bound - macs_of(circuit, opened) > _CLOSE * circuit.dense_macs:
+        # More handfuls cost more: the most of them that fit.
+        count = (
+            bisect.bisect_right(
+                range(len(handfuls) + 1),
+                bound,
+                key=lambda count: macs_of(circuit, with_first(count)),
+            )
+            - 1
+        )
+        opened[:] = with_first(count)
+        too_large = {handfuls[count][1]} if count < len(handfuls) else set()
+        handfuls = [h for h in handfuls[count:] if h[1] not in too_large]
+
+
+def _closed_handfuls(
+    analysis: Analysis, scores: list[Tensor], opened: list[Tensor], align: int
+) -> list[tuple[float, int, list[int]]]:
+    """(score negated, site, units): closed channels as they may be opened, the likeliest first."""
+    found = []
+    for place, (site, score) in enumerate(zip(analysis.sites, scores, strict=True)):
+        if site.kind == "block":
+            continue
+        ranked = torch.argsort(score, descending=True, stable=True).tolist()
+        closed = [unit for unit in ranked if not opened[place][unit] and score[unit] > _GONE]
+        for start in range(0, len(closed), align):
+            found.append((-float(score[closed[start]]), place, closed[start : start + align]))
+    return sorted(found)
 
 
 def _lowest(rising: list[float], holds: Callable[[float], bool]) -> float:

@@ -52,6 +52,48 @@ def test_the_target_is_a_bound_and_counts_are_aligned(
                 assert float(score[opened].min()) >= float(score[~opened].max())
 
 
+@given(st.integers(0, 10**6), st.floats(0.1, 1.0), st.sampled_from([1, 2, 4, 3]), st.booleans())
+@settings(max_examples=30)
+def test_what_a_target_leaves_free_is_less_than_anything_closed_would_cost(
+    gated: GatedNetwork, seed: int, target: float, align: int, tied: bool
+) -> None:
+    scores = _scores(gated, seed)
+    if tied:  # many equal scores are one step of a threshold
+        scores = [score.round() for score in scores]
+    target = max(target, smallest_macs_ratio(gated.analysis, gated.circuit, align))
+    chosen = choose_decisions(gated.analysis, gated.circuit, scores, align, target)
+    bound = target * gated.circuit.dense_macs
+    assert macs_of(gated.circuit, list(chosen.values())) <= bound
+    if bound - macs_of(gated.circuit, list(chosen.values())) <= 0.02 * gated.circuit.dense_macs:
+        return
+    for site in gated.sites:  # more than 2 % below: then no block and no handful fits
+        for more in _one_step_more(chosen[site.name], align):
+            costs = macs_of(gated.circuit, list((chosen | {site.name: more}).values()))
+            free = costs == macs_of(gated.circuit, list(chosen.values()))
+            assert costs > bound or free, site.name  # channels of a closed block cost nothing
+
+
+def _one_step_more(decision: Tensor, align: int) -> list[Tensor]:
+    closed = torch.nonzero(~decision).flatten()[:align]
+    if not len(closed):
+        return []
+    more = decision.clone()
+    more[closed] = True
+    return [more]
+
+
+def test_a_closed_block_opens_again_where_its_closing_went_far_below_the_target(
+    gated: GatedNetwork,
+) -> None:
+    scores = [
+        torch.full((site.units,), 0.4 if site.kind == "block" else 0.1) for site in gated.sites
+    ]
+    chosen = choose_decisions(gated.analysis, gated.circuit, scores, 1, 0.9)
+    blocks = [chosen[site.name] for site in gated.sites if site.kind == "block"]
+    assert blocks, "the network has a block"
+    assert all(bool(block) for block in blocks)
+
+
 def test_without_a_target_the_likelier_side_wins(gated: GatedNetwork) -> None:
     scores = [torch.linspace(0, 1, site.units) for site in gated.sites]
     chosen = choose_decisions(gated.analysis, gated.circuit, scores, 1, None)
