@@ -13,14 +13,13 @@ from torch import Tensor, nn
 class PaddingShortcut(nn.Module):
     """Option A: every second pixel, and zero channels on both sides; it has no parameter."""
 
-    def __init__(self, zero_channels: int) -> None:
+    def __init__(self, added: int) -> None:
         super().__init__()
-        self.zero_channels = zero_channels
+        self.zeros = (0, 0, 0, 0, added // 2, added - added // 2)
 
     def forward(self, x: Float[Tensor, "n c_in h w"]) -> Float[Tensor, "n c_out h2 w2"]:
         """Halve the image, rounding up as a 3x3 convolution of stride 2 and padding 1 does."""
-        zeros = (0, 0, 0, 0, self.zero_channels, self.zero_channels)
-        return F.pad(x[:, :, ::2, ::2], zeros)
+        return F.pad(x[:, :, ::2, ::2], self.zeros)
 
 
 class BasicBlock(nn.Module):
@@ -34,7 +33,7 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(c_out)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1:
-            self.shortcut = PaddingShortcut((c_out - c_in) // 2)
+            self.shortcut = PaddingShortcut(c_out - c_in)
 
     def forward(self, x: Float[Tensor, "n c_in h w"]) -> Float[Tensor, "n c_out h2 w2"]:
         """Add the branch to the shortcut."""
@@ -44,16 +43,19 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """A 3x3 stem, three stages of 16, 32 and 64 channels, global pooling, one linear layer."""
+    """A 3x3 stem, three stages (16, 32 and 64 channels), global pooling, one linear layer."""
 
-    def __init__(self, blocks_per_stage: int, num_classes: int) -> None:
+    def __init__(
+        self, blocks_per_stage: int, num_classes: int, widths: tuple[int, int, int] = (16, 32, 64)
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = _stage(16, 16, 1, blocks_per_stage)
-        self.layer2 = _stage(16, 32, 2, blocks_per_stage)
-        self.layer3 = _stage(32, 64, 2, blocks_per_stage)
-        self.linear = nn.Linear(64, num_classes)
+        first, second, third = widths
+        self.conv1 = nn.Conv2d(3, first, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(first)
+        self.layer1 = _stage(first, first, 1, blocks_per_stage)
+        self.layer2 = _stage(first, second, 2, blocks_per_stage)
+        self.layer3 = _stage(second, third, 2, blocks_per_stage)
+        self.linear = nn.Linear(third, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)

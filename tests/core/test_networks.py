@@ -74,7 +74,7 @@ def test_own_network_traces_to_a_graph_that_computes_the_same(name: str, trainin
 def test_option_a_shortcut_takes_every_second_pixel_and_pads_zero_channels_on_both_sides() -> None:
     image = torch.arange(2 * 4 * 5 * 6, dtype=torch.float32).reshape(2, 4, 5, 6) + 1
 
-    result = PaddingShortcut(2)(image)
+    result = PaddingShortcut(4)(image)
 
     expected = np.zeros((2, 8, 3, 3), dtype=np.float32)
     for n, c, y, x in np.ndindex(2, 4, 3, 3):
