@@ -6,6 +6,8 @@ One recipe for all: that of TrainConfig's defaults, at batch size 128, for 12 ep
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks.torch_pruning_rival import Rival
+
 EPOCHS = 12
 BATCH_SIZE = 128
 NETWORK = "resnet20"
@@ -19,6 +21,7 @@ class Setting:
     Attributes:
         options: what differs from the recipe, as fields of TrainConfig.
         group: rows of one group share a colour in the picture.
+        rival: how Torch-Pruning is used, where it is what cuts.
     """
 
     name: str
@@ -26,6 +29,7 @@ class Setting:
     seeds: int
     group: str
     options: dict[str, Any] = field(default_factory=dict)
+    rival: Rival | None = None
 
 
 # Epochs at which the narrowed network has computed as many MACs in training as ours: those of
@@ -52,6 +56,15 @@ SETTINGS = (
     Setting("random", "random decisions", 2, "control", {"method": "random"}),
     Setting("dropping", "dropout on gates, random decisions", 2, "control", {"method": "dropping"}),
     Setting("ours-0.35", "consensus, blocks and channels", 2, "ours", {"target": 0.35}),
+    *(
+        Setting(
+            f"torch-pruning-{importance}{'-restarted' if restart else ''}",
+            f"Torch-Pruning, {importance}, learning rate {'restarted' if restart else 'continued'}",
+            2, "torch-pruning", rival=Rival(importance, restart),
+        )
+        for importance in ("magnitude", "bn-scale")
+        for restart in (False, True)
+    ),
 )  # fmt: skip
 
 

@@ -1,0 +1,129 @@
+"""Accuracy against kept MACs: the whole study, one record a run, resumable across days.
+
+    export OMP_NUM_THREADS=2
+    python -m benchmarks.pareto run --data TREE --work FOLDER             # all that is missing
+    python -m benchmarks.pareto run --data TREE --work FOLDER --only ours,dense --seeds 2 --commit
+    python -m benchmarks.pareto report                                    # table and picture
+
+TREE is a class-folder tree of CIFAR-10. A run that was stopped goes on from its last checkpoint, a
+recorded one is not repeated; --commit makes a git commit of every new record. Seeds go round by
+round, so that all rows have their first run before any has its second. A rehearsal of minutes:
+run --data digits --work FOLDER --epochs 1 --seeds 1 --records FOLDER/records.
+
+The test split is evaluated for metrics.jsonl after every epoch and decides nothing; the figure of a
+run is that of its last epoch.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import benchmarks.pareto_methods  # noqa: F401  registers the control methods
+from benchmarks.pareto_report import write_report
+from benchmarks.pareto_settings import BATCH_SIZE, EPOCHS, NETWORK, SETTINGS, Setting
+from benchmarks.records import describe_machine
+from benchmarks.torch_pruning_rival import prune_half_way
+from polarprune.run_folder import RUN_FILE, RunFolder
+from polarprune.training import TrainConfig, train
+
+RECORDS = Path(__file__).parent / "results" / "pareto"
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+
+def run_once(setting: Setting, seed: int, data: str, work: Path, epochs: int) -> dict[str, Any]:
+    """Train one row with one seed, or go on with it; what is recorded of it.
+
+    Args:
+        epochs: of the recipe; a row with its own number has it in proportion.
+    """
+    out = work / f"{setting.name}-{seed}"
+    options: dict[str, Any] = {
+        "model": NETWORK, "batch_size": BATCH_SIZE, "target": 0.5, **setting.options
+    }  # fmt: skip
+    options["epochs"] = max(1, round(options.get("epochs", EPOCHS) * epochs / EPOCHS))
+    if setting.rival is not None:
+        return prune_half_way(setting.rival, out, data=data, seed=seed, **options)
+    config = TrainConfig(**options, data=data, out=out, seed=seed, resume=(out / RUN_FILE).exists())
+
+    def show(text: str, step: int, steps: int, figures: dict[str, float]) -> None:
+        if step % 200 == 0:
+            print(f"{setting.name}-{seed} {text} {step}/{steps}", file=sys.stderr, flush=True)
+
+    result = train(config, show).as_dict()
+    folder = RunFolder(out)
+    return {
+        "result": {key: value for key, value in result.items() if key != "run"},
+        "config": {**folder.config, "data": Path(data).name},
+        "versions": folder.document["versions"],
+        "git": folder.document["git"],
+        "threads": folder.document["threads"],
+        "bf16": folder.document["bf16"],
+        "metrics": folder.metrics(),
+        "cuts": [_short(cut) for cut in folder.cuts()],
+    }
+
+
+def _short(cut: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in cut.items() if key not in ("certificate",)}
+
+
+@app.command()
+def run(
+    data: Annotated[str, typer.Option(help="A class-folder tree, or digits for a rehearsal.")],
+    work: Annotated[Path, typer.Option(help="Where run folders are kept between sessions.")],
+    only: Annotated[str, typer.Option(help="Names of rows, with commas.")] = "",
+    seeds: Annotated[int, typer.Option(help="At most so many runs a row.")] = 5,
+    epochs: Annotated[int, typer.Option(help="Of the recipe.")] = EPOCHS,
+    records: Annotated[Path, typer.Option(help="Folder of the records.")] = RECORDS,
+    commit: Annotated[bool, typer.Option(help="Commit every record.")] = False,
+) -> None:
+    """Make the runs that are not recorded yet."""
+    names = only.split(",") if only else [setting.name for setting in SETTINGS]
+    unknown = set(names) - {setting.name for setting in SETTINGS}
+    if unknown:
+        raise SystemExit(f"error: there is no row {', '.join(sorted(unknown))}")
+    records.mkdir(parents=True, exist_ok=True)
+    for seed in range(seeds):
+        for setting in SETTINGS:
+            path = records / f"{setting.name}-{seed}.json"
+            if setting.name not in names or seed >= setting.seeds or path.exists():
+                continue
+            record = {
+                "setting": setting.name,
+                "what": setting.what,
+                "group": setting.group,
+                "seed": seed,
+                "machine": describe_machine(),
+                **run_once(setting, seed, data, work, epochs),
+            }
+            path.write_text(json.dumps(record, indent=1) + "\n")
+            top1 = record["result"]["top1"]
+            print(f"{setting.name}-{seed}: top-1 {100 * top1:.2f} %", flush=True)
+            if commit:
+                _commit(path, f"Record {setting.name}, seed {seed}: {100 * top1:.2f} %")
+
+
+def _commit(path: Path, message: str) -> None:
+    where = ["git", "-C", str(path.parent)]
+    for command in (["add", path.name], ["commit", "-q", "-m", message, "--", path.name]):
+        done = subprocess.run([*where, *command], check=False)
+        if done.returncode:
+            print(f"not committed: {path.name}", file=sys.stderr)
+            return
+
+
+@app.command()
+def report(
+    records: Annotated[Path, typer.Option(help="Folder of the records.")] = RECORDS,
+) -> None:
+    """Write table and picture of what is recorded beside the records."""
+    print(write_report(records))
+
+
+if __name__ == "__main__":
+    app()
