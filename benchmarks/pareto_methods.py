@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from polarprune.methods import METHODS, GateOutput, GateRequest, Method
+from polarprune.methods import METHODS, GateOutput, GateRequest, Method, Units
 from polarprune.methods.consensus import Consensus
 
 
@@ -65,7 +65,7 @@ class Dropping(Method):
 
     def loss(
         self,
-        outputs: list[GateOutput],
+        units: Units,
         macs_ratio: Float[Tensor, ""],
         target: float,
         progress: float,

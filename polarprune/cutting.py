@@ -9,7 +9,6 @@ from torch import Tensor
 
 from polarprune.decisions import macs_of
 from polarprune.gates import GatedNetwork
-from polarprune.methods import GateOutput
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,9 @@ class ClosedFor:
         self.reopened = reopened
         self.steps: Int[Tensor, " all"] = torch.zeros(sum(units), dtype=torch.long)
 
-    def see(self, outputs: list[GateOutput]) -> None:
-        """Count one batch."""
-        opened = torch.cat([output.openness.detach() for output in outputs])
+    def see(self, openness: Float[Tensor, " all"]) -> None:
+        """Count one batch, by how open it found each unit."""
+        opened = openness.detach()
         steps = self.steps.to(opened.device)
         self.steps = torch.where(opened > self.reopened, 0, steps + (opened == 0))
 

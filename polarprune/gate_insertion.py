@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from polarprune.gating import BlockGate, ChannelGates, GateState, PooledFeatures, SiteGate
+from polarprune.gating import BlockGate, ChannelGates, GateState, PooledFeatures, SourceGate
 from polarprune.graph.labels import Labels
 from polarprune.graph.sites import Analysis, GateSite
 
@@ -53,6 +53,33 @@ class Read:
     units: np.ndarray
 
 
+@dataclass(frozen=True)
+class GatePlan:
+    """Which gate module decides for which site: one for all sites that look at the same tensor.
+
+    Attributes:
+        sources: per module the tensor (node name) that it looks at.
+        sizes: per module its units.
+        of_site: per site the module and its first unit there.
+    """
+
+    sources: list[str]
+    sizes: list[int]
+    of_site: list[tuple[int, int]]
+
+
+def plan_gates(sites: list[GateSite]) -> GatePlan:
+    """Group sites by what they look at, in their order."""
+    sources = list(dict.fromkeys(site.source for site in sites))
+    sizes = [0] * len(sources)
+    of_site = []
+    for site in sites:
+        number = sources.index(site.source)
+        of_site.append((number, sizes[number]))
+        sizes[number] += site.units
+    return GatePlan(sources, sizes, of_site)
+
+
 def base_placement(analysis: Analysis, state: GateState, dtype: torch.dtype) -> Placement:
     """The gates of a network of which nothing has been cut."""
     pools: dict[str, tuple[str, PooledFeatures]] = {}
@@ -82,25 +109,31 @@ def channel_axis(labels: Labels, source: str) -> tuple[int, int]:
 
 
 def insert_gates(
-    plain: fx.GraphModule, placement: Placement, gates: list[SiteGate], state: GateState
+    plain: fx.GraphModule,
+    placement: Placement,
+    plan: GatePlan,
+    gates: list[SourceGate],
+    state: GateState,
 ) -> fx.GraphModule:
     """The network with its gates, as submodules of `gating`; the graph is changed in place.
 
     Args:
-        gates: one a site.
+        gates: those of the plan.
     """
     gating = nn.Module()
     plain.add_module("gating", gating)
-    body = _Inserter(plain, placement, state)
-    for place, gate in enumerate(gates):
-        body.add_site(place, gate)
-    body.gate_channels([len(gate.frozen) for gate in gates])
+    body = _Inserter(plain, placement, plan, state)
+    left = {plan.of_site[site][0] for site, at in enumerate(placement.looks_at) if at is not None}
+    for number, gate in enumerate(gates):
+        if number in left:
+            body.add_gate(number, gate)
+    body.gate_channels()
     body.gate_blocks()
     like = next((p for p in plain.parameters()), torch.zeros(()))
     gating.to(device=like.device, dtype=like.dtype).train(plain.training)
     graph_module = fx.GraphModule(plain, plain.graph)
-    for place, gate in enumerate(gates):  # those that nothing is left for are not in the graph
-        graph_module.add_submodule(f"gating.site_{place}", gate)
+    for number, gate in enumerate(gates):  # those that nothing is left for are not in the graph
+        graph_module.add_submodule(f"gating.gate_{number}", gate)
     graph_module.training = plain.training
     return graph_module
 
@@ -108,13 +141,15 @@ def insert_gates(
 class _Inserter:
     """Writes gate nodes into one graph."""
 
-    def __init__(self, plain: fx.GraphModule, placement: Placement, state: GateState) -> None:
+    def __init__(
+        self, plain: fx.GraphModule, placement: Placement, plan: GatePlan, state: GateState
+    ) -> None:
         self.root = plain
         self.graph = plain.graph
         self.placement = placement
+        self.plan = plan
         self.state = state
         self.nodes = {node.name: node for node in plain.graph.nodes}
-        self.pooled: dict[str, fx.Node] = {}
         self.gates: dict[int, fx.Node] = {}
         # A node that is inserted comes right after another one, before what was put there earlier.
         self.place: dict[fx.Node, tuple[int, ...]] = {
@@ -128,45 +163,51 @@ class _Inserter:
         self.place[node] = (*self.place[after], -len(self.place))
         return node
 
-    def add_site(self, place: int, gate: SiteGate) -> None:
-        """Let a gate look at its tensor; one that nothing is left for looks at none."""
-        source = self.placement.looks_at[place]
-        if source is None:
-            return
-        if source not in self.pooled:
-            looked_at, pool = self.placement.pools[source]
-            at = self.nodes[looked_at]
-            self.pooled[source] = self._call(f"pool_{len(self.pooled)}", pool, at, after=at)
-        pooled = self.pooled[source]
-        self.gates[place] = self._call(f"site_{place}", gate, pooled, after=pooled)
+    def add_gate(self, number: int, gate: SourceGate) -> None:
+        """Let a gate look at its tensor."""
+        looked_at, pool = self.placement.pools[self.plan.sources[number]]
+        at = self.nodes[looked_at]
+        pooled = self._call(f"pool_{number}", pool, at, after=at)
+        self.gates[number] = self._call(f"gate_{number}", gate, pooled, after=pooled)
 
-    def gate_channels(self, sizes: list[int]) -> None:
+    def gate_channels(self) -> None:
         """One gating of each tensor, shared by the mixing operators that read it."""
         readers: dict[str, list[Read]] = {}
         for read in self.placement.reads:
             readers.setdefault(read.source, []).append(read)
         for count, (source, reads) in enumerate(readers.items()):
-            units = reads[0].units
-            sites = [site for site in np.unique(units[:, 0]).tolist() if site >= 0]
-            ends = np.cumsum([sizes[site] for site in sites])
-            starts = np.zeros(len(sizes), dtype=np.int64)
-            starts[sites] = [0, *ends[:-1]]
-            always_open = ends[-1]  # the value behind those of all gates
-            index = np.where(units[:, 0] < 0, always_open, starts[units[:, 0]] + units[:, 1])
+            numbers, index = self._values_of(reads[0].units)
             module = ChannelGates(self.state, torch.from_numpy(index), reads[0].axis)
-            tensor, gates = self.nodes[source], [self.gates[site] for site in sites]
+            tensor, gates = self.nodes[source], [self.gates[number] for number in numbers]
             gated = self._call(
                 f"channels_{count}", module, tensor, *gates, after=self._latest([tensor, *gates])
             )
             for read in reads:
                 self.nodes[read.node].replace_input_with(tensor, gated)
 
+    def _values_of(self, units: np.ndarray) -> tuple[list[int], np.ndarray]:
+        """The gate modules that decide about these (site, unit), and where among their values.
+
+        Behind the values of all these modules lies one that is always open.
+        """
+        of_site = np.asarray(self.plan.of_site).reshape(-1, 2)
+        gated = units[:, 0] >= 0
+        modules, first = of_site[units[gated, 0]].T
+        numbers = np.unique(modules)
+        sizes = np.asarray(self.plan.sizes)[numbers]
+        starts = np.cumsum(sizes) - sizes
+        index = np.full(len(units), sizes.sum(), dtype=np.int64)
+        index[gated] = starts[np.searchsorted(numbers, modules)] + first + units[gated, 1]
+        return numbers.tolist(), index
+
     def gate_blocks(self) -> None:
         """Each residual branch, just before its addition."""
         for place, (branch_name, addition) in self.placement.blocks.items():
-            branch, gate = self.nodes[branch_name], self.gates[place]
+            number, unit = self.plan.of_site[place]
+            branch, gate = self.nodes[branch_name], self.gates[number]
             latest = self._latest([branch, gate])
-            gated = self._call(f"block_{place}", BlockGate(self.state), branch, gate, after=latest)
+            module = BlockGate(self.state, unit)
+            gated = self._call(f"block_{place}", module, branch, gate, after=latest)
             self.nodes[addition].replace_input_with(branch, gated)
 
     def _latest(self, nodes: list[fx.Node]) -> fx.Node:

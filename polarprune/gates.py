@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, fx, nn
@@ -10,15 +11,15 @@ from torch import Tensor, fx, nn
 from polarprune.collecting import paused_collection
 from polarprune.decisions import check_decisions, choose_decisions
 from polarprune.errors import ConfigError
-from polarprune.gate_insertion import base_placement, channel_axis, insert_gates
-from polarprune.gating import GateState, PooledFeatures, SiteGate
+from polarprune.gate_insertion import base_placement, channel_axis, insert_gates, plan_gates
+from polarprune.gating import GateState, PooledFeatures, SiteGate, SourceGate
 from polarprune.graph.cost import CostCircuit, count_parameters
 from polarprune.graph.cut import Cut, Origin, cut_graph
 from polarprune.graph.layers import set_mode
 from polarprune.graph.normalise import normalise
 from polarprune.graph.sites import Analysis, GateSite, Refusal, analyse
 from polarprune.graph.tracing import Draft
-from polarprune.methods import GateOutput, GateRequest, build_method
+from polarprune.methods import GateOutput, GateRequest, Units, build_method
 from polarprune.narrowing import Shell, fill, place_gates
 
 # All gates together: at most this share of the network's parameters (the design says under 5 %).
@@ -48,17 +49,33 @@ class GatedNetwork(nn.Module):
         self._earlier: dict[str, Origin] = {}
         like = next((p for p in plain.parameters()), torch.zeros(()))
         placement = base_placement(analysis, self.state, like.dtype)
+        self._plan = plan_gates(self.sites)
+        starts = torch.cumsum(torch.tensor([0, *self._plan.sizes]), 0).tolist()
+        self._order = torch.tensor(
+            [
+                starts[number] + first + unit
+                for site, (number, first) in zip(self.sites, self._plan.of_site, strict=True)
+                for unit in range(site.units)
+            ],
+            dtype=torch.long,
+        )
+        # Each site counts alike, or the few block gates would not be heard among the channels.
+        self._share = torch.tensor(
+            [1 / (site.units * len(self.sites)) for site in self.sites for _ in range(site.units)]
+        )
         gates = self._make_gates(int(_GATE_PARAMETER_SHARE * count_parameters(plain)))
-        self.body = insert_gates(plain, placement, gates, self.state)
+        self.body = insert_gates(plain, placement, self._plan, gates, self.state)
         set_mode(self, self.body.training)
 
-    def _make_gates(self, parameter_budget: int) -> list[SiteGate]:
-        widths = {s.source: channel_axis(self.analysis.labels, s.source)[1] for s in self.sites}
-        requests = [GateRequest(s.units, widths[s.source], s.unit_macs) for s in self.sites]
+    def _make_gates(self, parameter_budget: int) -> list[SourceGate]:
+        requests = [
+            GateRequest(units, channel_axis(self.analysis.labels, source)[1])
+            for source, units in zip(self._plan.sources, self._plan.sizes, strict=True)
+        ]
         gates = self.method.make_gates(requests, parameter_budget)
         return [
-            SiteGate(self.state, gate, site.units)
-            for gate, site in zip(gates, self.sites, strict=True)
+            SourceGate(self.state, gate, request.units)
+            for gate, request in zip(gates, requests, strict=True)
         ]
 
     @property
@@ -75,21 +92,30 @@ class GatedNetwork(nn.Module):
         """The network's outputs with the gates as they are (open, searching or frozen)."""
         return self.body(x)  # type: ignore[no-any-return]
 
+    def gate_modules(self) -> list[SourceGate]:
+        """One for each tensor that gates look at."""
+        count = len(self._plan.sources)
+        return [self.body.get_submodule(f"gating.gate_{i}") for i in range(count)]  # type: ignore[misc]
+
     def site_gates(self) -> list[SiteGate]:
         """The gate of each site, in the order of `sites`."""
-        return [self.body.get_submodule(f"gating.site_{i}") for i in range(len(self.sites))]  # type: ignore[misc]
+        modules = self.gate_modules()
+        return [
+            SiteGate(modules[number], slice(first, first + site.units))
+            for site, (number, first) in zip(self.sites, self._plan.of_site, strict=True)
+        ]
 
     def gate_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters of the gates; all others are the network's."""
-        for gate in self.site_gates():
+        for gate in self.gate_modules():
             yield from gate.parameters()
 
     def gate_macs(self) -> int:
         """MACs that all gates add for one image while they search."""
         return sum(
             module.in_features * module.out_features
-            for gate in self.site_gates()
-            if not bool(gate.gone.all())
+            for gate in self.gate_modules()
+            if not gate.all_gone
             for module in gate.modules()
             if isinstance(module, nn.Linear)
         )
@@ -114,17 +140,26 @@ class GatedNetwork(nn.Module):
         self.state.mode = "open"
 
     def outputs(self) -> list[GateOutput]:
-        """What each gate said about the last batch (search mode only)."""
-        found = [
-            gate.closed_output() if gate.some_gone and bool(gate.gone.all()) else gate.output
-            for gate in self.site_gates()
-        ]
-        assert all(output is not None for output in found), "no batch has been seen in search mode"
-        return [output for output in found if output is not None]
+        """What was decided for each site and the last batch (search mode only)."""
+        return [gate.output for gate in self.site_gates()]
 
-    def expected_macs_ratio(self) -> Float[Tensor, ""]:
-        """Expected MACs of the last batch's gates over the dense ones, differentiable."""
-        macs = self.circuit.evaluate([output.openness for output in self.outputs()]).macs
+    def units(self) -> Units:
+        """The same of all units, one after the other in the order of `sites`, without values."""
+        outputs = [gate.last_output() for gate in self.gate_modules()]
+        order = self._order.to(outputs[0].probability.device)
+        probability = torch.cat([output.probability for output in outputs])[order]
+        openness = torch.cat([output.openness for output in outputs])[order]
+        return Units(probability, openness, self._share.to(order.device))
+
+    def expected_macs_ratio(self, openness: Float[Tensor, " g"] | None = None) -> Float[Tensor, ""]:
+        """Expected MACs over the dense ones, differentiable.
+
+        Args:
+            openness: of all units, in the order of `sites`; without it that of the last batch.
+        """
+        openness = self.units().openness if openness is None else openness
+        by_site = torch.split(openness, [site.units for site in self.sites])
+        macs = self.circuit.evaluate(list(by_site)).macs
         return torch.as_tensor(macs) / self.circuit.dense_macs
 
     def set_decisions(self, decisions: dict[str, Tensor]) -> None:
@@ -185,9 +220,14 @@ class GatedNetwork(nn.Module):
                 small, whole, self.analysis, self._plain_graph, self.state, usual.__getitem__
             )
             self._present_graph = _copied(small.graph)
-            self.body = insert_gates(small, placement, self.site_gates(), self.state)
-        for gate, left in zip(self.site_gates(), placement.left(self.sites), strict=True):
-            gate.cut(~torch.from_numpy(left))
+            self.body = insert_gates(small, placement, self._plan, self.gate_modules(), self.state)
+        left = torch.from_numpy(np.concatenate(placement.left(self.sites)))
+        in_modules = torch.empty_like(left)
+        in_modules[self._order] = left
+        for gate, kept in zip(
+            self.gate_modules(), torch.split(in_modules, self._plan.sizes), strict=True
+        ):
+            gate.cut(~kept)
         self._shell, self._earlier = shell, whole.origins
         return filled
 

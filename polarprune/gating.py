@@ -70,8 +70,11 @@ class PooledFeatures(nn.Module):
         return usual.index_copy(1, found, features[:, channels])
 
 
-class SiteGate(nn.Module):
-    """One site's gate: the method's own module, its frozen decision and what it did last.
+class SourceGate(nn.Module):
+    """The gates of all sites that look at one tensor: one module decides for them at once.
+
+    It holds the method's own module, the frozen decisions and what was decided last, with the units
+    of its sites one after the other.
 
     Attributes:
         gone: units that have been cut out of the network; closed for good.
@@ -85,7 +88,7 @@ class SiteGate(nn.Module):
     MOMENTUM = 0.1
 
     def __init__(self, state: GateState, gate: nn.Module, units: int) -> None:
-        """Wrap the method's module for a site of so many units."""
+        """Wrap the method's module, which decides for so many units."""
         super().__init__()
         self.state = state
         self.gate = gate
@@ -93,19 +96,22 @@ class SiteGate(nn.Module):
         self.register_buffer("frozen", torch.ones(units, dtype=torch.bool))
         self.register_buffer("running", torch.ones(units))
         self.register_buffer("gone", torch.zeros(units, dtype=torch.bool))
-        self.some_gone = False
+        self.some_gone = self.all_gone = False
 
     def cut(self, closed: Bool[Tensor, " g"]) -> None:
         """Close units for good."""
         self.gone |= closed.to(self.gone.device)
-        self.some_gone = bool(self.gone.any())
+        self.some_gone, self.all_gone = bool(self.gone.any()), bool(self.gone.all())
         self.frozen &= ~self.gone
         self.running.masked_fill_(self.gone, 0.0)
 
-    def closed_output(self) -> GateOutput:
-        """What a gate would say all of whose units are gone."""
-        zeros = torch.zeros_like(self.running)
-        return GateOutput(zeros.unsqueeze(0), zeros, zeros)
+    def last_output(self) -> GateOutput:
+        """What was decided for the last batch; all closed where nothing is left to decide."""
+        if self.all_gone:
+            zeros = torch.zeros_like(self.running)
+            return GateOutput(zeros.unsqueeze(0), zeros, zeros)
+        assert self.output is not None, "no batch has been seen in search mode"
+        return self.output
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the last output, whose autograd graph cannot be copied."""
@@ -129,6 +135,37 @@ class SiteGate(nn.Module):
             with torch.no_grad():
                 self.running.lerp_(output.probability.detach(), self.MOMENTUM)
         return output.values
+
+
+@dataclass(frozen=True)
+class SiteGate:
+    """One site's part of a SourceGate; its tensors are views and may be written to."""
+
+    source: SourceGate
+    units: slice
+
+    @property
+    def frozen(self) -> Bool[Tensor, " g"]:
+        """The frozen decision, True = open."""
+        return self.source.frozen[self.units]
+
+    @property
+    def running(self) -> Float[Tensor, " g"]:
+        """The open probability over the last batches."""
+        return self.source.running[self.units]
+
+    @property
+    def gone(self) -> Bool[Tensor, " g"]:
+        """What has been cut out of the network."""
+        return self.source.gone[self.units]
+
+    @property
+    def output(self) -> GateOutput:
+        """What was decided for the last batch."""
+        whole = self.source.last_output()
+        return GateOutput(
+            whole.values[:, self.units], whole.probability[self.units], whole.openness[self.units]
+        )
 
 
 class ChannelGates(nn.Module):
@@ -164,10 +201,11 @@ class ChannelGates(nn.Module):
 class BlockGate(nn.Module):
     """Gates a residual branch just before the addition."""
 
-    def __init__(self, state: GateState) -> None:
-        """A gate that follows the shared state."""
+    def __init__(self, state: GateState, unit: int) -> None:
+        """Take this unit of what the gate module decides."""
         super().__init__()
         self.state = state
+        self.unit = unit
 
     def forward(self, branch: Float[Tensor, "n ..."], gate: Tensor | None) -> Tensor:
         """The branch, or zeros where the gate is closed.
@@ -177,8 +215,8 @@ class BlockGate(nn.Module):
         if gate is None:
             return branch
         if self.state.mode == "frozen":
-            return branch if bool(gate[0, 0] > 0) else torch.zeros_like(branch)
-        gate = one_for_all(gate, branch)
+            return branch if bool(gate[0, self.unit] > 0) else torch.zeros_like(branch)
+        gate = one_for_all(gate[:, self.unit : self.unit + 1], branch)
         return branch * gate.reshape(-1, *[1] * (branch.dim() - 1)).to(branch.dtype)
 
 

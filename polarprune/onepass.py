@@ -137,10 +137,9 @@ class OnePass:
         if self._gated is None or not self.searching:
             return torch.zeros((), device=_device_of(self.network))
         progress = (self.steps - self._search_step) / (self._settle_step - self._search_step)
-        ratio = self._gated.expected_macs_ratio()
-        return self._gated.method.loss(
-            self._gated.outputs(), ratio, self.target, min(1.0, progress)
-        )
+        units = self._gated.units()
+        ratio = self._gated.expected_macs_ratio(units.openness)
+        return self._gated.method.loss(units, ratio, self.target, min(1.0, progress))
 
     def step(self) -> CutRecord | None:
         """Call after optimizer.step(); may cut the network and the optimizer's state.
@@ -155,7 +154,7 @@ class OnePass:
         if self._gate_optimizer is not None:
             self._step_gates(self._gate_optimizer)
         if self.searching:
-            self._closed_for.see(self._gated.outputs())
+            self._closed_for.see(self._gated.units().openness)
         if self.steps >= self._settle_step or self.steps >= self.total_steps:
             return self._settle()
         if self.steps == self._search_step and self._gated.sites:
@@ -221,13 +220,13 @@ class OnePass:
         # Adam moves a logit by about the learning rate a step: let it travel 20 in the search.
         steps = self._settle_step - self._search_step
         rate = min(0.1, max(0.003, 20.0 / steps))
-        return torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.99))
+        return torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.99), fused=True)
 
     def _step_gates(self, gate_optimizer: torch.optim.Adam) -> None:
         parameters = gate_optimizer.param_groups[0]["params"]
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        gradients = [p.grad.flatten() for p in parameters if p.grad is not None]
         # A loss scaler's overflow must not reach Adam's moments.
-        if gradients and all(bool(g.isfinite().all()) for g in gradients):
+        if gradients and bool(torch.cat(gradients).isfinite().all()):
             gate_optimizer.step()
         gate_optimizer.zero_grad(set_to_none=True)
 

@@ -2,7 +2,7 @@
 
 from polarprune.errors import ConfigError
 from polarprune.methods.consensus import Consensus
-from polarprune.methods.protocol import GateOutput, GateRequest, Method
+from polarprune.methods.protocol import GateOutput, GateRequest, Method, Units
 from polarprune.methods.random import RandomControl
 
 METHODS: dict[str, type[Method]] = {"consensus": Consensus, "random": RandomControl}
@@ -19,4 +19,4 @@ def build_method(name: str) -> Method:
     return METHODS[name]()
 
 
-__all__ = ["METHODS", "GateOutput", "GateRequest", "Method", "build_method"]
+__all__ = ["METHODS", "GateOutput", "GateRequest", "Method", "Units", "build_method"]

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from polarprune.methods.protocol import GateOutput, GateRequest, Method
+from polarprune.methods.protocol import GateOutput, GateRequest, Method, Units
 
 # Open at the start: sigmoid(2) = 0.88, and the gradient of the sigmoid is still alive there.
 _INITIAL_LOGIT = 2.0
@@ -57,7 +57,7 @@ class Consensus(Method):
     def make_gates(self, requests: list[GateRequest], parameter_budget: int) -> list[nn.Module]:
         """The widest hidden layers (at most 16) with which all gates fit the budget."""
         for width in range(_MAX_HIDDEN, 0, -1):
-            hidden = [min(width, max(1, math.ceil(r.channels / 8))) for r in requests]
+            hidden = [min(width, max(1, math.ceil(r.channels / 4))) for r in requests]
             size = sum(
                 h * (r.channels + 1) + r.units * (h + 1)
                 for h, r in zip(hidden, requests, strict=True)
@@ -68,29 +68,29 @@ class Consensus(Method):
 
     def loss(
         self,
-        outputs: list[GateOutput],
+        units: Units,
         macs_ratio: Float[Tensor, ""],
         target: float,
         progress: float,
     ) -> Float[Tensor, ""]:
         """Budget loss and polarization loss, both ours in form."""
         aim = 1.0 + (target - 1.0) * min(1.0, progress / _APPROACH)
-        # Each site counts alike, or the few block gates would not be heard among the channels.
-        sites = [polarization_loss(output.probability) for output in outputs]
-        polarization = torch.stack(sites).mean()
+        polarization = polarization_loss(units.probability, units.share)
         return (
             budget_loss(macs_ratio, aim, progress)
             + _POLARIZATION_WEIGHT * progress**2 * polarization
         )
 
 
-def polarization_loss(probability: Float[Tensor, " g"]) -> Float[Tensor, ""]:
-    """Mean of 4 p (1 - p) over units, p the batch-mean open probability.
+def polarization_loss(
+    probability: Float[Tensor, " g"], share: Float[Tensor, " g"]
+) -> Float[Tensor, ""]:
+    """Weighted mean of 4 p (1 - p) over units, p the batch-mean open probability.
 
     Zero only when all inputs agree on 0 or on 1, one when they are split. Source: ours; the
     paper's statement, not its formula.
     """
-    return (4 * probability * (1 - probability)).mean()
+    return 4 * (share * probability * (1 - probability)).sum()
 
 
 def budget_loss(macs_ratio: Float[Tensor, ""], aim: float, progress: float) -> Float[Tensor, ""]:

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class GateRequest:
-    """One site that wants a gate: `units` decisions from `channels` pooled features."""
+    """One tensor that gates look at: `units` decisions from `channels` pooled features.
+
+    The units are those of all sites that look at the tensor, one site after the other.
+    """
 
     units: int
     channels: int
-    unit_macs: int
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,21 @@ class GateOutput:
     openness: Float[Tensor, " g"]
 
 
+@dataclass(frozen=True)
+class Units:
+    """What was decided about all units of a network for one batch, one site after the other.
+
+    Attributes:
+        probability: open probability, batch mean, differentiable.
+        openness: batch mean of the values as they were applied, differentiable.
+        share: weight of each unit where all sites weigh alike; the weights add up to 1.
+    """
+
+    probability: Float[Tensor, " g"]
+    openness: Float[Tensor, " g"]
+    share: Float[Tensor, " g"]
+
+
 class Method(ABC):
     """A way to drive gates."""
 
@@ -38,7 +55,7 @@ class Method(ABC):
 
     @abstractmethod
     def make_gates(self, requests: list[GateRequest], parameter_budget: int) -> list[nn.Module]:
-        """One gate module a site: pooled features (n, channels) -> GateOutput.
+        """One gate module a request: pooled features (n, channels) -> GateOutput.
 
         Args:
             parameter_budget: values that all gates together may have.
@@ -47,7 +64,7 @@ class Method(ABC):
     @abstractmethod
     def loss(
         self,
-        outputs: list[GateOutput],
+        units: Units,
         macs_ratio: Float[Tensor, ""],
         target: float,
         progress: float,

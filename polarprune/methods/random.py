@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from polarprune.methods.protocol import GateOutput, GateRequest, Method
+from polarprune.methods.protocol import GateOutput, GateRequest, Method, Units
 
 
 class RandomGate(nn.Module):
@@ -34,7 +34,7 @@ class RandomControl(Method):
 
     def loss(
         self,
-        outputs: list[GateOutput],
+        units: Units,
         macs_ratio: Float[Tensor, ""],
         target: float,
         progress: float,

@@ -14,7 +14,6 @@ from polarprune.cutting import ClosedFor, CutRule, choose_cut
 from polarprune.decisions import macs_of
 from polarprune.errors import ConfigError
 from polarprune.gates import GatedNetwork
-from polarprune.methods import GateOutput
 from polarprune.onepass import OnePass, Phases
 
 STEPS = 40
@@ -22,15 +21,10 @@ PHASES = Phases(search=0.1, settle=0.9, cuts=(0.5, 0.7))
 RULE = CutRule(patience=0.2, least_steps=1)
 
 
-def seen(*opened: float) -> list[GateOutput]:
-    openness = torch.tensor(opened)
-    return [GateOutput(openness.unsqueeze(0), openness, openness)]
-
-
 def test_a_unit_counts_while_it_is_closed_for_all_and_starts_anew_when_it_opens() -> None:
     closed_for = ClosedFor([3], reopened=0.05)
     for opened in ((0.0, 0.0, 0.0), (0.0, 0.05, 0.06), (0.0, 0.0, 0.0)):
-        closed_for.see(seen(*opened))
+        closed_for.see(torch.tensor(opened))
     assert closed_for.by_site()[0].tolist() == [3, 2, 1]
 
 
@@ -51,10 +45,11 @@ def gated_small(align: int = 1) -> GatedNetwork:
 def close(gated: GatedNetwork, site: str, units: list[int], logit: float = -9.0) -> None:
     """Let a site's gate say so for every input."""
     place = [s.name for s in gated.sites].index(site)
-    gate = gated.site_gates()[place].gate
+    site_gate = gated.site_gates()[place]
+    logits = site_gate.source.gate.logit
     with torch.no_grad():
-        gate.logit.weight[units] = 0
-        gate.logit.bias[units] = logit
+        logits.weight[site_gate.units][units] = 0
+        logits.bias[site_gate.units][units] = logit
 
 
 def waited(gated: GatedNetwork, closed: dict[str, list[int]], steps: int = 5) -> ClosedFor:

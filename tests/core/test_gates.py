@@ -83,8 +83,9 @@ def test_a_search_that_agrees_computes_what_freezing_gives() -> None:
     gated.search()
     for site, gate in zip(gated.sites, gated.site_gates(), strict=True):
         with torch.no_grad():
-            gate.gate.logit.weight.zero_()
-            gate.gate.logit.bias.copy_(torch.where(decisions[site.name], 5.0, -5.0))
+            logit = gate.source.gate.logit
+            logit.weight[gate.units] = 0
+            logit.bias[gate.units] = torch.where(decisions[site.name], 5.0, -5.0).to(logit.bias)
     torch.testing.assert_close(gated(image()), frozen, rtol=1e-12, atol=1e-12)
 
 
@@ -122,9 +123,9 @@ def test_random_scores_differ_by_seed_and_repeat_with_it() -> None:
 
 
 def test_polarization_is_zero_only_in_agreement() -> None:
-    assert float(polarization_loss(torch.tensor([0.0, 1.0, 1.0]))) == 0
-    assert float(polarization_loss(torch.tensor([0.5]))) == 1
-    assert float(polarization_loss(torch.tensor([0.0, 0.9]))) > 0
+    assert float(polarization_loss(torch.tensor([0.0, 1.0, 1.0]), torch.full((3,), 1 / 3))) == 0
+    assert float(polarization_loss(torch.tensor([0.5]), torch.full((1,), 1 / 1))) == 1
+    assert float(polarization_loss(torch.tensor([0.0, 0.9]), torch.full((2,), 1 / 2))) > 0
 
 
 def test_the_budget_costs_nothing_at_or_under_the_aim() -> None:

@@ -52,7 +52,7 @@ def test_other_networks_are_pruned_to_their_target(
     gated = polarprune.attach_gates(make(), _batch(0)[0])
     optimizer = torch.optim.SGD(gated.parameters(), lr=1e-3, momentum=0.9)
     one = OnePass(gated, optimizer, target=TARGET, total_steps=STEPS, phases=PHASES)
-    gates = [gate.gate.logit.bias for gate in gated.site_gates()]
+    gates = [gate.gate.logit.bias for gate in gated.gate_modules()]
     start = [bias.detach().clone() for bias in gates]
     for step in range(STEPS):
         images, labels = _batch(step)
