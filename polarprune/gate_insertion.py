@@ -4,9 +4,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from polarprune.gating import BlockGate, ChannelGates, GateState, PooledFeatures, SourceGate
+from polarprune.gating import (
+    MASKABLE,
+    BlockGate,
+    ChannelGates,
+    GateState,
+    MaskedReader,
+    PooledFeatures,
+    SourceGate,
+)
 from polarprune.graph.labels import Labels
 from polarprune.graph.sites import Analysis, GateSite
 
@@ -132,6 +140,8 @@ def insert_gates(
     like = next((p for p in plain.parameters()), torch.zeros(()))
     gating.to(device=like.device, dtype=like.dtype).train(plain.training)
     graph_module = fx.GraphModule(plain, plain.graph)
+    for path, layer in body.masked_layers.items():  # the graph names their readers instead
+        graph_module.add_submodule(path, layer)
     for number, gate in enumerate(gates):  # those that nothing is left for are not in the graph
         graph_module.add_submodule(f"gating.gate_{number}", gate)
     graph_module.training = plain.training
@@ -151,6 +161,7 @@ class _Inserter:
         self.state = state
         self.nodes = {node.name: node for node in plain.graph.nodes}
         self.gates: dict[int, fx.Node] = {}
+        self.masked_layers: dict[str, nn.Module] = {}
         # A node that is inserted comes right after another one, before what was put there earlier.
         self.place: dict[fx.Node, tuple[int, ...]] = {
             node: (place,) for place, node in enumerate(plain.graph.nodes)
@@ -177,13 +188,39 @@ class _Inserter:
             readers.setdefault(read.source, []).append(read)
         for count, (source, reads) in enumerate(readers.items()):
             numbers, index = self._values_of(reads[0].units)
-            module = ChannelGates(self.state, torch.from_numpy(index), reads[0].axis)
+            layers = [self._maskable(read) for read in reads]
+            masked = all(layer is not None for layer in layers)
+            where = torch.from_numpy(index)
+            module = ChannelGates(self.state, where, reads[0].axis, masked=masked)
             tensor, gates = self.nodes[source], [self.gates[number] for number in numbers]
             gated = self._call(
                 f"channels_{count}", module, tensor, *gates, after=self._latest([tensor, *gates])
             )
-            for read in reads:
-                self.nodes[read.node].replace_input_with(tensor, gated)
+            for read, layer in zip(reads, layers, strict=True):
+                reader = self.nodes[read.node]
+                reader.replace_input_with(tensor, gated)
+                if masked and layer is not None:
+                    self._mask(reader, MaskedReader(self.state, where, layer), gates)
+
+    def _maskable(self, read: Read) -> nn.Module | None:
+        """The layer that reads, where masking its weight along axis 1 closes what it reads."""
+        node = self.nodes[read.node]
+        if node.op != "call_module":
+            return None
+        layer = self.root.get_submodule(str(node.target))
+        if type(layer) not in MASKABLE or getattr(layer, "groups", 1) != 1:
+            return None
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        return layer if weight.shape[1] == len(read.units) else None
+
+    def _mask(self, reader: fx.Node, module: MaskedReader, gates: list[fx.Node]) -> None:
+        path = str(reader.target)
+        self.masked_layers[path] = module._layer[0]
+        name = f"gating.reader_{len(self.masked_layers)}_{reader.name}"
+        self.root.add_submodule(name, module)
+        reader.target = name
+        reader.args = (*reader.args, *gates)
 
     def _values_of(self, units: np.ndarray) -> tuple[list[int], np.ndarray]:
         """The gate modules that decide about these (site, unit), and where among their values.

@@ -9,15 +9,23 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from polarprune.methods.protocol import GateOutput
 
 
 @dataclass
 class GateState:
-    """open: gates cost nothing and do nothing; search: the method decides; frozen: constants."""
+    """What all gates do at the moment.
+
+    Attributes:
+        mode: open: gates cost and do nothing; search: the method decides; frozen: constants.
+        alike: while they search in training, all images of a batch are decided as most of them
+            would be; masking weights then takes the place of masking activations.
+    """
 
     mode: Literal["open", "search", "frozen"] = "open"
+    alike: bool = False
 
 
 class PooledFeatures(nn.Module):
@@ -134,6 +142,9 @@ class SourceGate(nn.Module):
         if self.training:
             with torch.no_grad():
                 self.running.lerp_(output.probability.detach(), self.MOMENTUM)
+            if self.state.alike:
+                p = output.probability
+                return ((p > 0.5).to(p.dtype) + (p - p.detach())).unsqueeze(0)
         return output.values
 
 
@@ -176,26 +187,76 @@ class ChannelGates(nn.Module):
 
     index: Tensor
 
-    def __init__(self, state: GateState, index: Tensor, axis: int) -> None:
-        """Take gate `index[i]` for position i; the value after all gates' units is always open."""
+    def __init__(self, state: GateState, index: Tensor, axis: int, *, masked: bool = False) -> None:
+        """Take gate `index[i]` for position i; the value after all gates' units is always open.
+
+        Args:
+            masked: the tensor's readers mask their weights where all images are decided alike.
+        """
         super().__init__()
         self.state = state
         self.axis = axis
+        self.masked = masked
         self.register_buffer("index", index, persistent=False)
 
     def forward(self, x: Float[Tensor, "..."], *gates: Tensor | None) -> Float[Tensor, "..."]:
         """X with closed channels zero."""
         if self.state.mode == "open":
             return x
-        given = [gate for gate in gates if gate is not None]
-        ones = given[0].new_ones((len(given[0]), 1))
-        values = torch.cat([*given, ones], dim=1).index_select(1, self.index)
+        if self.masked and self.state.mode == "search" and _alike(gates):
+            return x
         shape = [-1] + [1] * (x.dim() - 1)
         shape[self.axis] = len(self.index)
-        values = one_for_all(values, x).reshape(shape)
+        values = one_for_all(_at(gates, self.index), x).reshape(shape)
         if self.state.mode == "frozen":
             return torch.where(values > 0, x, torch.zeros((), dtype=x.dtype, device=x.device))
         return x * values.to(x.dtype)
+
+
+# What a MaskedReader can read for: their weight has one slice an input channel, along axis 1.
+MASKABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+class MaskedReader(nn.Module):
+    """A mixing operator that, where all images are decided alike, masks its weight instead.
+
+    Zeroing the weights of an input channel is what zeroing the channel does, for the cost of a few
+    thousand products in place of a pass over the activations in each direction.
+    """
+
+    index: Tensor
+
+    def __init__(self, state: GateState, index: Tensor, layer: nn.Module) -> None:
+        """Read for a layer of MASKABLE, one group; it stays where it is in the network."""
+        super().__init__()
+        self.state = state
+        self._layer = (layer,)  # in a tuple, so that its parameters are not listed twice
+        self.register_buffer("index", index, persistent=False)
+
+    def forward(self, x: Float[Tensor, "n ..."], *gates: Tensor | None) -> Float[Tensor, "n ..."]:
+        """The layer's output; x is gated already unless all images are decided alike."""
+        [layer] = self._layer
+        if self.state.mode != "search" or not _alike(gates):
+            result: Tensor = layer(x)
+            return result
+        assert isinstance(layer, MASKABLE)
+        mask = _at(gates, self.index).to(layer.weight.dtype)
+        weight = layer.weight * mask.reshape(1, -1, *[1] * (layer.weight.dim() - 2))
+        if isinstance(layer, nn.Linear):
+            return F.linear(x, weight, layer.bias)
+        convolved: Tensor = layer._conv_forward(x, weight, layer.bias)  # knows padding modes
+        return convolved
+
+
+def _alike(gates: tuple[Tensor | None, ...]) -> bool:
+    return all(gate is None or len(gate) == 1 for gate in gates)
+
+
+def _at(gates: tuple[Tensor | None, ...], index: Tensor) -> Float[Tensor, "n c"]:
+    """The gate value of each position."""
+    given = [gate for gate in gates if gate is not None]
+    ones = given[0].new_ones((len(given[0]), 1))
+    return torch.cat([*given, ones], dim=1).index_select(1, index)
 
 
 class BlockGate(nn.Module):
