@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polarprune.gate_arithmetic import apply_gate, mean_of_channels
 from polarprune.methods.protocol import GateOutput
 
 
@@ -69,8 +70,7 @@ class PooledFeatures(nn.Module):
         if self.state.mode != "search":
             return None
         x = x.detach()
-        space = tuple(axis for axis in range(1, x.dim()) if axis != self.axis)
-        features = (x.mean(dim=space) if space else x).to(self.dtype)
+        features = mean_of_channels(x, self.axis).to(self.dtype)
         if self.places is None or self.usual is None:
             return features
         channels, found = self.places
@@ -210,7 +210,7 @@ class ChannelGates(nn.Module):
         values = one_for_all(_at(gates, self.index), x).reshape(shape)
         if self.state.mode == "frozen":
             return torch.where(values > 0, x, torch.zeros((), dtype=x.dtype, device=x.device))
-        return x * values.to(x.dtype)
+        return apply_gate(x, values)
 
 
 # What a MaskedReader can read for: their weight has one slice an input channel, along axis 1.
@@ -278,7 +278,7 @@ class BlockGate(nn.Module):
         if self.state.mode == "frozen":
             return branch if bool(gate[0, self.unit] > 0) else torch.zeros_like(branch)
         gate = one_for_all(gate[:, self.unit : self.unit + 1], branch)
-        return branch * gate.reshape(-1, *[1] * (branch.dim() - 1)).to(branch.dtype)
+        return apply_gate(branch, gate.reshape(-1, *[1] * (branch.dim() - 1)))
 
 
 def one_for_all(values: Float[Tensor, "n g"], x: Float[Tensor, "m ..."]) -> Float[Tensor, "k g"]:
