@@ -29,6 +29,8 @@ from polarprune.optimizer_state import (
     take_out,
 )
 from polarprune.phases import Phases
+from polarprune.price_list import EVERY as PRICED_EVERY
+from polarprune.price_list import PriceList
 
 __all__ = ["OnePass", "Phases"]
 
@@ -105,6 +107,7 @@ class OnePass:
         self._gate_optimizer = self._make_gate_optimizer(gate_parameters)
         self._hook = gated.register_forward_pre_hook(self._remember)
         self._last_batch: Tensor | None = None
+        self._prices: PriceList | None = None
         gated.open()
         if gated.sites and self._search_step == 0:
             gated.search()
@@ -138,7 +141,9 @@ class OnePass:
             return torch.zeros((), device=_device_of(self.network))
         progress = (self.steps - self._search_step) / (self._settle_step - self._search_step)
         units = self._gated.units()
-        ratio = self._gated.expected_macs_ratio(units.openness)
+        if self._prices is None or self.steps % PRICED_EVERY == 0:
+            self._prices = PriceList.of(self._gated, units.openness)
+        ratio = self._prices(units.openness)
         return self._gated.method.loss(units, ratio, self.target, min(1.0, progress))
 
     def step(self) -> CutRecord | None:
@@ -183,6 +188,7 @@ class OnePass:
             "macs_now": self._macs_now,
             "gate_optimizer": gates.state_dict()["state"] if gates and not self.settled else {},
             "closed_for": self._closed_for.steps.tolist(),
+            "prices": self._prices.state_dict() if self._prices and not self.settled else {},
             "gone": {
                 name: torch.nonzero(gone).flatten().tolist()
                 for name, gone in (self._gated.gone() if self._gated is not None else {}).items()
@@ -208,6 +214,9 @@ class OnePass:
             self._narrow(self._gated, left_of(self._gated, state["gone"]))
         if self.steps >= self._search_step and self._gated.sites:
             self._gated.search()
+        if state["prices"]:
+            like = next(self._gated.gate_modules()[0].parameters(), torch.zeros(()))
+            self._prices = PriceList.from_state(state["prices"], like)
         if self._gate_optimizer is not None and state["gate_optimizer"]:
             groups = self._gate_optimizer.state_dict()["param_groups"]
             self._gate_optimizer.load_state_dict(
