@@ -160,8 +160,14 @@ def train(
     weights: Weights = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last epoch of --out.")
+        bool, typer.Option("--resume", help="Go on from the last checkpoint of --out.")
     ] = False,
+    checkpoint_every: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps between checkpoints inside of an epoch.", show_default="five minutes"
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
     lr: Annotated[
         float | None,
@@ -197,7 +203,7 @@ def train(
     config = TrainConfig(
         model=model, data=data, out=out, target=target, method=method, granularity=granularity,
         align=align, epochs=epochs, weights=None if weights is None else Path(weights), seed=seed,
-        resume=resume, batch_size=batch_size, lr=lr, schedule=schedule, momentum=momentum,
+        resume=resume, checkpoint_every=checkpoint_every, batch_size=batch_size, lr=lr, schedule=schedule, momentum=momentum,
         weight_decay=weight_decay, label_smoothing=label_smoothing, image_size=image_size,
         num_classes=num_classes, precision=precision, device=device, workers=workers,
     )  # fmt: skip

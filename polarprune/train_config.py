@@ -20,6 +20,8 @@ class TrainConfig:
         lr: peak learning rate; None is 0.2 at batch size 128, in proportion.
         precision: "auto" takes bfloat16 autocast where the device is fast at it.
         num_classes: None takes the data set's.
+        checkpoint_every: steps between checkpoints inside of an epoch; None is once in five
+            minutes. There is one at the end of every epoch.
         image_size: side of the square fed to the network; None takes the network's own.
     """
 
@@ -40,6 +42,7 @@ class TrainConfig:
     weights: Path | None = None
     seed: int = 0
     resume: bool = False
+    checkpoint_every: int | None = None
     image_size: int | None = None
     num_classes: int | None = None
     precision: str = "auto"
@@ -47,10 +50,10 @@ class TrainConfig:
     workers: int = 2
 
     def as_dict(self) -> dict[str, Any]:
-        """For run.json; `resume` and `out` do not describe the run."""
+        """For run.json; where it is written, and how often, does not describe the run."""
         values = dataclasses.asdict(self)
-        values.pop("resume")
-        values.pop("out")
+        for name in ("resume", "out", "checkpoint_every"):
+            values.pop(name)
         return {key: str(v) if isinstance(v, Path) else v for key, v in values.items()}
 
 
@@ -101,4 +104,6 @@ def check_config(config: TrainConfig) -> None:
             )
     if config.lr is not None and not 0 < config.lr < math.inf:
         raise ConfigError(f"--lr must be above 0, got {config.lr:g}")
+    if config.checkpoint_every is not None and config.checkpoint_every < 1:
+        raise ConfigError(f"--checkpoint-every must be at least 1, got {config.checkpoint_every}")
     build_schedule(config.schedule)

@@ -50,6 +50,7 @@ __all__ = ["TrainConfig", "TrainResult", "evaluate", "train"]
 _PEAK_RATE = 0.2  # at batch size 128, in proportion to the batch size
 _HELD_OUT = 512  # test images on which agreement is measured; they decide nothing
 _OPENNESS_LINES = 200  # at most so many lines of openness a run
+_CHECKPOINT_SECONDS = 300  # between checkpoints inside of an epoch
 _FINITE_EVERY = 20  # steps between looks at the loss: each look waits for the device
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
@@ -109,8 +110,10 @@ class _Run:
         self.progress = progress
         self.started = time.perf_counter()
         self.earlier_seconds = 0.0
-        self.epoch = 0
+        self.epoch = self.step_in_epoch = 0
+        self.written_at = self.started
         self.device = choose_device(config.device)
+        self.losses = torch.zeros((), device=self.device)
         self.bf16 = choose_bf16(config.precision, self.device)
         self.data = _load_data(config)
         self.classes = config.num_classes or len(self.data.classes)
@@ -156,7 +159,7 @@ class _Run:
         )
 
     def resume(self) -> None:
-        """Go on from the last whole epoch, or begin."""
+        """Go on from the last checkpoint, or begin."""
         found = read_checkpoint(self.config.out / CHECKPOINT) if self.config.resume else None
         if found is not None:
             self._restore(found)
@@ -170,44 +173,65 @@ class _Run:
         self._write_run_file(None)
 
     def train_epoch(self) -> None:
-        """One pass over the training images, one line of metrics, one checkpoint."""
+        """What is left of one pass over the training images; a line of metrics, a checkpoint."""
         config, one = self.config, self.one
-        seen, losses = 0, torch.zeros((), device=self.device)
-        began = time.perf_counter()
         one.network.train()
         batches = self.data.train.batches(
             self.batch_size,
             shuffle_seed=config.seed * 1000 + self.epoch,
             augment=True,
             drop_last=True,
+            first=self.step_in_epoch,
         )
-        for step, (images, labels) in enumerate(batches):
+        began, done_before = time.perf_counter(), self.step_in_epoch
+        for images, labels in batches:
             loss, cut = self._train_step(images.to(self.device), labels.to(self.device))
-            losses += loss
-            seen += len(images)
-            if step % _FINITE_EVERY == 0 or step == self.steps_an_epoch - 1:
-                self._stop_unless_finite(losses)
-                self._show(step, float(loss))
+            self.losses += loss
+            self.step_in_epoch += 1
+            last = self.step_in_epoch == self.steps_an_epoch
+            if self.step_in_epoch % _FINITE_EVERY == 1 or last:
+                self._stop_unless_finite(self.losses)
+                self._show(float(loss))
             if cut is not None:
                 append_line(config.out / CUTS_FILE, _cut_line(cut))
-        seconds = time.perf_counter() - began
+            if not last and self._checkpoint_is_due():
+                self._stop_unless_finite(self.losses)
+                self._write_checkpoint()
+        seen = (self.steps_an_epoch - done_before) * self.batch_size
+        self._end_epoch(seen / (time.perf_counter() - began))
+
+    def _end_epoch(self, images_per_s: float) -> None:
+        config, one = self.config, self.one
         self.epoch += 1
-        append_line(
-            config.out / METRICS_FILE,
-            {
-                "epoch": self.epoch,
-                "step": one.steps,
-                "loss": round(float(losses) / self.steps_an_epoch, 5),
-                "top1": evaluate(one.network, self.data.test, bf16=self.bf16),
-                "lr": self.optimizer.param_groups[0]["lr"],
-                "macs": one.macs_now,
-                "train_macs_ratio": round(one.train_macs_ratio, 5),
-                "images_per_s": round(seen / seconds, 1),
-                "seconds": round(self._seconds(), 2),
-            },
-        )
-        counters = {"epoch": self.epoch, "seconds": self._seconds()}
-        write_run(config.out / CHECKPOINT, counters, one, self.optimizer)
+        line = {
+            "epoch": self.epoch,
+            "step": one.steps,
+            "loss": round(float(self.losses) / self.steps_an_epoch, 5),
+            "top1": evaluate(one.network, self.data.test, bf16=self.bf16),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "macs": one.macs_now,
+            "train_macs_ratio": round(one.train_macs_ratio, 5),
+            "images_per_s": round(images_per_s, 1),
+            "seconds": round(self._seconds(), 2),
+        }
+        append_line(config.out / METRICS_FILE, line)
+        self.step_in_epoch, self.losses = 0, torch.zeros((), device=self.device)
+        self._write_checkpoint()
+
+    def _checkpoint_is_due(self) -> bool:
+        if self.config.checkpoint_every is not None:
+            return self.one.steps % self.config.checkpoint_every == 0
+        return time.perf_counter() - self.written_at > _CHECKPOINT_SECONDS
+
+    def _write_checkpoint(self) -> None:
+        counters = {
+            "epoch": self.epoch,
+            "step_in_epoch": self.step_in_epoch,
+            "losses": float(self.losses),
+            "seconds": self._seconds(),
+        }
+        write_run(self.config.out / CHECKPOINT, counters, self.one, self.optimizer)
+        self.written_at = time.perf_counter()
 
     def _train_step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, CutRecord | None]:
         one, config = self.one, self.config
@@ -255,20 +279,18 @@ class _Run:
     def _seconds(self) -> float:
         return self.earlier_seconds + time.perf_counter() - self.started
 
-    def _show(self, step: int, loss: float) -> None:
+    def _show(self, loss: float) -> None:
         figures = {"loss": loss, "kept": self.one.macs_now / self.dense_macs}
         text = f"epoch {self.epoch + 1}/{self.config.epochs}"
-        self.progress(text, self.epoch * self.steps_an_epoch + step + 1, self.total_steps, figures)
+        self.progress(text, self.one.steps, self.total_steps, figures)
 
     def _stop_unless_finite(self, losses: Tensor) -> None:
         if bool(losses.isfinite()):
             return
         kept = self.config.out / CHECKPOINT
-        where = (
-            f"the checkpoint of epoch {self.epoch} is kept in {kept}"
-            if self.epoch
-            else ("no checkpoint was written yet")
-        )
+        where = f"the last checkpoint is kept in {kept}"
+        if not kept.exists():
+            where = "no checkpoint was written yet"
         raise TrainingError(
             f"the loss is not finite in epoch {self.epoch + 1}; {where}; try a smaller --lr than "
             f"{self.peak_rate:g}"
@@ -309,6 +331,8 @@ class _Run:
             lambda net: _make_optimizer(net, self.config, self.peak_rate),
         )
         self.epoch = int(found.document["epoch"])
+        self.step_in_epoch = int(found.document["step_in_epoch"])
+        self.losses += float(found.document["losses"])
         self.earlier_seconds = float(found.document["seconds"])
 
 

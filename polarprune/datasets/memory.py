@@ -53,19 +53,28 @@ class MemorySplit:
         return len(self._images)
 
     def batches(
-        self, batch_size: int, *, shuffle_seed: int | None, augment: bool, drop_last: bool = False
+        self,
+        batch_size: int,
+        *,
+        shuffle_seed: int | None,
+        augment: bool,
+        drop_last: bool = False,
+        first: int = 0,
     ) -> Iterator[Batch]:
         """See `Split.batches`."""
         generator = torch.Generator().manual_seed(shuffle_seed or 0)
         order = torch.arange(len(self))
         if shuffle_seed is not None:
             order = torch.randperm(len(self), generator=generator)
-        for chosen in torch.split(order, batch_size):
+        for number, chosen in enumerate(torch.split(order, batch_size)):
             if drop_last and len(chosen) < batch_size:
                 return
+            moves = self._drawn(len(chosen), generator) if augment else None
+            if number < first:
+                continue
             images = self._images[chosen]
-            if augment:
-                images = self._shifted(images, generator)
+            if moves is not None:
+                images = self._shifted(images, *moves)
             yield self._normalised(images), self._labels[chosen]
 
     def raw(self, count: int) -> tuple[UInt8[Tensor, "n h w 3"], Int64[Tensor, "n"]]:
@@ -79,16 +88,20 @@ class MemorySplit:
             0, 2, 3, 1
         ).contiguous(), labels
 
-    def _shifted(
-        self, images: UInt8[Tensor, "n s s 3"], generator: torch.Generator
-    ) -> UInt8[Tensor, "n s s 3"]:
-        """Shift each image by its own random amount and mirror half of them."""
-        count, side, shift = len(images), self._side, self._max_shift
+    def _drawn(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """(2, n, 1) shifts in pixels, and which images (n, 1) are mirrored."""
+        shift = self._max_shift
         moves = torch.randint(-shift, shift + 1, (2, count, 1), generator=generator)
+        return moves, torch.rand(count, 1, generator=generator) < 0.5 if self._flip else None
+
+    def _shifted(
+        self, images: UInt8[Tensor, "n s s 3"], moves: Tensor, mirrored: Tensor | None
+    ) -> UInt8[Tensor, "n s s 3"]:
+        """Shift each image by an amount of its own, and mirror some."""
+        count, side = len(images), self._side
         rows = _reflected(torch.arange(side) + moves[0], side)  # (n, s)
         columns = _reflected(torch.arange(side) + moves[1], side)
-        if self._flip:
-            mirrored = torch.rand(count, 1, generator=generator) < 0.5
+        if mirrored is not None:
             columns = torch.where(mirrored, columns.flip(1), columns)
         first = (torch.arange(count) * (side * side)).view(count, 1, 1)
         pixels = first + (rows * side).unsqueeze(2) + columns.unsqueeze(1)  # (n, s, s)

@@ -23,7 +23,13 @@ class Split(Protocol):
         ...
 
     def batches(
-        self, batch_size: int, *, shuffle_seed: int | None, augment: bool, drop_last: bool = False
+        self,
+        batch_size: int,
+        *,
+        shuffle_seed: int | None,
+        augment: bool,
+        drop_last: bool = False,
+        first: int = 0,
     ) -> Iterator[Batch]:
         """One epoch of normalised float32 images, channels last in memory, with their classes.
 
@@ -32,6 +38,8 @@ class Split(Protocol):
                 for bit. None keeps the order of the data set (and augments as seed 0 does).
             augment: random crops and flips; for training only.
             drop_last: leave a last batch out that is smaller than `batch_size`.
+            first: the batch to begin with; those before it are not read, and change nothing in
+                those after it.
 
         Raises:
             DataError: an image cannot be read; the file is named.

@@ -133,16 +133,25 @@ class StreamedSplit:
         return len(self._paths)
 
     def batches(
-        self, batch_size: int, *, shuffle_seed: int | None, augment: bool, drop_last: bool = False
+        self,
+        batch_size: int,
+        *,
+        shuffle_seed: int | None,
+        augment: bool,
+        drop_last: bool = False,
+        first: int = 0,
     ) -> Iterator[Batch]:
         """See `Split.batches`."""
         files = _ImageFiles(
             self._paths, self._labels, self._image_size, (shuffle_seed or 0) if augment else None
         )
+        order = torch.arange(len(self))
+        if shuffle_seed is not None:
+            order = torch.randperm(len(self), generator=torch.Generator().manual_seed(shuffle_seed))
         loader = DataLoader(
             files,
             batch_size,
-            shuffle=shuffle_seed is not None,
+            sampler=order[first * batch_size :].tolist(),
             generator=torch.Generator().manual_seed(shuffle_seed or 0),
             num_workers=self._workers,
             collate_fn=_collate,

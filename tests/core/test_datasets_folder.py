@@ -302,3 +302,13 @@ def test_drop_last_holds_for_streamed_sets(mixed_tree: Path) -> None:
     batches = data.train.batches(4, shuffle_seed=0, augment=False, drop_last=True)
 
     assert [len(x) for x, _ in batches] == [4, 4]
+
+
+def test_a_streamed_epoch_may_begin_at_any_batch(mixed_tree: Path) -> None:
+    split = load_dataset(mixed_tree, image_size=16, workers=0).train
+    whole = list(split.batches(2, shuffle_seed=5, augment=True))
+    late = list(split.batches(2, shuffle_seed=5, augment=True, first=1))
+    assert len(late) == len(whole) - 1 >= 1
+    for (images, labels), (late_images, late_labels) in zip(whole[1:], late, strict=True):
+        assert torch.equal(images, late_images)
+        assert torch.equal(labels, late_labels)
