@@ -203,7 +203,8 @@ def train(
     config = TrainConfig(
         model=model, data=data, out=out, target=target, method=method, granularity=granularity,
         align=align, epochs=epochs, weights=None if weights is None else Path(weights), seed=seed,
-        resume=resume, checkpoint_every=checkpoint_every, batch_size=batch_size, lr=lr, schedule=schedule, momentum=momentum,
+        resume=resume, checkpoint_every=checkpoint_every, batch_size=batch_size, lr=lr,
+        schedule=schedule, momentum=momentum,
         weight_decay=weight_decay, label_smoothing=label_smoothing, image_size=image_size,
         num_classes=num_classes, precision=precision, device=device, workers=workers,
     )  # fmt: skip
