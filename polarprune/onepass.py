@@ -56,6 +56,7 @@ class OnePass:
         total_steps: int,
         phases: Phases | None = None,
         rule: CutRule | None = None,
+        individual_every: int = 8,
         held_out: Tensor | None = None,
         measure: Callable[[nn.Module], float] | None = None,
     ) -> None:
@@ -69,18 +70,21 @@ class OnePass:
             target: kept MACs over dense MACs, a bound, in (0, 1].
             total_steps: how often step() will be called.
             rule: how long a unit must have been closed to be cut before decisions freeze.
+            individual_every: in one of so many steps of the search each image takes its own
+                decisions, in the others all take those of the batch, which costs a fraction.
             held_out: images (n, ...) on which agreement is measured and cuts are checked; without
                 them the last training batch is taken.
             measure: called on the network before and after each cut, for the record.
 
         Raises:
-            ConfigError: a target or a number of steps out of range, or a target that cannot be
-                reached.
+            ConfigError: a target or a number out of range, or a target that cannot be reached.
         """
         if not 0 < target <= 1:
             raise ConfigError(f"--target must be above 0 and at most 1, got {target:g}")
         if total_steps < 1:
             raise ConfigError(f"total_steps must be at least 1, got {total_steps}")
+        if individual_every < 1:
+            raise ConfigError(f"individual_every must be at least 1, got {individual_every}")
         check_sliceable(optimizer)
         scores = [torch.zeros(site.units) for site in gated.sites]
         choose_decisions(gated.analysis, gated.circuit, scores, gated.align, target)  # reachable?
@@ -90,6 +94,7 @@ class OnePass:
         self.network: nn.Module = gated
         self.cuts: list[CutRecord] = []
         self.steps = 0
+        self.individual_every = individual_every
         self.dense_macs = gated.circuit.dense_macs
         self._macs_now = self.dense_macs
         self._spent_macs = 0
@@ -111,6 +116,7 @@ class OnePass:
         gated.open()
         if gated.sites and self._search_step == 0:
             gated.search()
+        self._choose_alike()
 
     @property
     def settled(self) -> bool:
@@ -156,6 +162,7 @@ class OnePass:
         self.steps += 1
         if self._gated is None:
             return None
+        self._choose_alike()
         if self._gate_optimizer is not None:
             self._step_gates(self._gate_optimizer)
         if self.searching:
@@ -209,6 +216,7 @@ class OnePass:
             self._become(settled)
             return
         assert self._gated is not None
+        self._choose_alike()
         self._closed_for.steps = torch.tensor(state["closed_for"], dtype=torch.long)
         if any(state["gone"].values()):
             self._narrow(self._gated, left_of(self._gated, state["gone"]))
@@ -230,6 +238,11 @@ class OnePass:
         steps = self._settle_step - self._search_step
         rate = min(0.1, max(0.003, 20.0 / steps))
         return torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.99), fused=True)
+
+    def _choose_alike(self) -> None:
+        """Whether the next batch is decided as a whole."""
+        if self._gated is not None:
+            self._gated.state.alike = self.steps % self.individual_every != 0
 
     def _step_gates(self, gate_optimizer: torch.optim.Adam) -> None:
         parameters = gate_optimizer.param_groups[0]["params"]

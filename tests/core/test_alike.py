@@ -13,8 +13,10 @@ from small_networks import image, small
 from torch import nn
 
 import polarprune
+from polarprune.errors import ConfigError
 from polarprune.gates import GatedNetwork
 from polarprune.gating import ChannelGates, MaskedReader
+from polarprune.onepass import OnePass, Phases
 
 
 def _block(s, x: torch.Tensor) -> torch.Tensor:
@@ -109,3 +111,32 @@ def test_a_readers_layer_is_listed_once_and_copied_with_the_network() -> None:
         if isinstance(module, MaskedReader):
             assert module._layer[0] in set(twin.body.modules())
             assert module._layer[0] not in set(gated.body.modules())
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_one_pass_lets_images_decide_for_themselves_in_one_of_so_many_steps(every: int) -> None:
+    gated = polarprune.attach_gates(small(_block), image())
+    optimizer = torch.optim.SGD(gated.parameters(), lr=0.01)
+    one = OnePass(
+        gated, optimizer, target=0.9, total_steps=20, individual_every=every,
+        phases=Phases(search=0.1, settle=0.7),
+    )  # fmt: skip
+    rows = []
+    for _ in range(14):
+        searching, steps = one.searching, one.steps
+        loss = one.network(image()).square().mean() + one.loss()
+        optimizer.zero_grad()
+        loss.backward()
+        if searching:
+            rows.append((steps, gated.state.alike))
+        optimizer.step()
+        one.step()
+    assert len(rows) == 12
+    assert all(alike == (steps % every != 0) for steps, alike in rows)
+
+
+def test_fewer_than_every_step_is_refused() -> None:
+    gated = polarprune.attach_gates(small(_block), image())
+    optimizer = torch.optim.SGD(gated.parameters(), lr=0.01)
+    with pytest.raises(ConfigError, match="individual_every must be at least 1, got 0"):
+        OnePass(gated, optimizer, target=0.9, total_steps=20, individual_every=0)
