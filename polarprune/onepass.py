@@ -8,7 +8,7 @@ net = one.finish()
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
@@ -38,6 +38,12 @@ __all__ = ["OnePass", "Phases"]
 _CHECKED_IMAGES = 32
 
 
+class Averaged(Protocol):
+    """An average of a network that is kept beside it."""
+
+    module: nn.Module
+
+
 class OnePass:
     """Prunes a gated network while the caller trains it.
 
@@ -57,6 +63,8 @@ class OnePass:
         phases: Phases | None = None,
         rule: CutRule | None = None,
         individual_every: int = 8,
+        ema: Averaged | None = None,
+        scaler: torch.amp.GradScaler | None = None,
         held_out: Tensor | None = None,
         measure: Callable[[nn.Module], float] | None = None,
     ) -> None:
@@ -72,6 +80,9 @@ class OnePass:
             rule: how long a unit must have been closed to be cut before decisions freeze.
             individual_every: in one of so many steps of the search each image takes its own
                 decisions, in the others all take those of the batch, which costs a fraction.
+            ema: an average of the network, whose `module` is a copy of it: torch's AveragedModel,
+                timm's ModelEma. It is cut along, and in the end `ema.module` is small too.
+            scaler: what the caller scales the loss with.
             held_out: images (n, ...) on which agreement is measured and cuts are checked; without
                 them the last training batch is taken.
             measure: called on the network before and after each cut, for the record.
@@ -102,6 +113,9 @@ class OnePass:
         self._optimizer = optimizer
         self._held_out = held_out
         self._measure = measure
+        self._ema = _checked(ema)
+        self._scaler = scaler
+        self._scale = 1.0
         self._search_step = min(int(self.phases.search * total_steps), total_steps - 1)
         self._settle_step = max(self._search_step + 1, int(self.phases.settle * total_steps))
         self._cut_steps = {int(at * total_steps) for at in self.phases.cuts}
@@ -115,7 +129,7 @@ class OnePass:
         self._prices: PriceList | None = None
         gated.open()
         if gated.sites and self._search_step == 0:
-            gated.search()
+            self._begin_search(gated)
         self._choose_alike()
 
     @property
@@ -145,6 +159,8 @@ class OnePass:
         """What to add to the task loss of the batch that has just been through the network."""
         if self._gated is None or not self.searching:
             return torch.zeros((), device=_device_of(self.network))
+        if self._scaler is not None:
+            self._scale = self._scaler.get_scale()  # by step() it may be another one
         progress = (self.steps - self._search_step) / (self._settle_step - self._search_step)
         units = self._gated.units()
         if self._prices is None or self.steps % PRICED_EVERY == 0:
@@ -170,7 +186,7 @@ class OnePass:
         if self.steps >= self._settle_step or self.steps >= self.total_steps:
             return self._settle()
         if self.steps == self._search_step and self._gated.sites:
-            self._gated.search()
+            self._begin_search(self._gated)
             self._macs_now = self.dense_macs + self._gated.gate_macs()
         elif self.steps in self._cut_steps and self.searching:
             return self._cut()
@@ -214,6 +230,8 @@ class OnePass:
         self._macs_now = int(state["macs_now"])
         if settled is not None:
             self._become(settled)
+            if self._ema is not None:
+                self._ema.module = copy.deepcopy(settled)
             return
         assert self._gated is not None
         self._choose_alike()
@@ -221,7 +239,7 @@ class OnePass:
         if any(state["gone"].values()):
             self._narrow(self._gated, left_of(self._gated, state["gone"]))
         if self.steps >= self._search_step and self._gated.sites:
-            self._gated.search()
+            self._begin_search(self._gated)
         if state["prices"]:
             like = next(self._gated.gate_modules()[0].parameters(), torch.zeros(()))
             self._prices = PriceList.from_state(state["prices"], like)
@@ -239,6 +257,11 @@ class OnePass:
         rate = min(0.1, max(0.003, 20.0 / steps))
         return torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.99), fused=True)
 
+    def _begin_search(self, gated: GatedNetwork) -> None:
+        gated.search()
+        if self._ema is not None:
+            _gated_in(self._ema).search()
+
     def _choose_alike(self) -> None:
         """Whether the next batch is decided as a whole."""
         if self._gated is not None:
@@ -247,8 +270,12 @@ class OnePass:
     def _step_gates(self, gate_optimizer: torch.optim.Adam) -> None:
         parameters = gate_optimizer.param_groups[0]["params"]
         gradients = [p.grad.flatten() for p in parameters if p.grad is not None]
-        # A loss scaler's overflow must not reach Adam's moments.
+        # A loss scaler's overflow must not reach Adam's moments, nor its scale.
         if gradients and bool(torch.cat(gradients).isfinite().all()):
+            if self._scale != 1:
+                for parameter in parameters:
+                    if parameter.grad is not None:
+                        parameter.grad /= self._scale
             gate_optimizer.step()
         gate_optimizer.zero_grad(set_to_none=True)
 
@@ -288,6 +315,8 @@ class OnePass:
         old = dict(gated.body.named_parameters(remove_duplicate=False))
         cut = gated.narrow(decisions, self._images())
         self._hand_over(old, cut.graph_module, cut)
+        if self._ema is not None:
+            _gated_in(self._ema).narrow(decisions, self._images())
 
     def _settle(self) -> CutRecord | None:
         gated = self._gated
@@ -302,6 +331,10 @@ class OnePass:
         description = small.meta[META]
         assert isinstance(description, Description)
         self._macs_now = macs_of(gated.circuit, list(decisions.values()))
+        if self._ema is not None:
+            averaged = _gated_in(self._ema)
+            averaged.set_decisions(decisions)
+            self._ema.module = collapse_with_origins(averaged)[0]
         self._become(small)
         if not gated.sites:
             return None
@@ -381,6 +414,20 @@ class OnePass:
         self._gate_optimizer = None
         self._last_batch = None
         self.network = small
+
+
+def _checked(ema: Averaged | None) -> Averaged | None:
+    if ema is not None and not isinstance(ema.module, GatedNetwork):
+        raise ConfigError(
+            f"ema.module is a {type(ema.module).__name__}; average the gated network: "
+            "AveragedModel(gated, ...)"
+        )
+    return ema
+
+
+def _gated_in(ema: Averaged) -> GatedNetwork:
+    assert isinstance(ema.module, GatedNetwork)
+    return ema.module
 
 
 def _noise(gated: GatedNetwork) -> Tensor:
