@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from polarprune.gate_arithmetic import apply_gate, mean_of_channels
 from polarprune.methods.protocol import GateOutput
+from polarprune.ranks import mean_over_ranks
 
 
 @dataclass
@@ -138,6 +139,9 @@ class SourceGate(nn.Module):
             output = GateOutput(
                 output.values * left, output.probability * left, output.openness * left
             )
+        if self.training:
+            both = mean_over_ranks(torch.stack([output.probability, output.openness]))
+            output = GateOutput(output.values, both[0], both[1])
         self.output = output
         if self.training:
             with torch.no_grad():

@@ -31,6 +31,7 @@ from polarprune.optimizer_state import (
 from polarprune.phases import Phases
 from polarprune.price_list import EVERY as PRICED_EVERY
 from polarprune.price_list import PriceList
+from polarprune.ranks import as_rank_0_has_it, average_buffers
 
 __all__ = ["OnePass", "Phases"]
 
@@ -287,6 +288,7 @@ class OnePass:
         """Take out what has been closed for long; the other gates go on."""
         gated = self._gated
         assert gated is not None
+        average_buffers(gated)
         decisions = choose_cut(
             gated,
             self._closed_for,
@@ -321,6 +323,7 @@ class OnePass:
     def _settle(self) -> CutRecord | None:
         gated = self._gated
         assert gated is not None
+        average_buffers(gated)
         before = self._measured(gated)
         decisions = gated.decisions(target=self.target)
         cut = self._describe(gated, decisions)
@@ -343,7 +346,9 @@ class OnePass:
 
     def _images(self) -> Tensor | None:
         """What a cut is looked at with."""
-        return self._held_out if self._held_out is not None else self._last_batch
+        if self._held_out is not None or self._last_batch is None:
+            return self._held_out
+        return as_rank_0_has_it(self._last_batch)
 
     def _certify(self, frozen: GatedNetwork, small: nn.Module) -> Certificate:
         images = self._images()

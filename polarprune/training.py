@@ -28,6 +28,16 @@ from polarprune.graph.cost import count_macs, count_parameters
 from polarprune.network_files import save_network
 from polarprune.networks import build_network, input_size, weights_normalisation
 from polarprune.onepass import OnePass
+from polarprune.ranks import (
+    as_rank_0_has_it,
+    average_buffers,
+    average_gradients,
+    join_ranks,
+    leave_ranks,
+    mean_over_ranks,
+    rank_and_count,
+    wait_for_all_ranks,
+)
 from polarprune.run_checkpoints import restore_run, write_run
 from polarprune.run_folder import (
     CHECKPOINT,
@@ -68,14 +78,20 @@ def train(config: TrainConfig, progress: Progress | None = None) -> TrainResult:
         TrainingError: the loss is not finite; the last checkpoint is kept.
     """
     check_config(config)
-    finished = _check_folder(config)
-    if finished is not None:
-        return finished
-    run = _Run(config, progress or (lambda *_: None))
-    run.resume()
-    while run.epoch < config.epochs:
-        run.train_epoch()
-    return run.finish()
+    joined = join_ranks(choose_device(config.device))
+    try:
+        finished = _check_folder(config)
+        if finished is not None:
+            return finished
+        run = _Run(config, progress or (lambda *_: None))
+        wait_for_all_ranks()  # the folder of rank 0 must not be there when another one looks
+        run.resume()
+        while run.epoch < config.epochs:
+            run.train_epoch()
+        return run.finish()
+    finally:
+        if joined:
+            leave_ranks()
 
 
 def _check_folder(config: TrainConfig) -> TrainResult | None:
@@ -107,7 +123,9 @@ class _Run:
 
     def __init__(self, config: TrainConfig, progress: Progress) -> None:
         self.config = config
-        self.progress = progress
+        self.part = rank_and_count()
+        self.writes = self.part[0] == 0  # ranks but the first leave the folder alone
+        self.progress = progress if self.writes else (lambda *_: None)
         self.started = time.perf_counter()
         self.earlier_seconds = 0.0
         self.epoch = self.step_in_epoch = 0
@@ -138,6 +156,10 @@ class _Run:
         )
         self.dense_macs = count_macs(net, example)
         self.batch_size = min(config.batch_size, len(self.data.train))
+        if self.batch_size % self.part[1]:
+            raise ConfigError(
+                f"--batch-size {self.batch_size} is no multiple of the {self.part[1]} processes"
+            )
         self.steps_an_epoch = len(self.data.train) // self.batch_size
         self.total_steps = self.steps_an_epoch * config.epochs
         self.schedule = build_schedule(config.schedule)
@@ -163,6 +185,8 @@ class _Run:
         found = read_checkpoint(self.config.out / CHECKPOINT) if self.config.resume else None
         if found is not None:
             self._restore(found)
+        if not self.writes:
+            return
         self.config.out.mkdir(parents=True, exist_ok=True)
         for name, key, most in (
             (METRICS_FILE, "epoch", self.epoch),
@@ -182,6 +206,7 @@ class _Run:
             augment=True,
             drop_last=True,
             first=self.step_in_epoch,
+            part=self.part,
         )
         began, done_before = time.perf_counter(), self.step_in_epoch
         for images, labels in batches:
@@ -192,7 +217,7 @@ class _Run:
             if self.step_in_epoch % _FINITE_EVERY == 1 or last:
                 self._stop_unless_finite(self.losses)
                 self._show(float(loss))
-            if cut is not None:
+            if cut is not None and self.writes:
                 append_line(config.out / CUTS_FILE, _cut_line(cut))
             if not last and self._checkpoint_is_due():
                 self._stop_unless_finite(self.losses)
@@ -203,10 +228,11 @@ class _Run:
     def _end_epoch(self, images_per_s: float) -> None:
         config, one = self.config, self.one
         self.epoch += 1
+        average_buffers(one.network)
         line = {
             "epoch": self.epoch,
             "step": one.steps,
-            "loss": round(float(self.losses) / self.steps_an_epoch, 5),
+            "loss": round(float(mean_over_ranks(self.losses)) / self.steps_an_epoch, 5),
             "top1": evaluate(one.network, self.data.test, bf16=self.bf16),
             "lr": self.optimizer.param_groups[0]["lr"],
             "macs": one.macs_now,
@@ -214,16 +240,22 @@ class _Run:
             "images_per_s": round(images_per_s, 1),
             "seconds": round(self._seconds(), 2),
         }
-        append_line(config.out / METRICS_FILE, line)
+        if self.writes:
+            append_line(config.out / METRICS_FILE, line)
         self.step_in_epoch, self.losses = 0, torch.zeros((), device=self.device)
         self._write_checkpoint()
 
     def _checkpoint_is_due(self) -> bool:
         if self.config.checkpoint_every is not None:
             return self.one.steps % self.config.checkpoint_every == 0
-        return time.perf_counter() - self.written_at > _CHECKPOINT_SECONDS
+        late = time.perf_counter() - self.written_at > _CHECKPOINT_SECONDS
+        due = torch.tensor(float(late), device=self.device)
+        return bool(as_rank_0_has_it(due)) if self.one.steps % _FINITE_EVERY == 0 else False
 
     def _write_checkpoint(self) -> None:
+        average_buffers(self.one.network)
+        if not self.writes:
+            return
         counters = {
             "epoch": self.epoch,
             "step_in_epoch": self.step_in_epoch,
@@ -244,9 +276,10 @@ class _Run:
         loss = task + one.loss()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        average_gradients(one.network.parameters())
         self.optimizer.step()
         cut = one.step()
-        if one.searching and one.steps % self.openness_every == 0:
+        if self.writes and one.searching and one.steps % self.openness_every == 0:
             append_line(config.out / OPENNESS_FILE, _openness_line(one))
         return task.detach(), cut
 
@@ -272,8 +305,9 @@ class _Run:
             train_macs_ratio=self.one.train_macs_ratio,
             seconds=round(self._seconds(), 2),
         )
-        save_network(net, config.out / PRUNED)
-        self._write_run_file(result)
+        if self.writes:
+            save_network(net, config.out / PRUNED)
+            self._write_run_file(result)
         return result
 
     def _seconds(self) -> float:

@@ -60,6 +60,7 @@ class MemorySplit:
         augment: bool,
         drop_last: bool = False,
         first: int = 0,
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[Batch]:
         """See `Split.batches`."""
         generator = torch.Generator().manual_seed(shuffle_seed or 0)
@@ -72,9 +73,13 @@ class MemorySplit:
             moves = self._drawn(len(chosen), generator) if augment else None
             if number < first:
                 continue
+            mine = slice(part[0], None, part[1])
+            chosen = chosen[mine]
             images = self._images[chosen]
             if moves is not None:
-                images = self._shifted(images, *moves)
+                shifts, mirrored = moves
+                own_mirrored = None if mirrored is None else mirrored[mine]
+                images = self._shifted(images, shifts[:, mine], own_mirrored)
             yield self._normalised(images), self._labels[chosen]
 
     def raw(self, count: int) -> tuple[UInt8[Tensor, "n h w 3"], Int64[Tensor, "n"]]:

@@ -30,6 +30,7 @@ class Split(Protocol):
         augment: bool,
         drop_last: bool = False,
         first: int = 0,
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[Batch]:
         """One epoch of normalised float32 images, channels last in memory, with their classes.
 
@@ -40,6 +41,8 @@ class Split(Protocol):
             drop_last: leave a last batch out that is smaller than `batch_size`.
             first: the batch to begin with; those before it are not read, and change nothing in
                 those after it.
+            part: (k, n): of every batch the k-th image and every n-th after it, as they are in the
+                whole batch; for one rank of n.
 
         Raises:
             DataError: an image cannot be read; the file is named.

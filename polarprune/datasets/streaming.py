@@ -140,6 +140,7 @@ class StreamedSplit:
         augment: bool,
         drop_last: bool = False,
         first: int = 0,
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[Batch]:
         """See `Split.batches`."""
         files = _ImageFiles(
@@ -148,14 +149,13 @@ class StreamedSplit:
         order = torch.arange(len(self))
         if shuffle_seed is not None:
             order = torch.randperm(len(self), generator=torch.Generator().manual_seed(shuffle_seed))
+        whole = [b for b in torch.split(order, batch_size) if len(b) == batch_size or not drop_last]
         loader = DataLoader(
             files,
-            batch_size,
-            sampler=order[first * batch_size :].tolist(),
+            batch_sampler=[chosen[part[0] :: part[1]].tolist() for chosen in whole[first:]],
             generator=torch.Generator().manual_seed(shuffle_seed or 0),
             num_workers=self._workers,
             collate_fn=_collate,
-            drop_last=drop_last,
         )
         with warnings.catch_warnings():
             # Python 3.12 and 3.13 warn of every fork in a process with threads, as torch's are.

@@ -334,3 +334,13 @@ def test_an_epoch_may_begin_at_any_batch() -> None:
     for (images, labels), (late_images, late_labels) in zip(whole[4:], late, strict=True):
         assert torch.equal(images, late_images)
         assert torch.equal(labels, late_labels)
+
+
+def test_the_parts_of_batches_are_the_whole() -> None:
+    split = load_dataset("digits").train
+    whole = list(split.batches(96, shuffle_seed=3, augment=True))
+    parts = [list(split.batches(96, shuffle_seed=3, augment=True, part=(k, 3))) for k in range(3)]
+    for (images, labels), *thirds in zip(whole, *parts, strict=True):
+        for k, (third, third_labels) in enumerate(thirds):
+            assert torch.equal(third, images[k::3])
+            assert torch.equal(third_labels, labels[k::3])

@@ -312,3 +312,13 @@ def test_a_streamed_epoch_may_begin_at_any_batch(mixed_tree: Path) -> None:
     for (images, labels), (late_images, late_labels) in zip(whole[1:], late, strict=True):
         assert torch.equal(images, late_images)
         assert torch.equal(labels, late_labels)
+
+
+def test_the_parts_of_streamed_batches_are_the_whole(mixed_tree: Path) -> None:
+    split = load_dataset(mixed_tree, image_size=16, workers=0).train
+    whole = list(split.batches(4, shuffle_seed=5, augment=True))
+    parts = [list(split.batches(4, shuffle_seed=5, augment=True, part=(k, 2))) for k in range(2)]
+    for (images, labels), *halves in zip(whole, *parts, strict=True):
+        for k, (half, half_labels) in enumerate(halves):
+            assert torch.equal(half, images[k::2])
+            assert torch.equal(half_labels, labels[k::2])

@@ -1,0 +1,78 @@
+"""A run on digits, as one process or one rank of several; started by torchrun or by python.
+
+    python -m torch.distributed.run --nproc-per-node 2 rank_runs.py OUT NETWORK
+    python rank_runs.py OUT NETWORK --halves
+
+--halves: one process whose batch norms see the two halves of each batch that two ranks would see,
+the slow reference of their arithmetic.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from polarprune.networks.cifar_resnet import CifarResNet
+from polarprune.train_config import TrainConfig
+from polarprune.training import train
+
+
+def batch_norm(num_classes: int = 10) -> nn.Module:
+    return CifarResNet(1, num_classes)
+
+
+def group_norm(num_classes: int = 10) -> nn.Module:
+    net = CifarResNet(2, num_classes)
+    for name, module in list(net.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            parent, _, child = name.rpartition(".")
+            setattr(
+                net.get_submodule(parent) if parent else net, child,
+                nn.GroupNorm(4, module.num_features),
+            )  # fmt: skip
+    return net
+
+
+for _factory in (batch_norm, group_norm):
+    _factory.input_size = (3, 8, 8)  # type: ignore[attr-defined]
+
+
+def _in_halves(module: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    if not module.training or len(x) % 2:
+        return _whole(module, x)
+    assert module.momentum is not None
+    result = torch.empty_like(x)
+    kept = []
+    for half in (0, 1):
+        mean, var = module.running_mean.clone(), module.running_var.clone()
+        result[half::2] = F.batch_norm(
+            x[half::2], mean, var, module.weight, module.bias, True, module.momentum, module.eps
+        )
+        kept.append((mean, var))
+    with torch.no_grad():
+        for place, buffer in enumerate((module.running_mean, module.running_var)):
+            buffer.copy_((kept[0][place] + kept[1][place]) / 2)
+        module.num_batches_tracked += 1
+    return result
+
+
+_whole = nn.BatchNorm2d.forward
+
+
+def main() -> None:
+    out, network, *flags = sys.argv[1:]
+    torch.set_num_threads(1)
+    if "--halves" in flags:
+        nn.BatchNorm2d.forward = _in_halves  # type: ignore[method-assign]
+    train(
+        TrainConfig(
+            model=f"rank_runs:{network}", data="digits", out=Path(out), epochs=2, batch_size=128,
+            lr=0.05, precision="fp32", target=0.6,
+        )
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
