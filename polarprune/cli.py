@@ -198,6 +198,7 @@ def train(
     the run folder; --target 1 trains dense.
     """
     from polarprune import training
+    from polarprune.ranks import rank_of_environment
     from polarprune.train_config import TrainConfig
 
     config = TrainConfig(
@@ -211,6 +212,8 @@ def train(
     terminal = Terminal(as_json)
     with progress_on(sys.stderr) as progress:
         result = training.train(config, progress)
+    if rank_of_environment():
+        return  # one voice is enough
     terminal.show(
         f"Top-1 {100 * result.top1:.2f} % on the test split, {result.seconds:.0f} s.",
         f"MACs {result.macs:,} of {result.dense_macs:,} ({100 * result.macs_ratio:.1f} %), "

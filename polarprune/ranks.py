@@ -25,6 +25,11 @@ def rank_and_count() -> tuple[int, int]:
     return 0, 1
 
 
+def rank_of_environment() -> int:
+    """The rank that torchrun started this process as; 0 for a lone one."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def join_ranks(device: torch.device) -> bool:
     """Join the group that torchrun has prepared; False where this is a lone process.
 

@@ -43,6 +43,9 @@ def test_two_ranks_train_what_one_process_does(
     assert two.cuts(), "nothing was cut, so nothing was agreed on"
     for line, expected in zip(two.metrics(), one.metrics(), strict=True):
         assert line["loss"] == pytest.approx(expected["loss"], rel=1e-3)
+    for line, expected in zip(two.openness(), one.openness(), strict=True):
+        for site, opened in expected["open"].items():
+            assert line["open"][site] == pytest.approx(opened, abs=0.002), site
     got = load_file(two.path / "pruned" / "weights.safetensors")
     expected = load_file(one.path / "pruned" / "weights.safetensors")
     assert got.keys() == expected.keys()
