@@ -66,7 +66,7 @@ class Dropping(Method):
     def loss(
         self,
         units: Units,
-        macs_ratio: Float[Tensor, ""],
+        ratio: Float[Tensor, ""],
         target: float,
         progress: float,
     ) -> Float[Tensor, ""]:
@@ -74,7 +74,7 @@ class Dropping(Method):
         for gate in self.gates:
             # An inner channel counts twice in the MACs (written and read), hence the root.
             gate.kept.fill_((1 + (target - 1) * progress) ** 0.5)
-        return torch.zeros_like(macs_ratio)
+        return torch.zeros_like(ratio)
 
 
 for _method in (InputIndependent, Dropping):

@@ -56,6 +56,10 @@ SETTINGS = (
     Setting("random", "random decisions", 2, "control", {"method": "random"}),
     Setting("dropping", "dropout on gates, random decisions", 2, "control", {"method": "dropping"}),
     Setting("ours-0.35", "consensus, blocks and channels", 2, "ours", {"target": 0.35}),
+    Setting(
+        "ours-params-0.5", "consensus, half of the parameters", 2, "ours",
+        {"target": None, "target_params": 0.5},
+    ),
     *(
         Setting(
             f"torch-pruning-{importance}{'-restarted' if restart else ''}",

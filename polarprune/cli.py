@@ -147,8 +147,15 @@ def train(
     data: Data,
     out: Annotated[Path, typer.Option(help="Run folder to make; absent or empty.")],
     target: Annotated[
-        float, typer.Option(help="Kept MACs over dense MACs, a bound, 0..1; 1 trains dense.")
-    ] = 0.5,
+        float | None,
+        typer.Option(
+            help="Kept MACs over dense MACs, a bound, 0..1; 1 trains dense.", show_default="0.5"
+        ),
+    ] = None,
+    target_params: Annotated[
+        float | None,
+        typer.Option(help="The same of parameters, in place of --target.", show_default="none"),
+    ] = None,
     method: Annotated[
         str, typer.Option(help="How gates decide: consensus or random.")
     ] = "consensus",
@@ -202,7 +209,8 @@ def train(
     from polarprune.train_config import TrainConfig
 
     config = TrainConfig(
-        model=model, data=data, out=out, target=target, method=method, granularity=granularity,
+        model=model, data=data, out=out, target=target, target_params=target_params,
+        method=method, granularity=granularity,
         align=align, epochs=epochs, weights=None if weights is None else Path(weights), seed=seed,
         resume=resume, checkpoint_every=checkpoint_every, batch_size=batch_size, lr=lr,
         schedule=schedule, momentum=momentum,

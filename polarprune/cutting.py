@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from polarprune.budget import Budget
 from polarprune.decisions import macs_of
 from polarprune.gates import GatedNetwork
 
@@ -57,16 +58,16 @@ class ClosedFor:
 
 
 def choose_cut(
-    gated: GatedNetwork, closed_for: ClosedFor, wait: int, bound: float, least: float
+    gated: GatedNetwork, closed_for: ClosedFor, wait: int, budget: Budget, least: float
 ) -> dict[str, Tensor] | None:
     """What is left when the units that have been closed long enough go; None: not worth a cut.
 
-    The least open ones go first, as many as keep the network at or above the bound; of a channel
+    The least open ones go first, as many as keep the network at or above the budget; of a channel
     site a multiple of the alignment stays, and never nothing.
 
     Args:
         wait: steps that a unit must have been closed.
-        bound: MACs that the network keeps at least, whatever else is closed.
+        budget: what the network keeps at least, whatever else is closed.
         least: MACs that the cut has to free.
 
     Returns:
@@ -96,7 +97,8 @@ def choose_cut(
         return macs_of(gated.circuit, left(count))
 
     # More units cost less: the most of them with which the network still is at the bound.
-    most = bisect.bisect_right(range(len(waiting) + 1), -bound, key=lambda count: -macs(count)) - 1
+    counts = range(len(waiting) + 1)
+    most = bisect.bisect_right(counts, -budget.bound, key=lambda n: -budget.cost(left(n))) - 1
     if most < 1 or macs(0) - macs(most) < least:
         return None
     return {site.name: kept for site, kept in zip(gated.sites, left(most), strict=True)}

@@ -1,4 +1,4 @@
-"""From scores to decisions: aligned, valid, and at or under a target cost."""
+"""From scores to decisions: aligned, valid, and within a budget."""
 
 import bisect
 from collections.abc import Callable
@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from polarprune.budget import OPTIONS, Budget
 from polarprune.errors import ConfigError
 from polarprune.graph.cost import CostCircuit, as_float
 from polarprune.graph.operators import operator_name
@@ -18,54 +19,40 @@ _CLOSE = 0.002
 
 
 def choose_decisions(
-    analysis: Analysis,
-    circuit: CostCircuit,
-    scores: list[Tensor],
-    align: int,
-    target: float | None,
+    analysis: Analysis, scores: list[Tensor], align: int, budget: Budget | None
 ) -> dict[str, Tensor]:
     """Open what scores above a threshold; the likeliest unit of a channel site always stays.
 
-    With a target the threshold is the lowest that meets it. Blocks are large steps, and units with
+    With a budget the threshold is the lowest that meets it. Blocks are large steps, and units with
     equal scores one large step too: what they leave free is given back, to the likeliest closed
     blocks that still fit and then to the likeliest closed channels.
 
     Args:
         scores: per site (units,), open probability; -1 for what has been cut out of the network.
         align: each channel site's open count is rounded up to a multiple of this.
-        target: kept share of the dense MACs, a bound. Without one the threshold is 0.5.
+        budget: what may be kept. Without one the threshold is 0.5.
 
     Raises:
-        ConfigError: even the smallest network is above the target.
+        ConfigError: even the smallest network is above the budget.
     """
-    if target is None:
+    if budget is None:
         return _named(analysis, _open_above(analysis, scores, align, 0.5, 0.5))
     thresholds = torch.cat([torch.tensor([_GONE]), *scores]).unique().tolist()  # type: ignore[no-untyped-call]
 
-    def fits(blocks: float, channels: float) -> bool:
-        opened = _open_above(analysis, scores, align, blocks, channels)
-        return macs_of(circuit, opened) <= target * circuit.dense_macs
+    def fits(threshold: float) -> bool:
+        opened = _open_above(analysis, scores, align, threshold, threshold)
+        return budget.cost(opened) <= budget.bound
 
-    if not fits(thresholds[-1], thresholds[-1]):
-        least = smallest_macs_ratio(analysis, circuit, align)
-        raise ConfigError(
-            f"--target {target:g} cannot be reached: the smallest network that these gates allow "
-            f"keeps {least:.4f} of the MACs; choose a larger target or --granularity both"
-        )
-    common = _lowest(thresholds, lambda threshold: fits(threshold, threshold))
-    opened = _open_above(analysis, scores, align, common, common)
-    bound = target * circuit.dense_macs
-    _reopen_blocks(analysis, circuit, scores, opened, bound)
-    _reopen_channels(analysis, circuit, scores, opened, align, bound)
+    if not fits(thresholds[-1]):
+        check_reachable(analysis, align, budget)
+    opened = _open_above(analysis, scores, align, *[_lowest(thresholds, fits)] * 2)
+    _reopen_blocks(analysis, scores, opened, budget)
+    _reopen_channels(analysis, scores, opened, align, budget)
     return _named(analysis, opened)
 
 
 def _reopen_blocks(
-    analysis: Analysis,
-    circuit: CostCircuit,
-    scores: list[Tensor],
-    opened: list[Tensor],
-    bound: float,
+    analysis: Analysis, scores: list[Tensor], opened: list[Tensor], budget: Budget
 ) -> None:
     """Open closed blocks again, the likeliest first, each that fits; in place."""
     closed = [
@@ -75,17 +62,12 @@ def _reopen_blocks(
     ]
     for _, place in sorted(closed):
         opened[place] = torch.ones_like(opened[place])
-        if macs_of(circuit, opened) > bound:
+        if budget.cost(opened) > budget.bound:
             opened[place] = torch.zeros_like(opened[place])
 
 
 def _reopen_channels(
-    analysis: Analysis,
-    circuit: CostCircuit,
-    scores: list[Tensor],
-    opened: list[Tensor],
-    align: int,
-    bound: float,
+    analysis: Analysis, scores: list[Tensor], opened: list[Tensor], align: int, budget: Budget
 ) -> None:
     """Open closed channels again, the likeliest first, an aligned handful at once; in place.
 
@@ -100,16 +82,12 @@ def _reopen_channels(
             more[place][units] = True
         return more
 
-    while handfuls and bound - macs_of(circuit, opened) > _CLOSE * circuit.dense_macs:
+    def cost(count: int) -> int:
+        return budget.cost(with_first(count))
+
+    while handfuls and budget.bound - budget.cost(opened) > _CLOSE * budget.dense:
         # More handfuls cost more: the most of them that fit.
-        count = (
-            bisect.bisect_right(
-                range(len(handfuls) + 1),
-                bound,
-                key=lambda count: macs_of(circuit, with_first(count)),
-            )
-            - 1
-        )
+        count = bisect.bisect_right(range(len(handfuls) + 1), budget.bound, key=cost) - 1
         opened[:] = with_first(count)
         too_large = {handfuls[count][1]} if count < len(handfuls) else set()
         handfuls = [h for h in handfuls[count:] if h[1] not in too_large]
@@ -135,10 +113,20 @@ def _lowest(rising: list[float], holds: Callable[[float], bool]) -> float:
     return rising[bisect.bisect_left(rising, True, key=holds)]
 
 
-def smallest_macs_ratio(analysis: Analysis, circuit: CostCircuit, align: int) -> float:
-    """Kept share of the MACs with all blocks closed and one aligned set of units a site open."""
+def check_reachable(analysis: Analysis, align: int, budget: Budget) -> None:
+    """Refuse a budget that no decisions meet.
+
+    Raises:
+        ConfigError: what the smallest network keeps is said.
+    """
     scores = [torch.zeros(site.units) for site in analysis.sites]
-    return macs_of(circuit, _open_above(analysis, scores, align, 1.0, 1.0)) / circuit.dense_macs
+    least = budget.cost(_open_above(analysis, scores, align, 1.0, 1.0))
+    if least > budget.bound:
+        raise ConfigError(
+            f"{OPTIONS[budget.quantity]} {budget.share:g} cannot be reached: the smallest network "
+            f"that these gates allow keeps {least / budget.dense:.4f} of the {budget.quantity}; "
+            "choose a larger target or --granularity both"
+        )
 
 
 def macs_of(circuit: CostCircuit, decisions: list[Tensor]) -> int:

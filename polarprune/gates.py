@@ -2,14 +2,16 @@
 
 import copy
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, fx, nn
 
+from polarprune.budget import Budget
 from polarprune.collecting import paused_collection
-from polarprune.decisions import check_decisions, choose_decisions
+from polarprune.decisions import check_decisions, choose_decisions, macs_of
 from polarprune.errors import ConfigError
 from polarprune.gate_insertion import base_placement, channel_axis, insert_gates, plan_gates
 from polarprune.gating import GateState, PooledFeatures, SiteGate, SourceGate
@@ -43,6 +45,7 @@ class GatedNetwork(nn.Module):
         self.analysis = analysis
         self.state = GateState()
         self.circuit = CostCircuit(analysis, plain.graph)
+        self._dense_parameters = count_parameters(plain)
         # Of the whole network, which decisions are about, and of what is left of it by now.
         self._plain_graph = self._present_graph = _copied(plain.graph)
         self._shell: Shell | None = None
@@ -63,7 +66,7 @@ class GatedNetwork(nn.Module):
         self._share = torch.tensor(
             [1 / (site.units * len(self.sites)) for site in self.sites for _ in range(site.units)]
         )
-        gates = self._make_gates(int(_GATE_PARAMETER_SHARE * count_parameters(plain)))
+        gates = self._make_gates(int(_GATE_PARAMETER_SHARE * self._dense_parameters))
         self.body = insert_gates(plain, placement, self._plan, gates, self.state)
         set_mode(self, self.body.training)
 
@@ -158,9 +161,11 @@ class GatedNetwork(nn.Module):
             openness: of all units, in the order of `sites`; without it that of the last batch.
         """
         openness = self.units().openness if openness is None else openness
+        return self._expected(self.circuit, openness)
+
+    def _expected(self, circuit: CostCircuit, openness: Float[Tensor, " g"]) -> Float[Tensor, ""]:
         by_site = torch.split(openness, [site.units for site in self.sites])
-        macs = self.circuit.evaluate(list(by_site)).macs
-        return torch.as_tensor(macs) / self.circuit.dense_macs
+        return torch.as_tensor(circuit.evaluate(list(by_site)).macs) / circuit.dense_macs
 
     def set_decisions(self, decisions: dict[str, Tensor]) -> None:
         """Freeze the gates; True = open. Sites that are left out are open.
@@ -174,21 +179,53 @@ class GatedNetwork(nn.Module):
             gate.frozen.copy_(checked[site.name])
         self.state.mode = "frozen"
 
-    def decisions(self, target: float | None = None) -> dict[str, Tensor]:
+    def macs_budget(self, share: float) -> Budget:
+        """Keep at most this share of the dense MACs."""
+        circuit = self.circuit
+        return Budget(
+            "MACs", share, circuit.dense_macs, partial(macs_of, circuit),
+            lambda openness: self._expected(circuit, openness),
+        )  # fmt: skip
+
+    def parameters_budget(self, share: float) -> Budget:
+        """Keep at most this share of the dense network's parameters.
+
+        Counted exactly, on the network that decisions leave; what is expected in between leaves
+        normalisations and biases out.
+        """
+        weights = {cost.mix.layer: self._weights_of(cost.mix.layer) for cost in self.analysis.costs}
+        circuit = CostCircuit(self.analysis, self._plain_graph, weights)
+        return Budget(
+            "parameters", share, self._dense_parameters, self._parameters_of,
+            lambda openness: self._expected(circuit, openness),
+        )  # fmt: skip
+
+    def _weights_of(self, layer: str) -> int:
+        weight = self.body.get_submodule(layer).weight
+        assert isinstance(weight, Tensor)
+        return weight.numel()
+
+    def _parameters_of(self, decisions: list[Tensor]) -> int:
+        named = {site.name: d for site, d in zip(self.sites, decisions, strict=True)}
+        return count_parameters(self.cut(named).graph_module)
+
+    def decisions(self, budget: Budget | float | None = None) -> dict[str, Tensor]:
         """One bool tensor (units,) a site: the frozen ones, or what the gates favour by now.
 
         Args:
-            target: keep at most this share of the dense MACs; without it, what is likelier open
-                than closed stays.
+            budget: what may be kept; a number is a share of the dense MACs. Without one, what is
+                likelier open than closed stays.
         """
+        if isinstance(budget, int | float):
+            budget = self.macs_budget(budget)
         gates = self.site_gates()
-        if self.state.mode == "frozen" and target is None:
+        if self.state.mode == "frozen" and budget is None:
             return {
                 site.name: gate.frozen.cpu().clone()
                 for site, gate in zip(self.sites, gates, strict=True)
             }
         scores = [gate.running.detach().cpu().masked_fill(gate.gone.cpu(), -1) for gate in gates]
-        return choose_decisions(self.analysis, self.circuit, scores, self.align, target)
+        return choose_decisions(self.analysis, scores, self.align, budget)
 
     def narrow(self, decisions: dict[str, Tensor], images: Tensor | None = None) -> Cut:
         """Cut closed units out of the network for good; the other gates stay, and go on.

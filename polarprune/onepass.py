@@ -14,11 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from polarprune.budget import Budget
 from polarprune.certificates import Certificate, certify
 from polarprune.collapsing import META, Description, blocks_removed, collapse_with_origins
 from polarprune.cut_records import CutRecord, agreement_of, mean_over_units
 from polarprune.cutting import ClosedFor, CutRule, choose_cut, left_of
-from polarprune.decisions import choose_decisions, macs_of
+from polarprune.decisions import check_reachable, macs_of
 from polarprune.errors import ConfigError, Refused
 from polarprune.gates import GatedNetwork
 from polarprune.graph.cut import Cut
@@ -59,7 +60,8 @@ class OnePass:
         gated: GatedNetwork,
         optimizer: torch.optim.Optimizer,
         *,
-        target: float,
+        target: float | None = None,
+        target_params: float | None = None,
         total_steps: int,
         phases: Phases | None = None,
         rule: CutRule | None = None,
@@ -77,6 +79,7 @@ class OnePass:
 
         Args:
             target: kept MACs over dense MACs, a bound, in (0, 1].
+            target_params: the same of parameters, in place of target.
             total_steps: how often step() will be called.
             rule: how long a unit must have been closed to be cut before decisions freeze.
             individual_every: in one of so many steps of the search each image takes its own
@@ -91,17 +94,14 @@ class OnePass:
         Raises:
             ConfigError: a target or a number out of range, or a target that cannot be reached.
         """
-        if not 0 < target <= 1:
-            raise ConfigError(f"--target must be above 0 and at most 1, got {target:g}")
         if total_steps < 1:
             raise ConfigError(f"total_steps must be at least 1, got {total_steps}")
         if individual_every < 1:
             raise ConfigError(f"individual_every must be at least 1, got {individual_every}")
         check_sliceable(optimizer)
-        scores = [torch.zeros(site.units) for site in gated.sites]
-        choose_decisions(gated.analysis, gated.circuit, scores, gated.align, target)  # reachable?
+        self.budget = _budget(gated, target, target_params)
+        check_reachable(gated.analysis, gated.align, self.budget)
         self.phases = phases or Phases()
-        self.target = target
         self.total_steps = total_steps
         self.network: nn.Module = gated
         self.cuts: list[CutRecord] = []
@@ -165,9 +165,9 @@ class OnePass:
         progress = (self.steps - self._search_step) / (self._settle_step - self._search_step)
         units = self._gated.units()
         if self._prices is None or self.steps % PRICED_EVERY == 0:
-            self._prices = PriceList.of(self._gated, units.openness)
+            self._prices = PriceList.of(self.budget, units.openness)
         ratio = self._prices(units.openness)
-        return self._gated.method.loss(units, ratio, self.target, min(1.0, progress))
+        return self._gated.method.loss(units, ratio, self.budget.share, min(1.0, progress))
 
     def step(self) -> CutRecord | None:
         """Call after optimizer.step(); may cut the network and the optimizer's state.
@@ -293,7 +293,7 @@ class OnePass:
             gated,
             self._closed_for,
             self.rule.steps(self.total_steps),
-            bound=self.target * self.dense_macs,
+            self.budget,
             least=self.rule.least * self.dense_macs,
         )
         if decisions is None:
@@ -325,7 +325,7 @@ class OnePass:
         assert gated is not None
         average_buffers(gated)
         before = self._measured(gated)
-        decisions = gated.decisions(target=self.target)
+        decisions = gated.decisions(self.budget)
         cut = self._describe(gated, decisions)
         gated.set_decisions(decisions)
         small, taken = collapse_with_origins(gated)
@@ -419,6 +419,15 @@ class OnePass:
         self._gate_optimizer = None
         self._last_batch = None
         self.network = small
+
+
+def _budget(gated: GatedNetwork, target: float | None, target_params: float | None) -> Budget:
+    if (target is None) == (target_params is None):
+        raise ConfigError("give either a target (of the MACs) or target_params (of the parameters)")
+    if target_params is not None:
+        return gated.parameters_budget(target_params)
+    assert target is not None
+    return gated.macs_budget(target)
 
 
 def _checked(ema: Averaged | None) -> Averaged | None:

@@ -1,6 +1,6 @@
 """The expected cost between two evaluations: its tangent, so that most steps need no circuit.
 
-The expected MACs are a polynomial of all open probabilities with hundreds of tiny operations, some
+The expected cost is a polynomial of all open probabilities with hundreds of tiny operations, some
 3 % of a training step of ResNet-20. Probabilities move little in a few steps, so the tangent of
 eight steps ago is as good: cost and prices are exact where it was taken (ours).
 """
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polarprune.gates import GatedNetwork
+from polarprune.budget import Budget
 
 EVERY = 8  # steps that one list serves
 
@@ -23,7 +23,7 @@ class PriceList:
 
     Attributes:
         at: openness of all units where the tangent was taken.
-        ratio: expected MACs over dense ones there.
+        ratio: expected over dense cost there.
         prices: its gradient there.
     """
 
@@ -32,18 +32,18 @@ class PriceList:
     prices: Float[Tensor, " g"]
 
     @classmethod
-    def of(cls, gated: GatedNetwork, openness: Float[Tensor, " g"]) -> "PriceList":
+    def of(cls, budget: Budget, openness: Float[Tensor, " g"]) -> "PriceList":
         """Evaluate the cost and its gradient."""
         at = openness.detach().clone().requires_grad_(True)
         with torch.enable_grad():
-            ratio = gated.expected_macs_ratio(at)
+            ratio = budget.expected(at)
         prices = torch.zeros_like(at)
         if ratio.requires_grad:
             [prices] = torch.autograd.grad(ratio, at)
         return cls(at.detach(), ratio.detach(), prices)
 
     def __call__(self, openness: Float[Tensor, " g"]) -> Float[Tensor, ""]:
-        """Expected over dense MACs, to first order; differentiable."""
+        """Expected over dense cost, to first order; differentiable."""
         return self.ratio + (self.prices * (openness - self.at)).sum()
 
     def state_dict(self) -> dict[str, Any]:

@@ -15,7 +15,8 @@ class TrainConfig:
     """All that decides a run.
 
     Attributes:
-        target: kept MACs over dense MACs, a bound; 1 trains dense.
+        target: kept MACs over dense MACs, a bound; 1 trains dense. 0.5 where nothing is given.
+        target_params: the same of parameters, in place of target.
         granularity: "block", "channel" or "both".
         lr: peak learning rate; None is 0.2 at batch size 128, in proportion.
         precision: "auto" takes bfloat16 autocast where the device is fast at it.
@@ -28,7 +29,8 @@ class TrainConfig:
     model: str
     data: str
     out: Path
-    target: float = 0.5
+    target: float | None = None
+    target_params: float | None = None
     method: str = "consensus"
     granularity: str = "both"
     align: int = 1
@@ -48,6 +50,16 @@ class TrainConfig:
     precision: str = "auto"
     device: str = "auto"
     workers: int = 2
+
+    def __post_init__(self) -> None:
+        """Half of the MACs, unless another bound is given."""
+        if self.target is None and self.target_params is None:
+            object.__setattr__(self, "target", 0.5)
+
+    @property
+    def pruning(self) -> bool:
+        """Whether anything may go."""
+        return self.target != 1 and self.target_params != 1
 
     def as_dict(self) -> dict[str, Any]:
         """For run.json; where it is written, and how often, does not describe the run."""
@@ -84,8 +96,11 @@ def check_config(config: TrainConfig) -> None:
     Raises:
         ConfigError: the option is named.
     """
-    if not 0 < config.target <= 1:
-        raise ConfigError(f"--target must be above 0 and at most 1, got {config.target:g}")
+    for option, share in (("--target", config.target), ("--target-params", config.target_params)):
+        if share is not None and not 0 < share <= 1:
+            raise ConfigError(f"{option} must be above 0 and at most 1, got {share:g}")
+    if config.target is not None and config.target_params is not None:
+        raise ConfigError("give --target or --target-params, not both")
     if config.granularity not in ("block", "channel", "both"):
         raise ConfigError(
             f"granularity {config.granularity!r} is unknown; choose one of: block, channel, both"

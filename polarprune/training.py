@@ -145,7 +145,7 @@ class _Run:
         net.to(self.device).to(memory_format=torch.channels_last).train()
         self.dense_params = count_parameters(net)
         example = _example(self.data, self.device)
-        pruning = config.target < 1
+        pruning = config.pruning
         gated = attach_gates(
             net,
             example,
@@ -175,6 +175,7 @@ class _Run:
             gated,
             self.optimizer,
             target=self.config.target,
+            target_params=self.config.target_params,
             total_steps=self.total_steps,
             held_out=held_out.to(self.device),
             measure=lambda net: evaluate(net, self.data.test, bf16=self.bf16),

@@ -5,7 +5,7 @@ MACs are those of convolutions, transposed convolutions and linear layers, for o
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from polarprune.graph.liveness import Live, Liveness, given
 from polarprune.graph.shapes import COUNTED
 from polarprune.graph.site_parts import Openness, any_of, plain_number, times
-from polarprune.graph.sites import Analysis
+from polarprune.graph.sites import Analysis, MixCost
 
 
 def count_macs(net: nn.Module, example_input: Tensor) -> int:
@@ -63,12 +63,20 @@ class CostCircuit:
     Source: ours (design: the budget).
     """
 
-    def __init__(self, analysis: Analysis, graph: fx.Graph) -> None:
+    def __init__(
+        self, analysis: Analysis, graph: fx.Graph, weights: dict[str, int] | None = None
+    ) -> None:
         """The circuit of one analysed graph.
 
         What lies in operators that the analysis does not know is kept, whatever is decided.
+
+        Args:
+            weights: values in the weight of each mixing layer, to count these instead of MACs;
+                those of normalisations and biases are in neither.
         """
         self._costs = analysis.costs
+        if weights is not None:
+            self._costs = [_in_weights(cost, weights[cost.mix.layer]) for cost in self._costs]
         self._held = analysis.held
         places = range(len(analysis.sites) + len(analysis.held))
         self._reads = [{**c.reads, **c.held_in} for c in self._costs]
@@ -89,7 +97,7 @@ class CostCircuit:
         self._always_written = self._passed_on(analysis)
         self.liveness = Liveness(analysis, graph)
         known = sum(cost.total for cost in self._costs)
-        self._uncounted = analysis.uncounted
+        self._uncounted = analysis.uncounted if weights is None else {}
         self.dense_macs = known + sum(self._uncounted.values())
 
     def _add_makers(self, analysis: Analysis) -> None:
@@ -187,6 +195,22 @@ class CostCircuit:
         for place, count in writes.items():
             outputs = outputs + times(given(wanted[place], alive), sums[place]) * count
         return (opened * outputs + same) * cost.per_pair, opened
+
+
+def _in_weights(cost: MixCost, weights: int) -> MixCost:
+    """The same operator, each of its MACs at the price that makes the total its weights."""
+
+    def priced(macs: dict[int, int]) -> dict[int, int]:
+        return {place: value * weights // cost.total for place, value in macs.items()}
+
+    pairs = len(cost.mix.inputs) * len(cost.mix.outputs)
+    return replace(
+        cost,
+        per_pair=weights * cost.mix.groups // pairs,
+        total=weights,
+        group_macs=priced(cost.group_macs),
+        held_macs=priced(cost.held_macs),
+    )
 
 
 def as_float(value: Openness) -> float:

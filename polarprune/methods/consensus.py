@@ -69,17 +69,14 @@ class Consensus(Method):
     def loss(
         self,
         units: Units,
-        macs_ratio: Float[Tensor, ""],
+        ratio: Float[Tensor, ""],
         target: float,
         progress: float,
     ) -> Float[Tensor, ""]:
         """Budget loss and polarization loss, both ours in form."""
         aim = 1.0 + (target - 1.0) * min(1.0, progress / _APPROACH)
         polarization = polarization_loss(units.probability, units.share)
-        return (
-            budget_loss(macs_ratio, aim, progress)
-            + _POLARIZATION_WEIGHT * progress**2 * polarization
-        )
+        return budget_loss(ratio, aim, progress) + _POLARIZATION_WEIGHT * progress**2 * polarization
 
 
 def polarization_loss(
@@ -93,11 +90,11 @@ def polarization_loss(
     return 4 * (share * probability * (1 - probability)).sum()
 
 
-def budget_loss(macs_ratio: Float[Tensor, ""], aim: float, progress: float) -> Float[Tensor, ""]:
-    """Linear-quadratic penalty on the excess of expected MACs over the aim (ours).
+def budget_loss(ratio: Float[Tensor, ""], aim: float, progress: float) -> Float[Tensor, ""]:
+    """Linear-quadratic penalty on the excess of the expected cost over the aim (ours).
 
     The linear part gives a price a MAC that does not fade as the aim is reached; the quadratic one
     stiffens with progress, so that the search ends at the aim whatever the task loss would pay.
     """
-    excess = (macs_ratio - aim).clamp_min(0)
+    excess = (ratio - aim).clamp_min(0)
     return 2.0 * excess + 25.0 * (1 + 40 * progress**2) * excess**2

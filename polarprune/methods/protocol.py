@@ -65,14 +65,14 @@ class Method(ABC):
     def loss(
         self,
         units: Units,
-        macs_ratio: Float[Tensor, ""],
+        ratio: Float[Tensor, ""],
         target: float,
         progress: float,
     ) -> Float[Tensor, ""]:
         """What is added to the task loss.
 
         Args:
-            macs_ratio: expected over dense MACs, differentiable.
-            target: the user's bound on the kept MACs, 0..1.
+            ratio: expected over dense cost (MACs or parameters), differentiable.
+            target: the user's bound on what is kept of it, 0..1.
             progress: of the search, 0 at its start, 1 when decisions freeze.
         """

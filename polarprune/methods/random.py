@@ -35,9 +35,9 @@ class RandomControl(Method):
     def loss(
         self,
         units: Units,
-        macs_ratio: Float[Tensor, ""],
+        ratio: Float[Tensor, ""],
         target: float,
         progress: float,
     ) -> Float[Tensor, ""]:
         """Nothing is learned."""
-        return torch.zeros_like(macs_ratio)
+        return torch.zeros_like(ratio)

@@ -95,6 +95,12 @@ def test_the_defaults_of_train_are_those_of_the_library() -> None:
 
 FAILURES = [
     ([*TRAIN, "--target", "0"], 1, "error: --target must be above 0 and at most 1, got 0"),
+    (
+        [*TRAIN, "--target", "0.5", "--target-params", "0.5"],
+        1,
+        "error: give --target or --target-params, not both",
+    ),
+    ([*TRAIN, "--target-params", "2"], 1, "error: --target-params must be above 0 and at most 1"),
     ([*TRAIN, "--target", "1.5"], 1, "error: --target must be above 0 and at most 1, got 1.5"),
     ([*TRAIN, "--target", "nan"], 1, "error: --target must be above 0 and at most 1, got nan"),
     ([*TRAIN, "--target", "0.00001"], 1, "error: --target 1e-05 cannot be reached: "),

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import polarprune
+from polarprune.budget import Budget
 from polarprune.cutting import ClosedFor, CutRule, choose_cut
 from polarprune.decisions import macs_of
 from polarprune.errors import ConfigError
@@ -52,6 +53,15 @@ def close(gated: GatedNetwork, site: str, units: list[int], logit: float = -9.0)
         logits.bias[site_gate.units][units] = logit
 
 
+def _free(gated: GatedNetwork, bound: float = 1.0) -> Budget:
+    """A bound of so many MACs."""
+    return gated.macs_budget(bound / gated.circuit.dense_macs)
+
+
+def _choose(gated: GatedNetwork, closed: dict[str, list[int]]) -> dict[str, torch.Tensor] | None:
+    return choose_cut(gated, waited(gated, closed), 5, budget=_free(gated), least=0)
+
+
 def waited(gated: GatedNetwork, closed: dict[str, list[int]], steps: int = 5) -> ClosedFor:
     counts = ClosedFor([site.units for site in gated.sites], 0.05)
     start = 0
@@ -66,14 +76,14 @@ def waited(gated: GatedNetwork, closed: dict[str, list[int]], steps: int = 5) ->
 def test_only_what_has_waited_goes() -> None:
     gated = gated_small()
     counts = waited(gated, {"one": [2, 5]})
-    decisions = choose_cut(gated, counts, 5, bound=0, least=0)
+    decisions = choose_cut(gated, counts, 5, budget=_free(gated), least=0)
     assert decisions is not None
     assert decisions == pytest.approx({}) or (~decisions["one"]).nonzero().flatten().tolist() == [
         2,
         5,
     ]
     assert all(kept.all() for name, kept in decisions.items() if name != "one")
-    assert choose_cut(gated, counts, 6, bound=0, least=0) is None
+    assert choose_cut(gated, counts, 6, budget=_free(gated), least=0) is None
 
 
 def test_a_cut_never_goes_below_the_bound_and_takes_the_least_open_first() -> None:
@@ -82,7 +92,7 @@ def test_a_cut_never_goes_below_the_bound_and_takes_the_least_open_first() -> No
     place = [site.name for site in gated.sites].index("one")
     gated.site_gates()[place].running[1:6] = torch.tensor([0.05, 0.01, 0.04, 0.02, 0.03])
     bound = 0.7 * gated.circuit.dense_macs
-    decisions = choose_cut(gated, counts, 5, bound=bound, least=0)
+    decisions = choose_cut(gated, counts, 5, budget=_free(gated, bound), least=0)
     assert decisions is not None
     gone = (~decisions["one"]).nonzero().flatten().tolist()
     ranked = [2, 4, 5, 3, 1]
@@ -98,21 +108,25 @@ def test_a_cut_that_frees_little_is_not_made() -> None:
     freed = gated.circuit.dense_macs - macs_of(
         gated.circuit, list((all_open(gated) | all_open(gated, one=[1])).values())
     )
-    assert choose_cut(gated, counts, 5, bound=0, least=freed) is not None
-    assert choose_cut(gated, counts, 5, bound=0, least=freed + 1) is None
+    assert choose_cut(gated, counts, 5, budget=_free(gated), least=freed) is not None
+    assert choose_cut(gated, counts, 5, budget=_free(gated), least=freed + 1) is None
 
 
 @pytest.mark.parametrize(("closed", "left"), [(1, 8), (3, 8), (4, 4), (7, 4), (8, 4)])
 def test_a_multiple_of_the_alignment_stays(closed: int, left: int) -> None:
     gated = gated_small(align=4)
-    decisions = choose_cut(gated, waited(gated, {"one": list(range(closed))}), 5, bound=0, least=0)
+    decisions = choose_cut(
+        gated, waited(gated, {"one": list(range(closed))}), 5, budget=_free(gated), least=0
+    )
     kept = 8 if decisions is None else int(decisions["one"].sum())
     assert kept == left
 
 
 def test_of_a_site_that_closes_whole_one_unit_stays() -> None:
     gated = gated_small()
-    decisions = choose_cut(gated, waited(gated, {"one": list(range(8))}), 5, bound=0, least=0)
+    decisions = choose_cut(
+        gated, waited(gated, {"one": list(range(8))}), 5, budget=_free(gated), least=0
+    )
     assert decisions is not None
     assert decisions["one"].sum() == 1
 

@@ -9,9 +9,10 @@ from small_networks import all_open, image, small
 from torch import Tensor
 
 import polarprune
-from polarprune.decisions import choose_decisions, macs_of, smallest_macs_ratio
+from polarprune.decisions import check_reachable, choose_decisions, macs_of
 from polarprune.errors import ConfigError
 from polarprune.gates import GatedNetwork
+from polarprune.graph.cost import count_parameters
 
 
 def _block(s, x: Tensor) -> Tensor:
@@ -29,18 +30,26 @@ def _scores(gated: GatedNetwork, seed: int) -> list[Tensor]:
     return [torch.rand(site.units, generator=generator) for site in gated.sites]
 
 
+def _least(gated: GatedNetwork, align: int) -> float:
+    """Kept share of the smallest network: blocks closed, one aligned handful a site."""
+    smallest = []
+    for site in gated.sites:
+        count = 0 if site.kind == "block" else min(site.units, align)
+        smallest.append(torch.arange(site.units) < count)
+    return macs_of(gated.circuit, smallest) / gated.circuit.dense_macs
+
+
 @given(st.integers(0, 10**6), st.floats(0.1, 1.0), st.sampled_from([1, 2, 4, 3]))
 @settings(max_examples=15)
 def test_the_target_is_a_bound_and_counts_are_aligned(
     gated: GatedNetwork, seed: int, target: float, align: int
 ) -> None:
     scores = _scores(gated, seed)
-    least = smallest_macs_ratio(gated.analysis, gated.circuit, align)
-    if target < least:
+    if target < _least(gated, align):
         with pytest.raises(ConfigError, match="cannot be reached"):
-            choose_decisions(gated.analysis, gated.circuit, scores, align, target)
+            choose_decisions(gated.analysis, scores, align, gated.macs_budget(target))
         return
-    chosen = choose_decisions(gated.analysis, gated.circuit, scores, align, target)
+    chosen = choose_decisions(gated.analysis, scores, align, gated.macs_budget(target))
     in_order = [chosen[s.name] for s in gated.sites]
     assert macs_of(gated.circuit, in_order) <= target * gated.circuit.dense_macs
     for site, score, opened in zip(gated.sites, scores, in_order, strict=True):
@@ -60,8 +69,8 @@ def test_what_a_target_leaves_free_is_less_than_anything_closed_would_cost(
     scores = _scores(gated, seed)
     if tied:  # many equal scores are one step of a threshold
         scores = [score.round() for score in scores]
-    target = max(target, smallest_macs_ratio(gated.analysis, gated.circuit, align))
-    chosen = choose_decisions(gated.analysis, gated.circuit, scores, align, target)
+    target = max(target, _least(gated, align))
+    chosen = choose_decisions(gated.analysis, scores, align, gated.macs_budget(target))
     bound = target * gated.circuit.dense_macs
     assert macs_of(gated.circuit, list(chosen.values())) <= bound
     if bound - macs_of(gated.circuit, list(chosen.values())) <= 0.02 * gated.circuit.dense_macs:
@@ -88,7 +97,7 @@ def test_a_closed_block_opens_again_where_its_closing_went_far_below_the_target(
     scores = [
         torch.full((site.units,), 0.4 if site.kind == "block" else 0.1) for site in gated.sites
     ]
-    chosen = choose_decisions(gated.analysis, gated.circuit, scores, 1, 0.9)
+    chosen = choose_decisions(gated.analysis, scores, 1, gated.macs_budget(0.9))
     blocks = [chosen[site.name] for site in gated.sites if site.kind == "block"]
     assert blocks, "the network has a block"
     assert all(bool(block) for block in blocks)
@@ -96,13 +105,13 @@ def test_a_closed_block_opens_again_where_its_closing_went_far_below_the_target(
 
 def test_without_a_target_the_likelier_side_wins(gated: GatedNetwork) -> None:
     scores = [torch.linspace(0, 1, site.units) for site in gated.sites]
-    chosen = choose_decisions(gated.analysis, gated.circuit, scores, 1, None)
+    chosen = choose_decisions(gated.analysis, scores, 1, None)
     assert chosen["stem"].tolist() == [False] * 4 + [True] * 4
 
 
 def test_equal_scores_give_equal_decisions(gated: GatedNetwork) -> None:
     scores = [torch.full((site.units,), 0.3) for site in gated.sites]
-    chosen = choose_decisions(gated.analysis, gated.circuit, scores, 2, None)
+    chosen = choose_decisions(gated.analysis, scores, 2, None)
     assert chosen["stem"].tolist() == [True] * 2 + [False] * 6
 
 
@@ -136,3 +145,48 @@ def test_decisions_come_back_as_they_were_set(gated: GatedNetwork) -> None:
     assert all(torch.equal(gated.decisions()[n], wanted[n]) for n in wanted)
     gated.set_decisions({})
     assert all(bool(d.all()) for d in gated.decisions().values())
+
+
+@given(st.integers(0, 10**6), st.floats(0.35, 1.0), st.sampled_from([1, 2]))
+@settings(max_examples=15, deadline=None)
+def test_a_budget_of_parameters_is_a_bound_on_what_is_left(
+    gated: GatedNetwork, seed: int, target: float, align: int
+) -> None:
+    gated.search()
+    budget = gated.parameters_budget(target)
+    chosen = choose_decisions(gated.analysis, _scores(gated, seed), align, budget)
+    gated.set_decisions(chosen)
+    left = count_parameters(polarprune.collapse(gated))
+    dense = count_parameters(gated.plain())
+    assert left <= target * dense
+    assert left == budget.cost(list(chosen.values()))
+    if target * dense - left > 0.02 * dense:  # then nothing that is closed would fit
+        for site in gated.sites:
+            for more in _one_step_more(chosen[site.name], align):
+                cost = budget.cost(list((chosen | {site.name: more}).values()))
+                assert cost > budget.bound or cost == left, site.name
+
+
+def test_expected_parameters_are_the_weights_of_what_is_left() -> None:
+    net = polarprune.build_network("torchvision:mobilenet_v2", num_classes=10)
+    gated = polarprune.attach_gates(net.eval(), torch.zeros(1, 3, 32, 32))
+    budget = gated.parameters_budget(0.5)
+    for seed in range(3):
+        decisions = [score > 0.4 for score in _scores(gated, seed)]
+        for site, decision in zip(gated.sites, decisions, strict=True):
+            if site.kind == "channel":
+                decision[0] = True
+        gated.set_decisions({s.name: d for s, d in zip(gated.sites, decisions, strict=True)})
+        small = polarprune.collapse(gated)
+        mixing = (torch.nn.Conv2d, torch.nn.Linear)
+        counted = [
+            sum(m.weight.numel() for m in network.modules() if isinstance(m, mixing))
+            for network in (small, gated.plain())
+        ]
+        expected = budget.expected(torch.cat(decisions).double())
+        assert float(expected) == pytest.approx(counted[0] / counted[1], rel=1e-9)
+
+
+def test_a_budget_of_parameters_that_cannot_be_reached_says_what_can(gated: GatedNetwork) -> None:
+    with pytest.raises(ConfigError, match=r"--target-params 0.001 cannot be reached: the smallest"):
+        check_reachable(gated.analysis, 1, gated.parameters_budget(0.001))

@@ -131,6 +131,11 @@ def test_the_random_control_meets_the_target(tmp_path: Path) -> None:
     assert all(k % 8 == 0 for kind, k, _ in kept.values() if kind == "channel")
 
 
+def test_a_target_of_parameters_is_a_bound(tmp_path: Path) -> None:
+    result = train(config(tmp_path / "run", target_params=0.5, epochs=2))
+    assert 0.45 * result.dense_params < result.params <= 0.5 * result.dense_params
+
+
 @pytest.mark.parametrize("granularity", ["block", "channel"])
 def test_granularity_decides_which_sites_are_gated(tmp_path: Path, granularity: str) -> None:
     train(config(tmp_path / "run", granularity=granularity, epochs=1, target=0.6))

@@ -53,4 +53,11 @@ def test_rows_have_names_of_their_own() -> None:
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: s.name)
 def test_every_row_is_the_same_recipe_but_for_what_it_says(setting) -> None:
-    assert set(setting.options) <= {"target", "model", "epochs", "granularity", "method"}
+    assert set(setting.options) <= {
+        "target",
+        "target_params",
+        "model",
+        "epochs",
+        "granularity",
+        "method",
+    }
