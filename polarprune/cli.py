@@ -165,6 +165,13 @@ def train(
     ] = 1,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 20,
     weights: Weights = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(help="A finished run to learn from too.", show_default="none"),
+    ] = None,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Let torch.compile make the steps faster.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint of --out.")
@@ -211,7 +218,8 @@ def train(
     config = TrainConfig(
         model=model, data=data, out=out, target=target, target_params=target_params,
         method=method, granularity=granularity,
-        align=align, epochs=epochs, weights=None if weights is None else Path(weights), seed=seed,
+        align=align, epochs=epochs, weights=None if weights is None else Path(weights),
+        teacher=teacher, compile=compile, seed=seed,
         resume=resume, checkpoint_every=checkpoint_every, batch_size=batch_size, lr=lr,
         schedule=schedule, momentum=momentum,
         weight_decay=weight_decay, label_smoothing=label_smoothing, image_size=image_size,

@@ -19,6 +19,8 @@ class TrainConfig:
         target_params: the same of parameters, in place of target.
         granularity: "block", "channel" or "both".
         lr: peak learning rate; None is 0.2 at batch size 128, in proportion.
+        teacher: a finished run whose outputs are learned from too.
+        compile: let torch.compile make the steps faster; after every cut it compiles anew.
         precision: "auto" takes bfloat16 autocast where the device is fast at it.
         num_classes: None takes the data set's.
         checkpoint_every: steps between checkpoints inside of an epoch; None is once in five
@@ -42,6 +44,8 @@ class TrainConfig:
     weight_decay: float = 5e-4
     label_smoothing: float = 0.05
     weights: Path | None = None
+    teacher: Path | None = None
+    compile: bool = False
     seed: int = 0
     resume: bool = False
     checkpoint_every: int | None = None

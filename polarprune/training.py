@@ -21,6 +21,7 @@ from polarprune.collapsing import describe
 from polarprune.cut_records import CutRecord
 from polarprune.datasets import Dataset, load_dataset
 from polarprune.devices import autocast, choose_bf16, choose_device
+from polarprune.distillation import Teacher, distilled
 from polarprune.errors import ConfigError, RunFolderError, TrainingError
 from polarprune.evaluation import evaluate
 from polarprune.gates import GatedNetwork, attach_gates
@@ -139,6 +140,11 @@ class _Run:
             raise ConfigError(
                 f"--num-classes is {self.classes}, but {config.data} has {len(self.data.classes)}"
             )
+        self.teacher = (
+            None
+            if config.teacher is None
+            else Teacher(config.teacher, self.data, self.classes, self.device)
+        )
         torch.manual_seed(config.seed)
         weights = None if config.weights is None else str(config.weights)
         net = build_network(config.model, num_classes=self.classes, weights=weights)
@@ -186,6 +192,7 @@ class _Run:
         found = read_checkpoint(self.config.out / CHECKPOINT) if self.config.resume else None
         if found is not None:
             self._restore(found)
+        self._compile()
         if not self.writes:
             return
         self.config.out.mkdir(parents=True, exist_ok=True)
@@ -218,6 +225,8 @@ class _Run:
             if self.step_in_epoch % _FINITE_EVERY == 1 or last:
                 self._stop_unless_finite(self.losses)
                 self._show(float(loss))
+            if cut is not None:
+                self._compile()
             if cut is not None and self.writes:
                 append_line(config.out / CUTS_FILE, _cut_line(cut))
             if not last and self._checkpoint_is_due():
@@ -237,7 +246,7 @@ class _Run:
             "top1": evaluate(one.network, self.data.test, bf16=self.bf16),
             "lr": self.optimizer.param_groups[0]["lr"],
             "macs": one.macs_now,
-            "train_macs_ratio": round(one.train_macs_ratio, 5),
+            "train_macs_ratio": round(self._train_macs_ratio(), 5),
             "images_per_s": round(images_per_s, 1),
             "seconds": round(self._seconds(), 2),
         }
@@ -274,6 +283,10 @@ class _Run:
         with autocast(self.device, self.bf16):
             outputs = one.network(images)
         task = F.cross_entropy(outputs.float(), labels, label_smoothing=config.label_smoothing)
+        if self.teacher is not None:
+            with autocast(self.device, self.bf16):
+                wanted = self.teacher.logits(images)
+            task = distilled(task, outputs.float(), wanted)
         loss = task + one.loss()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -303,13 +316,24 @@ class _Run:
             dense_params=self.dense_params,
             blocks_removed=description.blocks_removed,
             agreement=cuts[-1]["agreement"] if cuts else 1.0,
-            train_macs_ratio=self.one.train_macs_ratio,
+            train_macs_ratio=self._train_macs_ratio(),
             seconds=round(self._seconds(), 2),
         )
         if self.writes:
             save_network(net, config.out / PRUNED)
             self._write_run_file(result)
         return result
+
+    def _train_macs_ratio(self) -> float:
+        """MACs computed over those of dense training; a teacher runs forward: a third of them."""
+        teacher = 0 if self.teacher is None else self.teacher.macs / 3
+        return self.one.train_macs_ratio + teacher / self.dense_macs
+
+    def _compile(self) -> None:
+        """Compile what is trained now; a cut makes another network, or other operators in it."""
+        if self.config.compile:
+            torch.compiler.reset()
+            self.one.network.compile()
 
     def _seconds(self) -> float:
         return self.earlier_seconds + time.perf_counter() - self.started

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import polarprune
 from polarprune.errors import (
@@ -228,3 +229,22 @@ def test_a_truncated_checkpoint_is_refused(tmp_path: Path, file: str) -> None:
     with pytest.raises(CheckpointError, match="cannot be read") as caught:
         train(config(out, resume=True))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_is_the_eager_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(config(tmp_path / "eager", epochs=2, precision="fp32"))
+    whole = nn.Module.compile
+    compiled = []
+
+    def traced_only(module: nn.Module) -> None:  # Inductor would take minutes
+        compiled.append(type(module).__name__)
+        whole(module, backend="eager")
+
+    monkeypatch.setattr(nn.Module, "compile", traced_only)
+    train(config(tmp_path / "compiled", epochs=2, precision="fp32", compile=True))
+    assert len(compiled) == 2, "at first, and after the cut"
+    eager, other = RunFolder(tmp_path / "eager"), RunFolder(tmp_path / "compiled")
+    for line, expected in zip(other.metrics(), eager.metrics(), strict=True):
+        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-3)
+    assert [cut["sites"] for cut in other.cuts()] == [cut["sites"] for cut in eager.cuts()]
