@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from polarprune import count_macs
 from polarprune.datasets import Dataset, load_dataset
-from polarprune.devices import autocast, choose_bf16
+from polarprune.devices import autocast, choose_bf16, fast_layout
 from polarprune.evaluation import evaluate
 from polarprune.graph.cost import count_parameters
 from polarprune.networks.cifar_resnet import CifarResNet
@@ -73,7 +73,7 @@ def prune_half_way(
     torch.manual_seed(seed)
     loaded = load_dataset(data, image_size=32)
     net = MeanHead(_DEPTH[model], len(loaded.classes))
-    net.to(memory_format=torch.channels_last).train()
+    net.train()
     example = torch.zeros(1, loaded.channels, 32, 32)
     dense_macs, dense_params = count_macs(net, example), count_parameters(net)
     began = time.perf_counter()
@@ -133,6 +133,8 @@ def _cut(net: nn.Module, rival: Rival, example: torch.Tensor, most_macs: float) 
 
 def _train(net: nn.Module, data: Dataset, config: TrainConfig, epochs: range, rate: Any) -> None:
     bf16 = choose_bf16("auto", torch.device("cpu"))
+    layout = fast_layout(net, torch.device("cpu"))
+    net.to(memory_format=layout)
     peak = _PEAK_RATE * config.batch_size / 128
     optimizer = _make_optimizer(net, config, peak)
     steps = len(data.train) // config.batch_size * len(epochs)
@@ -146,7 +148,7 @@ def _train(net: nn.Module, data: Dataset, config: TrainConfig, epochs: range, ra
             for group in optimizer.param_groups:
                 group["lr"] = peak * rate(done / steps)
             with autocast(torch.device("cpu"), bf16):
-                outputs = net(images)
+                outputs = net(images.to(memory_format=layout))
             loss = F.cross_entropy(outputs.float(), labels, label_smoothing=config.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]

@@ -3,6 +3,7 @@
 import contextlib
 
 import torch
+from torch import nn
 
 from polarprune.errors import BackendUnavailable, ConfigError
 
@@ -45,3 +46,25 @@ def choose_bf16(precision: str, device: torch.device) -> bool:
 def autocast(device: torch.device, bf16: bool) -> contextlib.AbstractContextManager[object]:
     """The autocast context of a forward pass."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
+
+
+def fast_layout(net: nn.Module, device: torch.device) -> torch.memory_format:
+    """The memory layout in which this network's convolutions are fast.
+
+    Channels last, except on a CPU where a convolution's channel counts are no multiples of 16, the
+    width of its vectors: oneDNN then pads blocks of its own, and channels last is what is slow. A
+    training step of ResNet-20 narrowed to (11, 23, 45) channels took 215 ms in channels last and
+    89 ms without under bfloat16, 259 and 181 ms in float32 (batch 128, 2 cores with AVX-512 and
+    AMX); with its (16, 32, 64) channels 102 and 118 ms, 178 and 210 ms.
+    """
+    if device.type != "cpu":
+        return torch.channels_last
+    counts = {
+        count
+        for module in net.modules()
+        if isinstance(module, nn.Conv2d) and module.groups == 1
+        for count in (module.in_channels, module.out_channels)
+        if count > 4  # images have few, and no network changes that
+    }
+    ragged = any(count % 16 for count in counts)
+    return torch.contiguous_format if ragged else torch.channels_last

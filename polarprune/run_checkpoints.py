@@ -65,7 +65,7 @@ def restore_run(
     if found.document["settled"]:
         assert found.network is not None
         device = next(one.network.parameters()).device
-        settled = found.network.to(device).to(memory_format=torch.channels_last).train()
+        settled = found.network.to(device).train()
         optimizer = make_optimizer(settled)
     one.load_state_dict(state, settled)  # cuts what had been cut: then the weights fit
     if settled is None:

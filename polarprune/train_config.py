@@ -75,7 +75,10 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a finished run reports; the keys of `polarprune train --json`."""
+    """What a finished run reports; the keys of `polarprune train --json`.
+
+    `joules` is what the GPU took, by NVML; None without one.
+    """
 
     run: str
     top1: float
@@ -88,6 +91,7 @@ class TrainResult:
     agreement: float
     train_macs_ratio: float
     seconds: float
+    joules: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -20,8 +20,9 @@ from polarprune.checkpoints import Checkpoint, read_checkpoint
 from polarprune.collapsing import describe
 from polarprune.cut_records import CutRecord
 from polarprune.datasets import Dataset, load_dataset
-from polarprune.devices import autocast, choose_bf16, choose_device
+from polarprune.devices import autocast, choose_bf16, choose_device, fast_layout
 from polarprune.distillation import Teacher, distilled
+from polarprune.energy import gpu_energy
 from polarprune.errors import ConfigError, RunFolderError, TrainingError
 from polarprune.evaluation import evaluate
 from polarprune.gates import GatedNetwork, attach_gates
@@ -54,6 +55,7 @@ from polarprune.run_folder import (
     write_json,
 )
 from polarprune.schedules import build_schedule
+from polarprune.tensorboard_events import write_events
 from polarprune.train_config import TrainConfig, TrainResult, check_config
 
 __all__ = ["TrainConfig", "TrainResult", "evaluate", "train"]
@@ -128,11 +130,13 @@ class _Run:
         self.writes = self.part[0] == 0  # ranks but the first leave the folder alone
         self.progress = progress if self.writes else (lambda *_: None)
         self.started = time.perf_counter()
-        self.earlier_seconds = 0.0
+        self.earlier_seconds = self.earlier_joules = 0.0
         self.epoch = self.step_in_epoch = 0
         self.written_at = self.started
         self.device = choose_device(config.device)
         self.losses = torch.zeros((), device=self.device)
+        self.layout = torch.channels_last
+        self.energy = gpu_energy(self.device)
         self.bf16 = choose_bf16(config.precision, self.device)
         self.data = _load_data(config)
         self.classes = config.num_classes or len(self.data.classes)
@@ -148,7 +152,7 @@ class _Run:
         torch.manual_seed(config.seed)
         weights = None if config.weights is None else str(config.weights)
         net = build_network(config.model, num_classes=self.classes, weights=weights)
-        net.to(self.device).to(memory_format=torch.channels_last).train()
+        net.to(self.device).train()
         self.dense_params = count_parameters(net)
         example = _example(self.data, self.device)
         pruning = config.pruning
@@ -192,6 +196,7 @@ class _Run:
         found = read_checkpoint(self.config.out / CHECKPOINT) if self.config.resume else None
         if found is not None:
             self._restore(found)
+        self._lay_out()
         self._compile()
         if not self.writes:
             return
@@ -218,7 +223,9 @@ class _Run:
         )
         began, done_before = time.perf_counter(), self.step_in_epoch
         for images, labels in batches:
-            loss, cut = self._train_step(images.to(self.device), labels.to(self.device))
+            loss, cut = self._train_step(
+                images.to(self.device, memory_format=self.layout), labels.to(self.device)
+            )
             self.losses += loss
             self.step_in_epoch += 1
             last = self.step_in_epoch == self.steps_an_epoch
@@ -226,6 +233,7 @@ class _Run:
                 self._stop_unless_finite(self.losses)
                 self._show(float(loss))
             if cut is not None:
+                self._lay_out()
                 self._compile()
             if cut is not None and self.writes:
                 append_line(config.out / CUTS_FILE, _cut_line(cut))
@@ -249,9 +257,11 @@ class _Run:
             "train_macs_ratio": round(self._train_macs_ratio(), 5),
             "images_per_s": round(images_per_s, 1),
             "seconds": round(self._seconds(), 2),
+            "joules": self._joules(),
         }
         if self.writes:
             append_line(config.out / METRICS_FILE, line)
+            write_events(config.out, line)
         self.step_in_epoch, self.losses = 0, torch.zeros((), device=self.device)
         self._write_checkpoint()
 
@@ -271,6 +281,7 @@ class _Run:
             "step_in_epoch": self.step_in_epoch,
             "losses": float(self.losses),
             "seconds": self._seconds(),
+            "joules": self._joules(),
         }
         write_run(self.config.out / CHECKPOINT, counters, self.one, self.optimizer)
         self.written_at = time.perf_counter()
@@ -318,6 +329,7 @@ class _Run:
             agreement=cuts[-1]["agreement"] if cuts else 1.0,
             train_macs_ratio=self._train_macs_ratio(),
             seconds=round(self._seconds(), 2),
+            joules=self._joules(),
         )
         if self.writes:
             save_network(net, config.out / PRUNED)
@@ -329,6 +341,11 @@ class _Run:
         teacher = 0 if self.teacher is None else self.teacher.macs / 3
         return self.one.train_macs_ratio + teacher / self.dense_macs
 
+    def _lay_out(self) -> None:
+        """Weights and images in the layout that suits the channel counts there are by now."""
+        self.layout = fast_layout(self.one.network, self.device)
+        self.one.network.to(memory_format=self.layout)
+
     def _compile(self) -> None:
         """Compile what is trained now; a cut makes another network, or other operators in it."""
         if self.config.compile:
@@ -337,6 +354,11 @@ class _Run:
 
     def _seconds(self) -> float:
         return self.earlier_seconds + time.perf_counter() - self.started
+
+    def _joules(self) -> float | None:
+        if self.energy is None:
+            return None
+        return round(self.earlier_joules + self.energy.joules(), 1)
 
     def _show(self, loss: float) -> None:
         figures = {"loss": loss, "kept": self.one.macs_now / self.dense_macs}
@@ -393,6 +415,7 @@ class _Run:
         self.step_in_epoch = int(found.document["step_in_epoch"])
         self.losses += float(found.document["losses"])
         self.earlier_seconds = float(found.document["seconds"])
+        self.earlier_joules = float(found.document["joules"] or 0.0)
 
 
 def _load_data(config: TrainConfig) -> Dataset:

@@ -7,34 +7,37 @@ import random
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from polarprune.onepass import OnePass
 from polarprune.run_folder import RunFolder
 from polarprune.train_config import TrainConfig
 from polarprune.training import train
 
 KILLS = 10
+EPOCHS, STEPS_AN_EPOCH = 5, 22
 _VARY = ("seconds", "images_per_s")
 
 
-def _train(out: str, resume: bool) -> None:
+def _train(out: str, resume: bool, steps: Any) -> None:
     torch.set_num_threads(1)
-    config = TrainConfig(
-        model="resnet20", data="digits", out=Path(out), image_size=8, epochs=5, batch_size=64,
-        resume=resume, checkpoint_every=3,
+    whole = OnePass.step
+
+    def counted(one: OnePass) -> object:
+        steps.value = one.steps + 1
+        return whole(one)
+
+    OnePass.step = counted  # type: ignore[method-assign]
+    train(
+        TrainConfig(
+            model="resnet20", data="digits", out=Path(out), image_size=8, epochs=EPOCHS,
+            batch_size=64, resume=resume, checkpoint_every=3,
+        )
     )  # fmt: skip
-    train(config)
-
-
-def _seconds_of(process: multiprocessing.Process) -> float:
-    began = time.monotonic()
-    process.start()
-    process.join()
-    assert process.exitcode == 0
-    return time.monotonic() - began
 
 
 @pytest.mark.slow
@@ -42,29 +45,37 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["polarprune.training"])
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    _seconds_of(context.Process(target=time.monotonic))  # the server has imported torch by then
-    seconds = _seconds_of(context.Process(target=_train, args=(str(whole), False)))
-    rng = random.Random(0)
-    killed = 0
-    for life in range(100):
-        resume = (broken / "run.json").exists()
-        process = context.Process(target=_train, args=(str(broken), resume))
+    steps = context.Value("i", 0)
+
+    def life(out: Path) -> multiprocessing.Process:
+        resume = (out / "run.json").exists()
+        process = context.Process(target=_train, args=(str(out), resume, steps))
         process.start()
-        if killed < KILLS:
-            process.join(rng.uniform(0.05, 0.3) * seconds)
-        else:
-            process.join()
-        if process.exitcode is None:
-            assert process.pid is not None
-            os.kill(process.pid, signal.SIGKILL)
-            process.join()
-            killed += 1
-        elif process.exitcode == 0 and killed >= KILLS:
-            break
-        else:
-            assert process.exitcode == 0, f"life {life} failed"
-            assert killed >= KILLS, "it finished too early for ten kills"
-    assert killed == KILLS
+        return process
+
+    unbroken = life(whole)
+    unbroken.join()
+    assert unbroken.exitcode == 0
+    assert steps.value == EPOCHS * STEPS_AN_EPOCH
+    rng = random.Random(0)
+    steps.value = 0
+    moments = []
+    for _ in range(KILLS):
+        # Some steps on, and somewhere between two of them; at the same step: while it starts.
+        until = steps.value + rng.randint(0, EPOCHS * STEPS_AN_EPOCH // (KILLS + 1))
+        process = life(broken)
+        while steps.value < until:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.3 if steps.value == until else 0.05))
+        assert process.exitcode is None, "it ended before it was killed"
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        moments.append(steps.value)
+    assert len(set(moments)) > KILLS // 2, "hardly any progress between the kills"
+    last = life(broken)
+    last.join()
+    assert last.exitcode == 0
     ours = load_file(broken / "pruned" / "weights.safetensors")
     theirs = load_file(whole / "pruned" / "weights.safetensors")
     assert ours.keys() == theirs.keys()

@@ -1,0 +1,96 @@
+"""How the defaults of one pass were found: candidates on a part of the training images.
+
+    export OMP_NUM_THREADS=1
+    python -m benchmarks.tuning run --data TREE --work FOLDER --only dense,narrowed
+    python -m benchmarks.tuning report
+
+TREE is a class-folder tree made by `benchmarks.held_out_tree`: its test folder holds 5,000 of the
+training images of CIFAR-10, so that the real test images decide nothing. Recorded candidates are
+not repeated. Losers stay in the table.
+"""
+
+import functools
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.pareto import run_once
+from benchmarks.records import describe_machine
+from benchmarks.tuning_candidates import CANDIDATES
+from polarprune import training
+from polarprune.onepass import OnePass
+
+RECORDS = Path(__file__).parent / "results" / "tuning"
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+
+@app.command()
+def run(
+    data: Annotated[str, typer.Option(help="A class-folder tree.")],
+    work: Annotated[Path, typer.Option(help="Where run folders are kept.")],
+    only: Annotated[str, typer.Option(help="Names of candidates, with commas.")],
+    seeds: Annotated[str, typer.Option(help="Seeds, with commas.")] = "0",
+    records: Annotated[Path, typer.Option(help="Folder of the records.")] = RECORDS,
+) -> None:
+    """Make the runs that are not recorded yet."""
+    records.mkdir(parents=True, exist_ok=True)
+    for seed in (int(text) for text in seeds.split(",")):
+        for name in only.split(","):
+            path = records / f"{name}-{seed}.json"
+            if path.exists():
+                continue
+            candidate = CANDIDATES[name]
+            # What is tried is given to OnePass where `train` makes one.
+            training.OnePass = functools.partial(OnePass, **candidate.one_pass)  # type: ignore
+            with candidate.constants_set():
+                made = run_once(candidate.setting(name), seed, data, work, candidate.epochs)
+            record = {
+                "candidate": name, "what": candidate.what, "seed": seed,
+                "machine": describe_machine(), **made,
+            }  # fmt: skip
+            path.write_text(json.dumps(record, indent=1) + "\n")
+            print(f"{name}-{seed}: top-1 {100 * made['result']['top1']:.2f} %", flush=True)
+
+
+def table(records: Path) -> str:
+    """One line a candidate, the best first."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(records.glob("*.json")):
+        record = json.loads(path.read_text())
+        found.setdefault(record["candidate"], []).append(record)
+
+    def mean(of: list[dict[str, Any]], key: str) -> float:
+        return sum(float(record["result"][key]) for record in of) / len(of)
+
+    lines = [
+        "| candidate | what | n | top-1 | kept MACs | training MACs | agreement |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, runs in sorted(found.items(), key=lambda item: -mean(item[1], "top1")):
+        each = ", ".join(f"{100 * record['result']['top1']:.2f}" for record in runs)
+        lines.append(
+            f"| {name} | {runs[0]['what']} | {len(runs)} | {each} | "
+            f"{mean(runs, 'macs_ratio'):.3f} | {mean(runs, 'train_macs_ratio'):.3f} | "
+            f"{mean(runs, 'agreement'):.3f} |"
+        )
+    return "\n".join(lines)
+
+
+@app.command()
+def report(
+    records: Annotated[Path, typer.Option(help="Folder of the records.")] = RECORDS,
+) -> None:
+    """Write the table beside the records."""
+    if not any(records.glob("*.json")):
+        sys.exit(f"error: no record in {records}")
+    text = table(records)
+    (records / "table.md").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,71 @@
+"""What was tried to make one pass better; each candidate differs from the defaults as it says."""
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.pareto_settings import EPOCHS, NARROWED, Setting
+from polarprune.phases import Phases
+
+_SHAPES = "benchmarks.tuning_shapes"
+_DENSE = {"target": 1.0}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One thing tried.
+
+    Attributes:
+        options: fields of TrainConfig.
+        one_pass: keyword arguments of OnePass.
+        constants: module:NAME -> value, set while it runs.
+    """
+
+    what: str
+    options: dict[str, Any] = field(default_factory=dict)
+    one_pass: dict[str, Any] = field(default_factory=dict)
+    constants: dict[str, Any] = field(default_factory=dict)
+    epochs: int = EPOCHS
+
+    def setting(self, name: str) -> Setting:
+        """As a row of the study, by whose program it is run."""
+        return Setting(name, self.what, 1, "tuning", self.options)
+
+    @contextlib.contextmanager
+    def constants_set(self) -> Iterator[None]:
+        """Constants of the project changed, and put back."""
+        before = {}
+        for where, value in self.constants.items():
+            module, _, name = where.partition(":")
+            before[where] = getattr(importlib.import_module(module), name)
+            setattr(importlib.import_module(module), name, value)
+        try:
+            yield
+        finally:
+            for where, value in before.items():
+                module, _, name = where.partition(":")
+                setattr(importlib.import_module(module), name, value)
+
+
+def _shape(name: str, what: str) -> Candidate:
+    return Candidate(what, {**_DENSE, "model": f"{_SHAPES}:{name}"})
+
+
+CANDIDATES = {
+    "dense": Candidate("the whole network", _DENSE),
+    "narrowed": Candidate("(11, 23, 45) channels", {**_DENSE, "model": NARROWED}),
+    "inner-half": _shape("inner_half", "by hand: half of the channels inside of blocks"),
+    "late": _shape("late", "by hand: (8, 25, 52) channels"),
+    "early": _shape("early", "by hand: (14, 20, 38) channels"),
+    "shallow": _shape("shallow", "by hand: 1, 2, 2 blocks, all channels"),
+    "late-inner": _shape("late_inner", "by hand: inside of blocks 5, 16, 43 channels"),
+    "default": Candidate("the defaults"),
+    "settle-55": Candidate(
+        "settle at 0.55, cuts at 0.3, 0.4, 0.48",
+        one_pass={"phases": Phases(settle=0.55, cuts=(0.3, 0.4, 0.48))},
+    ),
+    "settle-50": Candidate("settle at 0.5", one_pass={"phases": Phases(settle=0.5)}),
+    "every-1": Candidate("each image decides in every step", one_pass={"individual_every": 1}),
+}

@@ -1,0 +1,35 @@
+"""The figures of metrics.jsonl as TensorBoard events, where TensorBoard is installed."""
+
+from pathlib import Path
+from typing import Any
+
+EVENTS = "tensorboard"
+
+# Under which heading each figure of a line is drawn; others are left out.
+_TAGS = {
+    "loss": "train/loss",
+    "lr": "train/lr",
+    "images_per_s": "train/images_per_s",
+    "joules": "train/joules",
+    "top1": "test/top1",
+    "macs": "network/macs",
+    "train_macs_ratio": "network/train_macs_ratio",
+}
+
+
+def write_events(run: Path, line: dict[str, Any]) -> None:
+    """Add the figures of one epoch to RUN/tensorboard.
+
+    A file an epoch, so that nothing is open when a run is killed; TensorBoard reads them as one.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return
+    # What a killed run wrote beyond its last checkpoint is hidden by purge_step.
+    with SummaryWriter(
+        run / EVENTS, purge_step=line["step"], filename_suffix=f".epoch{line['epoch']}"
+    ) as writer:
+        for key, tag in _TAGS.items():
+            if line.get(key) is not None:
+                writer.add_scalar(tag, line[key], line["step"])
