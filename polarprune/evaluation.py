@@ -18,6 +18,6 @@ def evaluate(net: nn.Module, split: Split, batch_size: int = 512, bf16: bool = F
     for images, labels in split.batches(batch_size, shuffle_seed=None, augment=False):
         with autocast(device, bf16):
             outputs = net(images.to(device, memory_format=layout))
-        right += int((outputs.argmax(1).cpu() == labels).sum())
+        right += int((outputs.argmax(1) == labels.to(device)).sum())
     net.train(training)
     return right / len(split)

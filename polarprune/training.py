@@ -20,6 +20,7 @@ from polarprune.checkpoints import Checkpoint, read_checkpoint
 from polarprune.collapsing import describe
 from polarprune.cut_records import CutRecord
 from polarprune.datasets import Dataset, load_dataset
+from polarprune.datasets.memory import MemorySplit
 from polarprune.devices import autocast, choose_bf16, choose_device, fast_layout
 from polarprune.distillation import Teacher, distilled
 from polarprune.energy import gpu_energy
@@ -138,7 +139,7 @@ class _Run:
         self.layout = torch.channels_last
         self.energy = gpu_energy(self.device)
         self.bf16 = choose_bf16(config.precision, self.device)
-        self.data = _load_data(config)
+        self.data = _load_data(config, self.device)
         self.classes = config.num_classes or len(self.data.classes)
         if self.classes < len(self.data.classes):
             raise ConfigError(
@@ -418,10 +419,14 @@ class _Run:
         self.earlier_joules = float(found.document["joules"] or 0.0)
 
 
-def _load_data(config: TrainConfig) -> Dataset:
+def _load_data(config: TrainConfig, device: torch.device) -> Dataset:
     mean_std = None if config.weights is None else weights_normalisation(config.weights)
     size = config.image_size or input_size(config.model)[1]
-    return load_dataset(config.data, image_size=size, mean_std=mean_std, workers=config.workers)
+    data = load_dataset(config.data, image_size=size, mean_std=mean_std, workers=config.workers)
+    for split in (data.train, data.test):
+        if isinstance(split, MemorySplit):
+            split.to(device)
+    return data
 
 
 def _example(data: Dataset, device: torch.device) -> Tensor:

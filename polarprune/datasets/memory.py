@@ -52,6 +52,14 @@ class MemorySplit:
         """The number of images."""
         return len(self._images)
 
+    def to(self, device: torch.device) -> None:
+        """Keep the images on this device, where batches are made from now on.
+
+        Order, crops and flips are still drawn on the CPU: the batches are the same.
+        """
+        for name in ("_images", "_labels", "_scale", "_offset"):
+            setattr(self, name, getattr(self, name).to(device))
+
     def batches(
         self,
         batch_size: int,
@@ -74,18 +82,18 @@ class MemorySplit:
             if number < first:
                 continue
             mine = slice(part[0], None, part[1])
-            chosen = chosen[mine]
+            chosen = chosen[mine].to(self._images.device, non_blocking=True)
             images = self._images[chosen]
             if moves is not None:
                 shifts, mirrored = moves
-                own_mirrored = None if mirrored is None else mirrored[mine]
-                images = self._shifted(images, shifts[:, mine], own_mirrored)
+                own_mirrored = None if mirrored is None else mirrored[mine].to(images.device)
+                images = self._shifted(images, shifts[:, mine].to(images.device), own_mirrored)
             yield self._normalised(images), self._labels[chosen]
 
     def raw(self, count: int) -> tuple[UInt8[Tensor, "n h w 3"], Int64[Tensor, "n"]]:
         """See `Split.raw`."""
         chosen = spread_indices(len(self), count)
-        images, labels = self._images[chosen], self._labels[chosen]
+        images, labels = self._images[chosen].cpu(), self._labels[chosen].cpu()
         if self._image_size == self._side:
             return images, labels
         resized = self._resized(images.permute(0, 3, 1, 2).float())
@@ -104,11 +112,12 @@ class MemorySplit:
     ) -> UInt8[Tensor, "n s s 3"]:
         """Shift each image by an amount of its own, and mirror some."""
         count, side = len(images), self._side
-        rows = _reflected(torch.arange(side) + moves[0], side)  # (n, s)
-        columns = _reflected(torch.arange(side) + moves[1], side)
+        along = torch.arange(side, device=images.device)
+        rows = _reflected(along + moves[0], side)  # (n, s)
+        columns = _reflected(along + moves[1], side)
         if mirrored is not None:
             columns = torch.where(mirrored, columns.flip(1), columns)
-        first = (torch.arange(count) * (side * side)).view(count, 1, 1)
+        first = torch.arange(count, device=images.device).view(count, 1, 1) * (side * side)
         pixels = first + (rows * side).unsqueeze(2) + columns.unsqueeze(1)  # (n, s, s)
         return images.view(-1, 3).index_select(0, pixels.view(-1)).view(images.shape)
 

@@ -50,6 +50,30 @@ def test_plain_batches_are_the_images_in_order_normalised() -> None:
     assert torch.equal(torch.cat([y for _, y in batches]), labels)
 
 
+@pytest.mark.parametrize("image_size", [8, 12])
+def test_batches_are_made_where_the_images_are(image_size: int) -> None:
+    split = _split(image_size=image_size)[0]
+    split.to(torch.device("meta"))  # refuses to be mixed with tensors of the CPU, as a GPU does
+
+    for images, labels in _epoch(split, shuffle_seed=1, augment=True, part=(1, 2)):
+        assert (images.device.type, labels.device.type) == ("meta", "meta")
+        assert images.shape[1:] == (3, image_size, image_size)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_batches_on_a_gpu_are_those_of_the_cpu() -> None:
+    here, there = _split()[0], _split()[0]
+    there.to(torch.device("cuda"))
+    pairs = zip(
+        _epoch(here, shuffle_seed=1, augment=True),
+        _epoch(there, shuffle_seed=1, augment=True),
+        strict=True,
+    )
+    for (ours, classes), (theirs, classes_there) in pairs:
+        torch.testing.assert_close(ours, theirs.cpu(), rtol=0, atol=2e-6)
+        assert torch.equal(classes, classes_there.cpu())
+
+
 @pytest.mark.parametrize("augment", [True, False])
 def test_batches_are_float32_channels_last_and_int64(augment: bool) -> None:
     images, labels = _epoch(_split()[0], shuffle_seed=1, augment=augment)[0]
