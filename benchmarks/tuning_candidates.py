@@ -11,6 +11,7 @@ from polarprune.phases import Phases
 
 _SHAPES = "benchmarks.tuning_shapes"
 _DENSE = {"target": 1.0}
+_DECAY_1 = {"weight_decay": 1e-4}
 
 
 @dataclass(frozen=True)
@@ -67,5 +68,14 @@ CANDIDATES = {
         one_pass={"phases": Phases(settle=0.55, cuts=(0.3, 0.4, 0.48))},
     ),
     "settle-50": Candidate("settle at 0.5", one_pass={"phases": Phases(settle=0.5)}),
+    "settle-75": Candidate(
+        "settle at 0.75, cuts at 0.25, 0.35, 0.45, 0.55, 0.65",
+        one_pass={"phases": Phases(settle=0.75, cuts=(0.25, 0.35, 0.45, 0.55, 0.65))},
+    ),
+    "dense-decay-1": Candidate("the whole network, weight decay 1e-4", {**_DENSE, **_DECAY_1}),
+    "narrowed-decay-1": Candidate(
+        "(11, 23, 45) channels, weight decay 1e-4", {**_DENSE, "model": NARROWED, **_DECAY_1}
+    ),
+    "decay-1": Candidate("weight decay 1e-4", _DECAY_1),
     "every-1": Candidate("each image decides in every step", one_pass={"individual_every": 1}),
 }
