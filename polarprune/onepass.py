@@ -65,7 +65,7 @@ class OnePass:
         total_steps: int,
         phases: Phases | None = None,
         rule: CutRule | None = None,
-        individual_every: int = 8,
+        individual_every: int = 16,
         ema: Averaged | None = None,
         scaler: torch.amp.GradScaler | None = None,
         held_out: Tensor | None = None,

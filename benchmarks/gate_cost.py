@@ -1,0 +1,131 @@
+"""What do searching gates add to a training step?
+
+    OMP_NUM_THREADS=2 python -m benchmarks.gate_cost             # about four minutes on two cores
+    python -m benchmarks.gate_cost --rounds 6 --record FILE      # a rehearsal
+
+Paired: each round trains sixteen steps on each side, in random order, on one batch: the network
+without gates (twice: the control), with gates as OnePass runs them by default, and with gates that
+decide for each image in every step. A step is forward, losses, backward, the optimizer's step and
+OnePass.step(); nothing is cut meanwhile. The recipe is that of `polarprune train`: bfloat16 where
+the CPU has it, channels last, SGD with momentum, batch size 128.
+"""
+
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch.nn import functional as F
+
+from benchmarks.records import describe_machine
+from polarprune import attach_gates, build_network
+from polarprune.devices import autocast, choose_bf16, fast_layout
+from polarprune.onepass import OnePass, Phases
+from polarprune_deploy.statistics import corrected_confidence, paired_ratio
+
+RECORD = Path(__file__).parent / "results" / "gate_cost.json"
+STEPS = 16  # in one of them each image decides for itself, by default
+NETWORKS = ("resnet20", "resnet56")
+# What OnePass is given; None is no gates.
+SIDES: dict[str, dict[str, Any] | None] = {
+    "control": None, "gated": {}, "individual": {"individual_every": 1}
+}  # fmt: skip
+
+Step = Callable[[], None]
+_CPU = torch.device("cpu")
+
+
+def make_step(model: str, batch_size: int, given: dict[str, Any] | None) -> Step:
+    """One training step of a fresh network; without gates where nothing is given."""
+    torch.manual_seed(0)
+    images = torch.randn(batch_size, 3, 32, 32)
+    labels = torch.randint(0, 10, (batch_size,))
+    net = build_network(model, num_classes=10).train()
+    layout = fast_layout(net, _CPU)
+    net.to(memory_format=layout)
+    images = images.to(memory_format=layout)
+    bf16 = choose_bf16("auto", _CPU)
+    gated = attach_gates(net, images[:2]) if given is not None else None
+    module = net if gated is None else gated
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9, nesterov=True)
+    one = None
+    if gated is not None and given is not None:
+        phases = Phases(search=0.0, settle=1.0)
+        one = OnePass(gated, optimizer, target=0.5, total_steps=10**6, phases=phases, **given)
+
+    def step() -> None:
+        with autocast(_CPU, bf16):
+            outputs = module(images)
+        loss = F.cross_entropy(outputs.float(), labels)
+        if one is not None:
+            loss = loss + one.loss()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if one is not None:
+            one.step()
+
+    return step
+
+
+def measure(model: str, batch_size: int, rounds: int, family: int) -> dict[str, Any]:
+    """Every side against the network without gates."""
+    steps = {"dense": make_step(model, batch_size, None)}
+    steps |= {side: make_step(model, batch_size, given) for side, given in SIDES.items()}
+    seconds: dict[str, list[float]] = {side: [] for side in steps}
+    for number in range(rounds + 1):  # the first one warms up
+        for side in random.Random(number).sample(sorted(steps), len(steps)):
+            began = time.perf_counter()
+            for _ in range(STEPS):
+                steps[side]()
+            if number:
+                seconds[side].append((time.perf_counter() - began) / STEPS)
+    ratios = {}
+    for side in SIDES:
+        confidence = corrected_confidence(family)
+        # Seconds of the side over those of the dense step: above 1 is slower.
+        found = paired_ratio(seconds[side], seconds["dense"], confidence=confidence)
+        ratios[side] = {"ratio": found.speedup, "low": found.ci_low, "high": found.ci_high}
+    return {
+        "model": model,
+        "batch_size": batch_size,
+        "rounds": rounds,
+        "dense_ms": 1000 * statistics.median(seconds["dense"]),
+        "ratios": ratios,
+        "seconds": seconds,
+    }
+
+
+def main(
+    rounds: Annotated[int, typer.Option(help="Of sixteen steps a side.")] = 16,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
+    networks: Annotated[str, typer.Option(help="Names, with commas.")] = ",".join(NETWORKS),
+    record: Annotated[Path, typer.Option(help="Where it is written.")] = RECORD,
+) -> None:
+    """Measure and record."""
+    names = networks.split(",")
+    rows = []
+    for name in names:
+        row = measure(name, batch_size, rounds, len(names) * len(SIDES))
+        rows.append(row)
+        print(f"{name}: dense step {row['dense_ms']:.1f} ms")
+        for side, found in row["ratios"].items():
+            print(f"  {side}: {found['ratio']:.3f} [{found['low']:.3f}, {found['high']:.3f}]")
+    document = {
+        "what": "seconds of a training step with gates over one without, paired",
+        "machine": describe_machine(),
+        "threads": torch.get_num_threads(),
+        "bf16": choose_bf16("auto", _CPU),
+        "steps_a_round": STEPS,
+        "rows": rows,
+    }
+    record.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
