@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.pareto_settings import EPOCHS, NARROWED, Setting
+from benchmarks.torch_pruning_rival import Rival
 from polarprune.phases import Phases
 
 _SHAPES = "benchmarks.tuning_shapes"
@@ -28,11 +29,12 @@ class Candidate:
     options: dict[str, Any] = field(default_factory=dict)
     one_pass: dict[str, Any] = field(default_factory=dict)
     constants: dict[str, Any] = field(default_factory=dict)
+    rival: Rival | None = None
     epochs: int = EPOCHS
 
     def setting(self, name: str) -> Setting:
         """As a row of the study, by whose program it is run."""
-        return Setting(name, self.what, 1, "tuning", self.options)
+        return Setting(name, self.what, 1, "tuning", self.options, self.rival)
 
     @contextlib.contextmanager
     def constants_set(self) -> Iterator[None]:
@@ -77,5 +79,15 @@ CANDIDATES = {
         "(11, 23, 45) channels, weight decay 1e-4", {**_DENSE, "model": NARROWED, **_DECAY_1}
     ),
     "decay-1": Candidate("weight decay 1e-4", _DECAY_1),
+    "search-30-50": Candidate(
+        "search from 0.3, settle at 0.5", one_pass={"phases": Phases(search=0.3, settle=0.5)}
+    ),
+    "search-30-60": Candidate(
+        "search from 0.3, settle at 0.6, cuts at 0.42, 0.48, 0.54",
+        one_pass={"phases": Phases(search=0.3, settle=0.6, cuts=(0.42, 0.48, 0.54))},
+    ),
+    "torch-pruning": Candidate(
+        "Torch-Pruning at half of the epochs, magnitude", rival=Rival("magnitude", restart=False)
+    ),
     "every-1": Candidate("each image decides in every step", one_pass={"individual_every": 1}),
 }
