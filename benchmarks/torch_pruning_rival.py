@@ -25,8 +25,9 @@ from polarprune.devices import autocast, choose_bf16, fast_layout
 from polarprune.evaluation import evaluate
 from polarprune.graph.cost import count_parameters
 from polarprune.networks.cifar_resnet import CifarResNet
+from polarprune.recipe import make_optimizer, peak_rate
 from polarprune.schedules import one_cycle
-from polarprune.training import _PEAK_RATE, TrainConfig, _make_optimizer
+from polarprune.train_config import TrainConfig
 
 _DEPTH = {"resnet20": 3, "resnet56": 9}  # blocks a stage
 _ITERATIONS = 200  # steps of the cut: the finer, the closer to the target
@@ -135,8 +136,8 @@ def _train(net: nn.Module, data: Dataset, config: TrainConfig, epochs: range, ra
     bf16 = choose_bf16("auto", torch.device("cpu"))
     layout = fast_layout(net, torch.device("cpu"))
     net.to(memory_format=layout)
-    peak = _PEAK_RATE * config.batch_size / 128
-    optimizer = _make_optimizer(net, config, peak)
+    peak = peak_rate(config.batch_size)
+    optimizer = make_optimizer(net, config, peak)
     steps = len(data.train) // config.batch_size * len(epochs)
     done = 0
     for epoch in epochs:

@@ -12,7 +12,7 @@ from polarprune.phases import Phases
 
 _SHAPES = "benchmarks.tuning_shapes"
 _DENSE = {"target": 1.0}
-_DECAY_1 = {"weight_decay": 1e-4}
+_BATCH_64 = {"batch_size": 64}
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,11 @@ CANDIDATES = {
         "settle at 0.75, cuts at 0.25, 0.35, 0.45, 0.55, 0.65",
         one_pass={"phases": Phases(settle=0.75, cuts=(0.25, 0.35, 0.45, 0.55, 0.65))},
     ),
-    "dense-decay-1": Candidate("the whole network, weight decay 1e-4", {**_DENSE, **_DECAY_1}),
-    "narrowed-decay-1": Candidate(
-        "(11, 23, 45) channels, weight decay 1e-4", {**_DENSE, "model": NARROWED, **_DECAY_1}
+    "dense-batch-64": Candidate("the whole network, batch size 64", {**_DENSE, **_BATCH_64}),
+    "narrowed-batch-64": Candidate(
+        "(11, 23, 45) channels, batch size 64", {**_DENSE, "model": NARROWED, **_BATCH_64}
     ),
-    "decay-1": Candidate("weight decay 1e-4", _DECAY_1),
+    "batch-64": Candidate("batch size 64", _BATCH_64),
     "search-30-50": Candidate(
         "search from 0.3, settle at 0.5", one_pass={"phases": Phases(search=0.3, settle=0.5)}
     ),

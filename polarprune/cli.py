@@ -6,83 +6,20 @@ r"""The command line: parse, call one library function, print.
 Nothing heavy is imported until a verb needs it, so that help is immediate.
 """
 
-import os
 import sys
-import traceback
-import warnings
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 import polarprune
+from polarprune.cli_errors import OneLineErrors
 from polarprune.errors import ConfigError, PolarpruneError
-from polarprune.terminal import Terminal, print_error, progress_on
-
-TRACEBACK_VARIABLE = "POLARPRUNE_TRACEBACK"
-
-_FAILED, _MISUSED, _INTERRUPTED = 1, 2, 130
-
-
-class _Verbs(TyperGroup):
-    """Turns every exception into one line on stderr and an exit code."""
-
-    def main(
-        self,
-        args: Sequence[str] | None = None,
-        prog_name: str | None = None,
-        complete_var: str | None = None,
-        standalone_mode: bool = True,
-        windows_expand_args: bool = True,
-        **extra: Any,
-    ) -> Any:
-        try:
-            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
-        except Exception as error:
-            # click's own errors; typer may carry a click of its own, so not by their class.
-            if not hasattr(error, "format_message"):
-                raise
-            context = getattr(error, "ctx", None)
-            path = context.command_path if context is not None else "polarprune"
-            print_error(f"{error.format_message().rstrip('.')}; see {path} --help")
-            code = _MISUSED
-        sys.exit(code if isinstance(code, int) else 0)
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            with warnings.catch_warnings():
-                if not sys.warnoptions:  # what libraries have to say is for developers
-                    warnings.simplefilter("ignore")
-                return super().invoke(ctx)
-        except KeyboardInterrupt:
-            print_error("interrupted")
-            raise typer.Exit(_INTERRUPTED) from None
-        except BrokenPipeError:  # `polarprune inspect ... | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(_FAILED) from None
-        except Exception as error:
-            if isinstance(error, typer.Exit) or hasattr(error, "format_message"):
-                raise
-            if os.environ.get(TRACEBACK_VARIABLE):
-                traceback.print_exc()
-            print_error(_in_one_line(error))
-            raise typer.Exit(_FAILED) from None
-
-
-def _in_one_line(error: Exception) -> str:
-    if isinstance(error, PolarpruneError):
-        return str(error)
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    words = (str(error).splitlines() or [""])[0]
-    return f"{type(error).__name__}: {words} ({TRACEBACK_VARIABLE}=1 shows where)"
-
+from polarprune.terminal import Terminal, progress_on
 
 app = typer.Typer(
     name="polarprune",
-    cls=_Verbs,
+    cls=OneLineErrors,
     rich_markup_mode=None,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},

@@ -21,17 +21,10 @@ from polarprune.cut_records import CutRecord, agreement_of, mean_over_units
 from polarprune.cutting import ClosedFor, CutRule, choose_cut, left_of
 from polarprune.decisions import check_reachable, macs_of
 from polarprune.errors import ConfigError, Refused
+from polarprune.gate_training import GateTrainer
 from polarprune.gates import GatedNetwork
-from polarprune.graph.cut import Cut
-from polarprune.optimizer_state import (
-    Replacement,
-    check_sliceable,
-    replace_parameters,
-    take_out,
-)
+from polarprune.optimizer_state import check_sliceable, hand_over, take_out
 from polarprune.phases import Phases
-from polarprune.price_list import EVERY as PRICED_EVERY
-from polarprune.price_list import PriceList
 from polarprune.ranks import as_rank_0_has_it, average_buffers
 
 __all__ = ["OnePass", "Phases"]
@@ -115,19 +108,15 @@ class OnePass:
         self._held_out = held_out
         self._measure = measure
         self._ema = _checked(ema)
-        self._scaler = scaler
-        self._scale = 1.0
         self._search_step = min(int(self.phases.search * total_steps), total_steps - 1)
         self._settle_step = max(self._search_step + 1, int(self.phases.settle * total_steps))
         self._cut_steps = {int(at * total_steps) for at in self.phases.cuts}
         self.rule = rule or CutRule()
         self._closed_for = ClosedFor([site.units for site in gated.sites], self.rule.reopened)
-        gate_parameters = list(gated.gate_parameters())
-        take_out(optimizer, set(gate_parameters))
-        self._gate_optimizer = self._make_gate_optimizer(gate_parameters)
+        take_out(optimizer, set(gated.gate_parameters()))
+        self._gates = GateTrainer(gated, self.budget, self._settle_step - self._search_step, scaler)
         self._hook = gated.register_forward_pre_hook(self._remember)
         self._last_batch: Tensor | None = None
-        self._prices: PriceList | None = None
         gated.open()
         if gated.sites and self._search_step == 0:
             self._begin_search(gated)
@@ -160,14 +149,8 @@ class OnePass:
         """What to add to the task loss of the batch that has just been through the network."""
         if self._gated is None or not self.searching:
             return torch.zeros((), device=_device_of(self.network))
-        if self._scaler is not None:
-            self._scale = self._scaler.get_scale()  # by step() it may be another one
         progress = (self.steps - self._search_step) / (self._settle_step - self._search_step)
-        units = self._gated.units()
-        if self._prices is None or self.steps % PRICED_EVERY == 0:
-            self._prices = PriceList.of(self.budget, units.openness)
-        ratio = self._prices(units.openness)
-        return self._gated.method.loss(units, ratio, self.budget.share, min(1.0, progress))
+        return self._gates.loss(self._gated, self.steps, min(1.0, progress))
 
     def step(self) -> CutRecord | None:
         """Call after optimizer.step(); may cut the network and the optimizer's state.
@@ -180,8 +163,7 @@ class OnePass:
         if self._gated is None:
             return None
         self._choose_alike()
-        if self._gate_optimizer is not None:
-            self._step_gates(self._gate_optimizer)
+        self._gates.step()
         if self.searching:
             self._closed_for.see(self._gated.units().openness)
         if self.steps >= self._settle_step or self.steps >= self.total_steps:
@@ -205,14 +187,12 @@ class OnePass:
 
     def state_dict(self) -> dict[str, Any]:
         """Counters and the gates' optimizer; the network's weights are the caller's to save."""
-        gates = self._gate_optimizer
         return {
             "steps": self.steps,
             "spent_macs": self._spent_macs,
             "macs_now": self._macs_now,
-            "gate_optimizer": gates.state_dict()["state"] if gates and not self.settled else {},
             "closed_for": self._closed_for.steps.tolist(),
-            "prices": self._prices.state_dict() if self._prices and not self.settled else {},
+            **({"gate_optimizer": {}, "prices": {}} if self.settled else self._gates.state_dict()),
             "gone": {
                 name: torch.nonzero(gone).flatten().tolist()
                 for name, gone in (self._gated.gone() if self._gated is not None else {}).items()
@@ -241,22 +221,8 @@ class OnePass:
             self._narrow(self._gated, left_of(self._gated, state["gone"]))
         if self.steps >= self._search_step and self._gated.sites:
             self._begin_search(self._gated)
-        if state["prices"]:
-            like = next(self._gated.gate_modules()[0].parameters(), torch.zeros(()))
-            self._prices = PriceList.from_state(state["prices"], like)
-        if self._gate_optimizer is not None and state["gate_optimizer"]:
-            groups = self._gate_optimizer.state_dict()["param_groups"]
-            self._gate_optimizer.load_state_dict(
-                {"state": state["gate_optimizer"], "param_groups": groups}
-            )
-
-    def _make_gate_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Adam | None:
-        if not parameters:
-            return None
-        # Adam moves a logit by about the learning rate a step: let it travel 20 in the search.
-        steps = self._settle_step - self._search_step
-        rate = min(0.1, max(0.003, 20.0 / steps))
-        return torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.99), fused=True)
+        like = next(self._gated.gate_parameters(), torch.zeros(()))
+        self._gates.load_state_dict(state, like)
 
     def _begin_search(self, gated: GatedNetwork) -> None:
         gated.search()
@@ -267,18 +233,6 @@ class OnePass:
         """Whether the next batch is decided as a whole."""
         if self._gated is not None:
             self._gated.state.alike = self.steps % self.individual_every != 0
-
-    def _step_gates(self, gate_optimizer: torch.optim.Adam) -> None:
-        parameters = gate_optimizer.param_groups[0]["params"]
-        gradients = [p.grad.flatten() for p in parameters if p.grad is not None]
-        # A loss scaler's overflow must not reach Adam's moments, nor its scale.
-        if gradients and bool(torch.cat(gradients).isfinite().all()):
-            if self._scale != 1:
-                for parameter in parameters:
-                    if parameter.grad is not None:
-                        parameter.grad /= self._scale
-            gate_optimizer.step()
-        gate_optimizer.zero_grad(set_to_none=True)
 
     def _remember(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if module.training:
@@ -316,7 +270,7 @@ class OnePass:
         """Cut the gated network and the optimizer's state; on a freshly made one too."""
         old = dict(gated.body.named_parameters(remove_duplicate=False))
         cut = gated.narrow(decisions, self._images())
-        self._hand_over(old, cut.graph_module, cut)
+        hand_over(self._optimizer, old, cut.graph_module, cut)
         if self._ema is not None:
             _gated_in(self._ema).narrow(decisions, self._images())
 
@@ -330,7 +284,8 @@ class OnePass:
         gated.set_decisions(decisions)
         small, taken = collapse_with_origins(gated)
         certificate = self._certify(gated, small)
-        self._hand_over(dict(gated.body.named_parameters(remove_duplicate=False)), small, taken)
+        old = dict(gated.body.named_parameters(remove_duplicate=False))
+        hand_over(self._optimizer, old, small, taken)
         description = small.meta[META]
         assert isinstance(description, Description)
         self._macs_now = macs_of(gated.circuit, list(decisions.values()))
@@ -394,29 +349,9 @@ class OnePass:
         self.cuts.append(record)
         return record
 
-    def _hand_over(self, old: dict[str, nn.Parameter], small: nn.Module, cut: Cut) -> None:
-        """Give the optimizer the small network's parameters, each with its part of the state.
-
-        A weight that was computed from other parameters (standardised, parametrised) is a new
-        quantity: it takes the place of the first of them and starts without state. Two may have
-        been computed from one.
-        """
-        replacements: dict[nn.Parameter, list[Replacement]] = {}
-        for name, parameter in small.named_parameters():
-            if name.startswith("gating."):
-                continue  # they have an optimizer of their own
-            layer, _, tensor = name.rpartition(".")
-            prefix = f"{layer}.parametrizations.{tensor}."
-            sources = [path for path in old if path.startswith(prefix)]
-            origin = None if sources else cut.origins[name]
-            source = old[origin.name if origin is not None else sources[0]]
-            replacements.setdefault(source, []).append((parameter, origin))
-        replace_parameters(self._optimizer, replacements)
-
     def _become(self, small: nn.Module) -> None:
         self._hook.remove()
         self._gated = None
-        self._gate_optimizer = None
         self._last_batch = None
         self.network = small
 

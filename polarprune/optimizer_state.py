@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polarprune.graph.cut import Origin
+from polarprune.graph.cut import Cut, Origin
 
 # The parameter that takes a place, and which part of the old one it is: None for none of it.
 Replacement = tuple[nn.Parameter, Origin | None]
@@ -29,7 +29,33 @@ def take_out(optimizer: torch.optim.Optimizer, parameters: set[nn.Parameter]) ->
         optimizer.state.pop(parameter, None)
 
 
-def replace_parameters(
+def hand_over(
+    optimizer: torch.optim.Optimizer, old: dict[str, nn.Parameter], small: nn.Module, cut: Cut
+) -> None:
+    """Give the optimizer the small network's parameters, each with its part of the state.
+
+    A weight that was computed from other parameters (standardised, parametrised) is a new quantity:
+    it takes the place of the first of them and starts without state. Two may have been computed
+    from one.
+
+    Args:
+        old: the parameters that there were, by name.
+        small: what the cut made; its gates have an optimizer of their own.
+    """
+    replacements: dict[nn.Parameter, list[Replacement]] = {}
+    for name, parameter in small.named_parameters():
+        if name.startswith("gating."):
+            continue
+        layer, _, tensor = name.rpartition(".")
+        prefix = f"{layer}.parametrizations.{tensor}."
+        sources = [path for path in old if path.startswith(prefix)]
+        origin = None if sources else cut.origins[name]
+        source = old[origin.name if origin is not None else sources[0]]
+        replacements.setdefault(source, []).append((parameter, origin))
+    _replace_parameters(optimizer, replacements)
+
+
+def _replace_parameters(
     optimizer: torch.optim.Optimizer, replacements: dict[nn.Parameter, list[Replacement]]
 ) -> None:
     """Let the optimizer go on with smaller parameters.

@@ -3,19 +3,13 @@
 The loop is plain; all pruning is OnePass, the same four lines that a foreign loop writes.
 """
 
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import torch
-import torchvision
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-import polarprune
 from polarprune.checkpoints import Checkpoint, read_checkpoint
 from polarprune.collapsing import describe
 from polarprune.cut_records import CutRecord
@@ -24,7 +18,7 @@ from polarprune.datasets.memory import MemorySplit
 from polarprune.devices import autocast, choose_bf16, choose_device, fast_layout
 from polarprune.distillation import Teacher, distilled
 from polarprune.energy import gpu_energy
-from polarprune.errors import ConfigError, RunFolderError, TrainingError
+from polarprune.errors import ConfigError, TrainingError
 from polarprune.evaluation import evaluate
 from polarprune.gates import GatedNetwork, attach_gates
 from polarprune.graph.cost import count_macs, count_parameters
@@ -41,6 +35,7 @@ from polarprune.ranks import (
     rank_and_count,
     wait_for_all_ranks,
 )
+from polarprune.recipe import make_optimizer, peak_rate
 from polarprune.run_checkpoints import restore_run, write_run
 from polarprune.run_folder import (
     CHECKPOINT,
@@ -49,19 +44,18 @@ from polarprune.run_folder import (
     OPENNESS_FILE,
     PRUNED,
     RUN_FILE,
-    SCHEMA,
     RunFolder,
     append_line,
     keep_lines,
     write_json,
 )
+from polarprune.run_records import cut_line, finished_result, openness_line, run_document
 from polarprune.schedules import build_schedule
 from polarprune.tensorboard_events import write_events
 from polarprune.train_config import TrainConfig, TrainResult, check_config
 
 __all__ = ["TrainConfig", "TrainResult", "evaluate", "train"]
 
-_PEAK_RATE = 0.2  # at batch size 128, in proportion to the batch size
 _HELD_OUT = 512  # test images on which agreement is measured; they decide nothing
 _OPENNESS_LINES = 200  # at most so many lines of openness a run
 _CHECKPOINT_SECONDS = 300  # between checkpoints inside of an epoch
@@ -84,7 +78,7 @@ def train(config: TrainConfig, progress: Progress | None = None) -> TrainResult:
     check_config(config)
     joined = join_ranks(choose_device(config.device))
     try:
-        finished = _check_folder(config)
+        finished = finished_result(config)
         if finished is not None:
             return finished
         run = _Run(config, progress or (lambda *_: None))
@@ -96,30 +90,6 @@ def train(config: TrainConfig, progress: Progress | None = None) -> TrainResult:
     finally:
         if joined:
             leave_ranks()
-
-
-def _check_folder(config: TrainConfig) -> TrainResult | None:
-    """Refuse to touch another run; the result where this very run is finished already."""
-    out = config.out
-    if out.exists() and not out.is_dir():
-        raise RunFolderError(f"--out {out} is a file; give a folder")
-    if not config.resume:
-        if out.exists() and any(out.iterdir()):
-            raise RunFolderError(
-                f"--out {out} is not empty; go on with that run by --resume, or choose another"
-            )
-        return None
-    found = RunFolder(out)
-    theirs, ours = found.config, config.as_dict()
-    different = [key for key in ours if theirs.get(key) != ours[key]]
-    if different:
-        key = different[0]
-        raise RunFolderError(
-            f"{out} holds a run with {key} = {theirs.get(key)!r}, not {ours[key]!r}; "
-            "resume with the same settings or choose another folder"
-        )
-    result = found.document.get("result")
-    return None if result is None else TrainResult(**{**result, "run": str(out)})
 
 
 class _Run:
@@ -174,8 +144,8 @@ class _Run:
         self.steps_an_epoch = len(self.data.train) // self.batch_size
         self.total_steps = self.steps_an_epoch * config.epochs
         self.schedule = build_schedule(config.schedule)
-        self.peak_rate = config.lr or _PEAK_RATE * self.batch_size / 128
-        self.optimizer = _make_optimizer(gated, config, self.peak_rate)
+        self.peak_rate = config.lr or peak_rate(self.batch_size)
+        self.optimizer = make_optimizer(gated, config, self.peak_rate)
         self.one = self._one_pass(gated)
         self.openness_every = max(1, self.total_steps // _OPENNESS_LINES)
         self.folder_ready = False
@@ -237,7 +207,7 @@ class _Run:
                 self._lay_out()
                 self._compile()
             if cut is not None and self.writes:
-                append_line(config.out / CUTS_FILE, _cut_line(cut))
+                append_line(config.out / CUTS_FILE, cut_line(cut))
             if not last and self._checkpoint_is_due():
                 self._stop_unless_finite(self.losses)
                 self._write_checkpoint()
@@ -306,7 +276,7 @@ class _Run:
         self.optimizer.step()
         cut = one.step()
         if self.writes and one.searching and one.steps % self.openness_every == 0:
-            append_line(config.out / OPENNESS_FILE, _openness_line(one))
+            append_line(config.out / OPENNESS_FILE, openness_line(one))
         return task.detach(), cut
 
     def finish(self) -> TrainResult:
@@ -379,38 +349,15 @@ class _Run:
         )
 
     def _write_run_file(self, result: TrainResult | None) -> None:
-        data, out = self.data, self.config.out
-        write_json(
-            out / RUN_FILE,
-            {
-                "schema": SCHEMA,
-                "config": self.config.as_dict(),
-                "seed": self.config.seed,
-                "versions": {
-                    "polarprune": polarprune.__version__,
-                    "python": sys.version.split()[0],
-                    "torch": torch.__version__,
-                    "torchvision": torchvision.__version__,
-                },
-                "device": str(self.device),
-                "bf16": self.bf16,
-                "threads": torch.get_num_threads(),
-                "git": _git_revision(),
-                "mean": list(data.mean),
-                "std": list(data.std),
-                "resize_side": data.resize_side,
-                "classes": data.classes,
-                "input_shape": [data.channels, data.image_size, data.image_size],
-                "result": None if result is None else result.as_dict(),
-            },
-        )
+        document = run_document(self.config, self.data, self.device, self.bf16, result)
+        write_json(self.config.out / RUN_FILE, document)
 
     def _restore(self, found: Checkpoint) -> None:
         self.optimizer = restore_run(
             found,
             self.one,
             self.optimizer,
-            lambda net: _make_optimizer(net, self.config, self.peak_rate),
+            lambda net: make_optimizer(net, self.config, self.peak_rate),
         )
         self.epoch = int(found.document["epoch"])
         self.step_in_epoch = int(found.document["step_in_epoch"])
@@ -431,40 +378,3 @@ def _load_data(config: TrainConfig, device: torch.device) -> Dataset:
 
 def _example(data: Dataset, device: torch.device) -> Tensor:
     return torch.zeros(2, data.channels, data.image_size, data.image_size, device=device)
-
-
-def _make_optimizer(net: nn.Module, config: TrainConfig, rate: float) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum; norms and biases are not decayed."""
-    gates = set(net.gate_parameters()) if isinstance(net, GatedNetwork) else set()
-    parameters = [p for p in net.parameters() if p.requires_grad and p not in gates]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.SGD(groups, lr=rate, momentum=config.momentum, nesterov=config.momentum > 0)
-
-
-def _cut_line(cut: CutRecord) -> dict[str, Any]:
-    """One line of cuts.jsonl; what OnePass measures is top-1 here."""
-    line = cut.as_dict()
-    line["top1_before"] = line.pop("metric_before")
-    line["top1_after"] = line.pop("metric_after")
-    return line
-
-
-def _openness_line(one: OnePass) -> dict[str, Any]:
-    assert isinstance(one.network, GatedNetwork)
-    openness = {
-        site.name: [round(p, 3) for p in gate.running.tolist()]
-        for site, gate in zip(one.network.sites, one.network.site_gates(), strict=True)
-    }
-    return {"step": one.steps, "open": openness}
-
-
-def _git_revision() -> str | None:
-    """The revision of the source tree that polarprune runs from, None outside of one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

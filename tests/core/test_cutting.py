@@ -157,7 +157,7 @@ def test_closed_units_are_cut_and_the_rest_trains_on_as_if_nothing_had_happened(
         gated = gated_small()
         close(gated, "one", [1, 6])
         one, optimizer = one_pass(gated, phases=Phases(0.1, 0.9, cuts))
-        one._gate_optimizer = None  # the decisions stay as they are
+        one._gates._optimizer = None  # the decisions stay as they are
         drive(one, optimizer, 30)
         runs[bool(cuts)] = (one, optimizer)
     (cut, cut_optimizer), (whole, whole_optimizer) = runs[True], runs[False]
@@ -183,7 +183,7 @@ def test_a_record_says_what_went_and_that_it_was_exact() -> None:
     gated = gated_small()
     close(gated, "one", [1, 6])
     one, optimizer = one_pass(gated, measure=lambda net: net(torch.ones(1, 3, 8, 8)).sum().item())
-    one._gate_optimizer = None
+    one._gates._optimizer = None
     drive(one, optimizer, STEPS)
     first, last = one.cuts
     assert (first.step, first.units, first.agreement) == (20, 2, 1.0)
@@ -198,7 +198,7 @@ def test_a_unit_that_opens_again_before_its_time_stays() -> None:
     gated = gated_small()
     close(gated, "one", [1, 6])
     one, optimizer = one_pass(gated)
-    one._gate_optimizer = None
+    one._gates._optimizer = None
     drive(one, optimizer, 15)
     close(gated, "one", [6], logit=9.0)  # open again
     drive(one, optimizer, 6, start=15)
@@ -212,7 +212,7 @@ def test_spent_macs_fall_with_each_cut() -> None:
     gated = gated_small()
     close(gated, "one", [1, 2, 3, 6])
     one, optimizer = one_pass(gated)
-    one._gate_optimizer = None
+    one._gates._optimizer = None
     drive(one, optimizer, 19)
     before = one.macs_now
     drive(one, optimizer, 1, start=19)
@@ -247,7 +247,7 @@ def test_a_network_that_can_only_be_cut_at_the_end_is_cut_at_the_end() -> None:
     gated = polarprune.attach_gates(net, image().float())
     close(gated, "one", [1, 6])
     one, optimizer = one_pass(gated)
-    one._gate_optimizer = None
+    one._gates._optimizer = None
     drive(one, optimizer, STEPS)
     assert [record.step for record in one.cuts] == [36]
 

@@ -1,0 +1,74 @@
+"""Every exception of a verb becomes one line on stderr and an exit code."""
+
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from polarprune.errors import PolarpruneError
+from polarprune.terminal import print_error
+
+TRACEBACK_VARIABLE = "POLARPRUNE_TRACEBACK"
+
+_FAILED, _MISUSED, _INTERRUPTED = 1, 2, 130
+
+
+class OneLineErrors(TyperGroup):
+    """The group of verbs; errors of theirs end in 1, misuse of options in 2."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run, and end the process."""
+        try:
+            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+        except Exception as error:
+            # click's own errors; typer may carry a click of its own, so not by their class.
+            if not hasattr(error, "format_message"):
+                raise
+            context = getattr(error, "ctx", None)
+            path = context.command_path if context is not None else "polarprune"
+            print_error(f"{error.format_message().rstrip('.')}; see {path} --help")
+            code = _MISUSED
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run one verb."""
+        try:
+            with warnings.catch_warnings():
+                if not sys.warnoptions:  # what libraries have to say is for developers
+                    warnings.simplefilter("ignore")
+                return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print_error("interrupted")
+            raise typer.Exit(_INTERRUPTED) from None
+        except BrokenPipeError:  # `polarprune inspect ... | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(_FAILED) from None
+        except Exception as error:
+            if isinstance(error, typer.Exit) or hasattr(error, "format_message"):
+                raise
+            if os.environ.get(TRACEBACK_VARIABLE):
+                traceback.print_exc()
+            print_error(_in_one_line(error))
+            raise typer.Exit(_FAILED) from None
+
+
+def _in_one_line(error: Exception) -> str:
+    if isinstance(error, PolarpruneError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    words = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {words} ({TRACEBACK_VARIABLE}=1 shows where)"

@@ -1,0 +1,104 @@
+"""What a run writes about itself: run.json, and the lines of cuts.jsonl and openness.jsonl."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+import polarprune
+from polarprune.cut_records import CutRecord
+from polarprune.datasets import Dataset
+from polarprune.errors import RunFolderError
+from polarprune.gates import GatedNetwork
+from polarprune.onepass import OnePass
+from polarprune.run_folder import SCHEMA, RunFolder
+from polarprune.train_config import TrainConfig, TrainResult
+
+
+def finished_result(config: TrainConfig) -> TrainResult | None:
+    """Refuse to touch another run; the result where this very run is finished already.
+
+    Raises:
+        RunFolderError: the folder holds something else.
+    """
+    out = config.out
+    if out.exists() and not out.is_dir():
+        raise RunFolderError(f"--out {out} is a file; give a folder")
+    if not config.resume:
+        if out.exists() and any(out.iterdir()):
+            raise RunFolderError(
+                f"--out {out} is not empty; go on with that run by --resume, or choose another"
+            )
+        return None
+    found = RunFolder(out)
+    theirs, ours = found.config, config.as_dict()
+    different = [key for key in ours if theirs.get(key) != ours[key]]
+    if different:
+        key = different[0]
+        raise RunFolderError(
+            f"{out} holds a run with {key} = {theirs.get(key)!r}, not {ours[key]!r}; "
+            "resume with the same settings or choose another folder"
+        )
+    result = found.document.get("result")
+    return None if result is None else TrainResult(**{**result, "run": str(out)})
+
+
+def run_document(
+    config: TrainConfig,
+    data: Dataset,
+    device: torch.device,
+    bf16: bool,
+    result: TrainResult | None,
+) -> dict[str, Any]:
+    """run.json: all that describes a run, and its result once there is one."""
+    return {
+        "schema": SCHEMA,
+        "config": config.as_dict(),
+        "seed": config.seed,
+        "versions": {
+            "polarprune": polarprune.__version__,
+            "python": sys.version.split()[0],
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+        },
+        "device": str(device),
+        "bf16": bf16,
+        "threads": torch.get_num_threads(),
+        "git": _git_revision(),
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "resize_side": data.resize_side,
+        "classes": data.classes,
+        "input_shape": [data.channels, data.image_size, data.image_size],
+        "result": None if result is None else result.as_dict(),
+    }
+
+
+def cut_line(cut: CutRecord) -> dict[str, Any]:
+    """One line of cuts.jsonl; what OnePass measures is top-1 here."""
+    line = cut.as_dict()
+    line["top1_before"] = line.pop("metric_before")
+    line["top1_after"] = line.pop("metric_after")
+    return line
+
+
+def openness_line(one: OnePass) -> dict[str, Any]:
+    """One line of openness.jsonl: how likely each unit is open, by site."""
+    assert isinstance(one.network, GatedNetwork)
+    openness = {
+        site.name: [round(p, 3) for p in gate.running.tolist()]
+        for site, gate in zip(one.network.sites, one.network.site_gates(), strict=True)
+    }
+    return {"step": one.steps, "open": openness}
+
+
+def _git_revision() -> str | None:
+    """The revision of the source tree that polarprune runs from, None outside of one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
