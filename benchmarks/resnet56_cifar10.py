@@ -113,6 +113,7 @@ def part(
     work: Work,
     minutes: Annotated[float, typer.Option(help="After which it stops.")] = 8.5,
     epochs: Annotated[int, typer.Option(help="Of each run.")] = 200,
+    model: Annotated[str, typer.Option(help="Another one is a rehearsal.")] = "resnet56",
     records: Annotated[Path | None, typer.Option(help="Default: WORK/records.")] = None,
 ) -> None:
     """Go on with the long runs for some minutes."""
@@ -125,7 +126,7 @@ def part(
             continue
         out = work / name
         config = TrainConfig(
-            model="resnet56", data=data, out=out, target=target, epochs=epochs, seed=0,
+            model=model, data=data, out=out, target=target, epochs=epochs, seed=0,
             resume=(out / RUN_FILE).exists(), checkpoint_every=_CHECKPOINT_EVERY,
         )  # fmt: skip
         try:
