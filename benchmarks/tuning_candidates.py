@@ -12,7 +12,6 @@ from polarprune.phases import Phases
 
 _SHAPES = "benchmarks.tuning_shapes"
 _DENSE = {"target": 1.0}
-_BATCH_64 = {"batch_size": 64}
 
 
 @dataclass(frozen=True)
@@ -69,16 +68,16 @@ CANDIDATES = {
         "settle at 0.55, cuts at 0.3, 0.4, 0.48",
         one_pass={"phases": Phases(settle=0.55, cuts=(0.3, 0.4, 0.48))},
     ),
-    "settle-50": Candidate("settle at 0.5", one_pass={"phases": Phases(settle=0.5)}),
     "settle-75": Candidate(
         "settle at 0.75, cuts at 0.25, 0.35, 0.45, 0.55, 0.65",
         one_pass={"phases": Phases(settle=0.75, cuts=(0.25, 0.35, 0.45, 0.55, 0.65))},
     ),
-    "dense-batch-64": Candidate("the whole network, batch size 64", {**_DENSE, **_BATCH_64}),
-    "narrowed-batch-64": Candidate(
-        "(11, 23, 45) channels, batch size 64", {**_DENSE, "model": NARROWED, **_BATCH_64}
+    "search-05-25": Candidate(
+        "search from 0.05, settle at 0.25", one_pass={"phases": Phases(search=0.05, settle=0.25)}
     ),
-    "batch-64": Candidate("batch size 64", _BATCH_64),
+    "search-10-30": Candidate(
+        "search from 0.1, settle at 0.3", one_pass={"phases": Phases(search=0.1, settle=0.3)}
+    ),
     "search-30-50": Candidate(
         "search from 0.3, settle at 0.5", one_pass={"phases": Phases(search=0.3, settle=0.5)}
     ),
@@ -89,5 +88,6 @@ CANDIDATES = {
     "torch-pruning": Candidate(
         "Torch-Pruning at half of the epochs, magnitude", rival=Rival("magnitude", restart=False)
     ),
+    "channel-only": Candidate("channels alone", {"granularity": "channel"}),
     "every-1": Candidate("each image decides in every step", one_pass={"individual_every": 1}),
 }
