@@ -57,6 +57,7 @@ class Dropping(Method):
     """Paper A's naive baseline: dropout on gates, then random units out at the target."""
 
     name = "dropping"
+    thresholds = False
 
     def make_gates(self, requests: list[GateRequest], parameter_budget: int) -> list[nn.Module]:
         """Gates without parameters."""

@@ -70,12 +70,3 @@ SETTINGS = (
         for restart in (False, True)
     ),
 )  # fmt: skip
-
-
-def setting(name: str) -> Setting:
-    """The row of this name.
-
-    Raises:
-        KeyError: there is none.
-    """
-    return {row.name: row for row in SETTINGS}[name]

@@ -63,8 +63,11 @@ def table(records: Path) -> str:
         record = json.loads(path.read_text())
         found.setdefault(record["candidate"], []).append(record)
 
+    # A row with another network has MACs of its own; all are compared with the whole one.
+    dense = max(run["result"]["dense_macs"] for runs in found.values() for run in runs)
+
     def mean(of: list[dict[str, Any]], key: str) -> float:
-        return sum(float(record["result"][key]) for record in of) / len(of)
+        return sum(float(record["result"].get(key, 1)) for record in of) / len(of)
 
     lines = [
         "| candidate | what | n | top-1 | kept MACs | training MACs | agreement |",
@@ -74,7 +77,8 @@ def table(records: Path) -> str:
         each = ", ".join(f"{100 * record['result']['top1']:.2f}" for record in runs)
         lines.append(
             f"| {name} | {runs[0]['what']} | {len(runs)} | {each} | "
-            f"{mean(runs, 'macs_ratio'):.3f} | {mean(runs, 'train_macs_ratio'):.3f} | "
+            f"{mean(runs, 'macs') / dense:.3f} | "
+            f"{mean(runs, 'train_macs_ratio') * mean(runs, 'dense_macs') / dense:.3f} | "
             f"{mean(runs, 'agreement'):.3f} |"
         )
     return "\n".join(lines)

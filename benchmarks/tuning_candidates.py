@@ -60,7 +60,6 @@ CANDIDATES = {
     "narrowed": Candidate("(11, 23, 45) channels", {**_DENSE, "model": NARROWED}),
     "inner-half": _shape("inner_half", "by hand: half of the channels inside of blocks"),
     "late": _shape("late", "by hand: (8, 25, 52) channels"),
-    "early": _shape("early", "by hand: (14, 20, 38) channels"),
     "shallow": _shape("shallow", "by hand: 1, 2, 2 blocks, all channels"),
     "late-inner": _shape("late_inner", "by hand: inside of blocks 5, 16, 43 channels"),
     "default": Candidate("the defaults"),

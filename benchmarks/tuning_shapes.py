@@ -11,7 +11,7 @@ from polarprune.networks.cifar_resnet import BasicBlock, CifarResNet
 
 
 def inner_half(num_classes: int = 10) -> CifarResNet:
-    """Half of the channels inside of every block; the residual stream is whole (0.503)."""
+    """Half of the channels inside of every block; the residual stream is whole (0.505)."""
     net = CifarResNet(3, num_classes)
     for block in _blocks(net):
         _narrow(block, block.conv1.out_channels // 2)
@@ -21,11 +21,6 @@ def inner_half(num_classes: int = 10) -> CifarResNet:
 def late(num_classes: int = 10) -> CifarResNet:
     """Thin where images are large, wide where they are small (0.492)."""
     return CifarResNet(3, num_classes, (8, 25, 52))
-
-
-def early(num_classes: int = 10) -> CifarResNet:
-    """Wide where images are large, thin where they are small (0.494)."""
-    return CifarResNet(3, num_classes, (14, 20, 38))
 
 
 def shallow(num_classes: int = 10) -> CifarResNet:
@@ -38,7 +33,7 @@ def shallow(num_classes: int = 10) -> CifarResNet:
 
 
 def late_inner(num_classes: int = 10) -> CifarResNet:
-    """The stream whole, inside of blocks a third, half and two thirds of the channels (0.505)."""
+    """The stream whole, inside of blocks a third, half and two thirds of the channels (0.495)."""
     net = CifarResNet(3, num_classes)
     for stage, inner in ((net.layer1, 5), (net.layer2, 16), (net.layer3, 43)):
         for block in stage:
@@ -60,5 +55,5 @@ def _narrow(block: BasicBlock, inner: int) -> None:
         nn.init.kaiming_normal_(convolution.weight)
 
 
-for _factory in (inner_half, late, early, shallow, late_inner):
+for _factory in (inner_half, late, shallow, late_inner):
     _factory.input_size = (3, 32, 32)  # type: ignore[attr-defined]

@@ -39,7 +39,7 @@ def main() -> None:
 
     gated = polarprune.attach_gates(model, example)  # 1
     optimizer = create_optimizer_v2(gated, opt="adamw", lr=3e-3, weight_decay=0.02)
-    scheduler = CosineLRScheduler(optimizer, t_initial=args.epochs, warmup_t=1)
+    scheduler = CosineLRScheduler(optimizer, t_initial=args.epochs, warmup_t=1, warmup_lr_init=3e-4)
     mixup = Mixup(mixup_alpha=0.2, label_smoothing=0.05, num_classes=10)
     criterion = SoftTargetCrossEntropy()
     ema = ModelEmaV3(gated, decay=0.98)

@@ -20,7 +20,7 @@ from polarprune.graph.cut import Cut, Origin, cut_graph
 from polarprune.graph.layers import set_mode
 from polarprune.graph.normalise import normalise
 from polarprune.graph.sites import Analysis, GateSite, Refusal, analyse
-from polarprune.graph.tracing import Draft
+from polarprune.graph.tracing import Draft, copied_graph
 from polarprune.methods import GateOutput, GateRequest, Units, build_method
 from polarprune.narrowing import Shell, fill, place_gates
 
@@ -47,7 +47,7 @@ class GatedNetwork(nn.Module):
         self.circuit = CostCircuit(analysis, plain.graph)
         self._dense_parameters = count_parameters(plain)
         # Of the whole network, which decisions are about, and of what is left of it by now.
-        self._plain_graph = self._present_graph = _copied(plain.graph)
+        self._plain_graph = self._present_graph = copied_graph(plain.graph)
         self._shell: Shell | None = None
         self._earlier: dict[str, Origin] = {}
         like = next((p for p in plain.parameters()), torch.zeros(()))
@@ -129,7 +129,7 @@ class GatedNetwork(nn.Module):
         Args:
             draft: only to be rewritten, not to be called.
         """
-        graph = _copied(self._present_graph)
+        graph = copied_graph(self._present_graph)
         module = Draft(self.body, graph) if draft else fx.GraphModule(self.body, graph)
         module.training = self.training
         return module
@@ -256,7 +256,7 @@ class GatedNetwork(nn.Module):
             placement = place_gates(
                 small, whole, self.analysis, self._plain_graph, self.state, usual.__getitem__
             )
-            self._present_graph = _copied(small.graph)
+            self._present_graph = copied_graph(small.graph)
             self.body = insert_gates(small, placement, self._plan, self.gate_modules(), self.state)
         left = torch.from_numpy(np.concatenate(placement.left(self.sites)))
         in_modules = torch.empty_like(left)
@@ -311,12 +311,6 @@ class GatedNetwork(nn.Module):
         if images is not None:
             watcher(images)
         return found
-
-
-def _copied(graph: fx.Graph) -> fx.Graph:
-    copied = fx.Graph()
-    copied.output(copied.graph_copy(graph, {}))
-    return copied
 
 
 def attach_gates(

@@ -22,8 +22,8 @@ class GateState:
 
     Attributes:
         mode: open: gates cost and do nothing; search: the method decides; frozen: constants.
-        alike: while they search in training, all images of a batch are decided as most of them
-            would be; masking weights then takes the place of masking activations.
+        alike: while they search in training, all images of a batch are decided by their mean open
+            probability; masking weights then takes the place of masking activations.
     """
 
     mode: Literal["open", "search", "frozen"] = "open"

@@ -21,7 +21,7 @@ from polarprune.graph.label_pass import label_graph
 from polarprune.graph.labels import Labels, Mix
 from polarprune.graph.operator_tables import TRANSPOSED
 from polarprune.graph.sites import Analysis, example_like
-from polarprune.graph.tracing import Draft
+from polarprune.graph.tracing import Draft, copied_graph
 
 Decisions = dict[str, Tensor]
 
@@ -49,8 +49,7 @@ class Shell:
 
     def cut(self, decisions: Decisions) -> Cut:
         """What these decisions leave of the whole network, on the meta device."""
-        graph = fx.Graph()
-        graph.output(graph.graph_copy(self.net.graph, {}))
+        graph = copied_graph(self.net.graph)
         return cut_graph(Draft(self.net, graph), self.analysis, decisions, shared_with=self.net)
 
 

@@ -39,12 +39,27 @@ class Averaged(Protocol):
     module: nn.Module
 
 
+class LastBatch:
+    """A forward hook that keeps what a certificate may look at.
+
+    It is no method of OnePass: a copy of the gated network would copy that along.
+    """
+
+    images: Tensor | None = None
+
+    def __call__(self, net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep some images of a training batch."""
+        if net.training:
+            images = args[0] if args else next(iter(kwargs.values()))
+            self.images = images.detach()[:_CHECKED_IMAGES]
+
+
 class OnePass:
     """Prunes a gated network while the caller trains it.
 
     Attributes:
         network: what to call for the forward pass: gated at first, plain and small in the end.
-        cuts: one record a cut so far.
+        cuts: one record a cut since this was made.
         steps: training steps done.
     """
 
@@ -110,13 +125,13 @@ class OnePass:
         self._ema = _checked(ema)
         self._search_step = min(int(self.phases.search * total_steps), total_steps - 1)
         self._settle_step = max(self._search_step + 1, int(self.phases.settle * total_steps))
-        self._cut_steps = {int(at * total_steps) for at in self.phases.cuts}
+        self._cut_steps = self._steps_of_cuts()
         self.rule = rule or CutRule()
         self._closed_for = ClosedFor([site.units for site in gated.sites], self.rule.reopened)
         take_out(optimizer, set(gated.gate_parameters()))
         self._gates = GateTrainer(gated, self.budget, self._settle_step - self._search_step, scaler)
-        self._hook = gated.register_forward_pre_hook(self._remember)
-        self._last_batch: Tensor | None = None
+        self._last_batch = LastBatch()
+        self._hook = gated.register_forward_pre_hook(self._last_batch, with_kwargs=True)
         gated.open()
         if gated.sites and self._search_step == 0:
             self._begin_search(gated)
@@ -170,7 +185,6 @@ class OnePass:
             return self._settle()
         if self.steps == self._search_step and self._gated.sites:
             self._begin_search(self._gated)
-            self._macs_now = self.dense_macs + self._gated.gate_macs()
         elif self.steps in self._cut_steps and self.searching:
             return self._cut()
         return None
@@ -221,10 +235,22 @@ class OnePass:
             self._narrow(self._gated, left_of(self._gated, state["gone"]))
         if self.steps >= self._search_step and self._gated.sites:
             self._begin_search(self._gated)
-        like = next(self._gated.gate_parameters(), torch.zeros(()))
-        self._gates.load_state_dict(state, like)
+        gates = self._gated.gate_modules()
+        self._gates.load_state_dict(state, gates[0].running if gates else torch.zeros(()))
+
+    def _steps_of_cuts(self) -> set[int]:
+        steps = {int(at * self.total_steps) for at in self.phases.cuts}
+        for step in steps:
+            if not self._search_step < step < self._settle_step:
+                raise ConfigError(
+                    f"with {self.total_steps} steps a cut falls on step {step}, where the search "
+                    "begins or ends; train longer or give other cuts"
+                )
+        return steps
 
     def _begin_search(self, gated: GatedNetwork) -> None:
+        if self._macs_now == self.dense_macs:  # else a checkpoint said what a cut has left
+            self._macs_now += gated.gate_macs()
         gated.search()
         if self._ema is not None:
             _gated_in(self._ema).search()
@@ -232,11 +258,8 @@ class OnePass:
     def _choose_alike(self) -> None:
         """Whether the next batch is decided as a whole."""
         if self._gated is not None:
-            self._gated.state.alike = self.steps % self.individual_every != 0
-
-    def _remember(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if module.training:
-            self._last_batch = args[0].detach()[:_CHECKED_IMAGES]
+            whole = self._gated.method.thresholds and self.steps % self.individual_every != 0
+            self._gated.state.alike = whole
 
     def _cut(self) -> CutRecord | None:
         """Take out what has been closed for long; the other gates go on."""
@@ -301,9 +324,10 @@ class OnePass:
 
     def _images(self) -> Tensor | None:
         """What a cut is looked at with."""
-        if self._held_out is not None or self._last_batch is None:
+        last = self._last_batch.images
+        if self._held_out is not None or last is None:
             return self._held_out
-        return as_rank_0_has_it(self._last_batch)
+        return as_rank_0_has_it(last)
 
     def _certify(self, frozen: GatedNetwork, small: nn.Module) -> Certificate:
         images = self._images()
@@ -352,7 +376,7 @@ class OnePass:
     def _become(self, small: nn.Module) -> None:
         self._hook.remove()
         self._gated = None
-        self._last_batch = None
+        self._last_batch = LastBatch()
         self.network = small
 
 

@@ -96,6 +96,22 @@ def as_rank_0_has_it(value: Tensor) -> Tensor:
     return shared
 
 
+def copy_from_rank_0(net: nn.Module) -> None:
+    """Give every rank the parameters and buffers of rank 0.
+
+    A factory may draw them from a generator that no seed of ours reaches.
+    """
+    if rank_and_count()[1] > 1:
+        for tensor in (*net.parameters(), *net.buffers()):
+            tensor.data.copy_(as_rank_0_has_it(tensor))
+
+
+def sum_over_ranks(value: float, device: torch.device) -> float:
+    """The sum of all ranks' numbers."""
+    mean = mean_over_ranks(torch.tensor(value, dtype=torch.float64, device=device))
+    return float(mean) * rank_and_count()[1]
+
+
 def wait_for_all_ranks() -> None:
     """Return when every rank has come here."""
     if rank_and_count()[1] > 1:

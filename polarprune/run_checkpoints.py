@@ -1,4 +1,4 @@
-"""The state of a run between two epochs: what a checkpoint of `polarprune train` holds."""
+"""The state of a run between two steps: what a checkpoint of `polarprune train` holds."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -31,14 +31,15 @@ def write_run(
         for key, value in values.items()
     }
     names = {p: name for name, p in one.network.named_parameters()}
+    fixed = [name for p, name in names.items() if not p.requires_grad]
     write_checkpoint(
         folder,
-        {**counters, "one": state, "settled": one.settled},
+        {**counters, "one": state, "settled": one.settled, "fixed": fixed},
         {
             "network": {} if one.settled else one.network.state_dict(),
             "optimizer": optimizer_tensors(optimizer, names),
             "gates": gate_state,
-            "random": {"cpu": torch.get_rng_state()},
+            "random": _random_state(next(one.network.parameters()).device),
         },
         one.network if one.settled else None,
     )
@@ -66,6 +67,8 @@ def restore_run(
         assert found.network is not None
         device = next(one.network.parameters()).device
         settled = found.network.to(device).train()
+        for name in found.document["fixed"]:
+            settled.get_parameter(name).requires_grad_(False)
         optimizer = make_optimizer(settled)
     one.load_state_dict(state, settled)  # cuts what had been cut: then the weights fit
     if settled is None:
@@ -73,7 +76,16 @@ def restore_run(
     parameters = dict(one.network.named_parameters())
     restore_optimizer(optimizer, parameters, found.tensors.get("optimizer", {}))
     torch.set_rng_state(found.tensors["random"]["cpu"])
+    if "cuda" in found.tensors["random"]:
+        torch.cuda.set_rng_state(found.tensors["random"]["cuda"])
     return optimizer
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
 
 
 def _by_index(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:

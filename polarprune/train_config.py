@@ -77,7 +77,7 @@ class TrainConfig:
 class TrainResult:
     """What a finished run reports; the keys of `polarprune train --json`.
 
-    `joules` is what the GPU took, by NVML; None without one.
+    `joules` is what the GPUs took that trained, by NVML; None without one.
     """
 
     run: str

@@ -3,6 +3,7 @@
 The loop is plain; all pruning is OnePass, the same four lines that a foreign loop writes.
 """
 
+import math
 import time
 from collections.abc import Callable
 
@@ -29,10 +30,12 @@ from polarprune.ranks import (
     as_rank_0_has_it,
     average_buffers,
     average_gradients,
+    copy_from_rank_0,
     join_ranks,
     leave_ranks,
     mean_over_ranks,
     rank_and_count,
+    sum_over_ranks,
     wait_for_all_ranks,
 )
 from polarprune.recipe import make_optimizer, peak_rate
@@ -135,6 +138,7 @@ class _Run:
             channels=pruning and config.granularity in ("channel", "both"),
             align=config.align,
         )
+        copy_from_rank_0(gated)
         self.dense_macs = count_macs(net, example)
         self.batch_size = min(config.batch_size, len(self.data.train))
         if self.batch_size % self.part[1]:
@@ -245,15 +249,15 @@ class _Run:
 
     def _write_checkpoint(self) -> None:
         average_buffers(self.one.network)
-        if not self.writes:
-            return
         counters = {
             "epoch": self.epoch,
             "step_in_epoch": self.step_in_epoch,
-            "losses": float(self.losses),
+            "losses": float(mean_over_ranks(self.losses)),
             "seconds": self._seconds(),
             "joules": self._joules(),
         }
+        if not self.writes:
+            return
         write_run(self.config.out / CHECKPOINT, counters, self.one, self.optimizer)
         self.written_at = time.perf_counter()
 
@@ -327,9 +331,12 @@ class _Run:
         return self.earlier_seconds + time.perf_counter() - self.started
 
     def _joules(self) -> float | None:
-        if self.energy is None:
+        """Of all ranks' GPUs; every rank must ask."""
+        if self.device.type != "cuda":
             return None
-        return round(self.earlier_joules + self.energy.joules(), 1)
+        own = float("nan") if self.energy is None else self.energy.joules()
+        total = self.earlier_joules + sum_over_ranks(own, self.device)
+        return None if math.isnan(total) else round(total, 1)
 
     def _show(self, loss: float) -> None:
         figures = {"loss": loss, "kept": self.one.macs_now / self.dense_macs}

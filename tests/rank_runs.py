@@ -7,6 +7,7 @@
 the slow reference of their arithmetic.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from polarprune.training import train
 
 
 def batch_norm(num_classes: int = 10) -> nn.Module:
-    return CifarResNet(1, num_classes)
+    return _drawn_anew(CifarResNet(1, num_classes))
 
 
 def group_norm(num_classes: int = 10) -> nn.Module:
@@ -32,6 +33,16 @@ def group_norm(num_classes: int = 10) -> nn.Module:
                 net.get_submodule(parent) if parent else net, child,
                 nn.GroupNorm(4, module.num_features),
             )  # fmt: skip
+    return _drawn_anew(net)
+
+
+def _drawn_anew(net: nn.Module) -> nn.Module:
+    """What a generator that no seed of ours reaches would do: each rank starts elsewhere."""
+    rank = int(os.environ.get("RANK", "0"))
+    if rank:
+        generator = torch.Generator().manual_seed(rank)
+        for parameter in net.parameters():
+            parameter.data += torch.randn(parameter.shape, generator=generator)
     return net
 
 

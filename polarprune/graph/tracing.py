@@ -210,3 +210,10 @@ def trace(owned: nn.Module, example_input: Tensor) -> tuple[fx.GraphModule, bool
                     f"{_advice(error)}"
                 ) from error
             opaque.add(tracer.failed)
+
+
+def copied_graph(graph: fx.Graph) -> fx.Graph:
+    """The same operators in a graph of their own."""
+    copied = fx.Graph()
+    copied.output(copied.graph_copy(graph, {}))
+    return copied

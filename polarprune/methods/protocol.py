@@ -23,9 +23,10 @@ class GateOutput:
     """What a gate says about one batch.
 
     Attributes:
-        values: (n, units) or (1, units): what multiplies the channels or the branch.
+        values: (n, units) or (1, units): what multiplies the channels or the branch, where a batch
+            is not decided as a whole.
         probability: (units,): open probability, batch mean, differentiable.
-        openness: (units,): batch mean of the values as they were applied, differentiable.
+        openness: (units,): batch mean of the values, differentiable.
     """
 
     values: Float[Tensor, "n g"]
@@ -39,7 +40,7 @@ class Units:
 
     Attributes:
         probability: open probability, batch mean, differentiable.
-        openness: batch mean of the values as they were applied, differentiable.
+        openness: batch mean of the images' own values, differentiable.
         share: weight of each unit where all sites weigh alike; the weights add up to 1.
     """
 
@@ -49,9 +50,16 @@ class Units:
 
 
 class Method(ABC):
-    """A way to drive gates."""
+    """A way to drive gates.
+
+    Attributes:
+        thresholds: an open probability above one half is an open gate. Then a batch can be decided
+            as a whole, by its mean probability; where it is something else, gates are asked for
+            their values in every step.
+    """
 
     name: str
+    thresholds = True
 
     @abstractmethod
     def make_gates(self, requests: list[GateRequest], parameter_budget: int) -> list[nn.Module]:

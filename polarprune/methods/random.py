@@ -27,6 +27,7 @@ class RandomControl(Method):
     """Random decisions at the target (ours)."""
 
     name = "random"
+    thresholds = False
 
     def make_gates(self, requests: list[GateRequest], parameter_budget: int) -> list[nn.Module]:
         """Gates without parameters."""

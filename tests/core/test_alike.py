@@ -140,3 +140,16 @@ def test_fewer_than_every_step_is_refused() -> None:
     optimizer = torch.optim.SGD(gated.parameters(), lr=0.01)
     with pytest.raises(ConfigError, match="individual_every must be at least 1, got 0"):
         OnePass(gated, optimizer, target=0.9, total_steps=20, individual_every=0)
+
+
+def test_gates_whose_probability_is_no_decision_are_asked_in_every_step() -> None:
+    gated = polarprune.attach_gates(small(_block), image(), method="random")
+    optimizer = torch.optim.SGD(gated.parameters(), lr=0.01)
+    one = OnePass(gated, optimizer, target=0.5, total_steps=20, phases=Phases(0.1, 0.7))
+    for _ in range(10):
+        (one.network(image()).square().mean() + one.loss()).backward()
+        if one.searching:
+            assert bool((gated.units().openness == 1).all())
+            assert not gated.state.alike
+        one.step()
+    assert one.searching

@@ -1,6 +1,7 @@
 """OnePass in other people's loops: optimizers, EMA, loss scaling, clipping, compile, outputs."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -187,3 +188,69 @@ def test_a_compiled_search_is_the_eager_one() -> None:
     eager, other = results
     for name in eager:
         torch.testing.assert_close(other[name], eager[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+class _Trainer:
+    """Something that cannot be copied, as loaders and files cannot."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.calls = 0
+
+    def validate(self, net: nn.Module) -> float:
+        self.calls += 1
+        return 0.5
+
+
+def test_what_the_caller_hands_over_is_not_copied_with_the_gated_network() -> None:
+    gated, trainer = gated_resnet(), _Trainer()
+    optimizer = torch.optim.SGD(gated.parameters(), lr=0.01, momentum=0.9)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    one = OnePass(
+        gated, optimizer, target=0.5, total_steps=STEPS, phases=CUTTING, scaler=scaler,
+        measure=trainer.validate,
+    )  # fmt: skip
+    for step in range(STEPS):
+        images, labels = batch(step)
+        loss = F.cross_entropy(one.network(images), labels) + one.loss()
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        one.step()  # before update(): the scaler must not be copied with what it has noted
+        scaler.update()
+    assert one.settled
+    assert trainer.calls >= 2
+
+
+def test_images_may_be_given_by_name() -> None:
+    gated = gated_resnet()
+    optimizer = torch.optim.SGD(gated.parameters(), lr=0.01)
+    one = OnePass(gated, optimizer, target=0.5, total_steps=STEPS, phases=PHASES)
+    for step in range(STEPS):
+        images, labels = batch(step)
+        loss = F.cross_entropy(one.network(x=images), labels) + one.loss()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        one.step()
+    assert one.cuts[-1].certificate["inputs"] == "real"
+
+
+def test_gates_that_search_from_the_first_step_are_counted_from_there() -> None:
+    gated = gated_resnet()
+    optimizer = torch.optim.SGD(gated.parameters(), lr=0.01)
+    one = OnePass(gated, optimizer, target=0.5, total_steps=STEPS, phases=Phases(0.0, 0.6))
+    assert one.searching
+    assert one.macs_now == one.dense_macs + gated.gate_macs()
+    drive_one(one, optimizer, 0)
+    assert one.train_macs_ratio > 1
+
+
+def test_a_cut_that_falls_on_the_end_of_the_search_is_refused() -> None:
+    gated = gated_resnet()
+    optimizer = torch.optim.SGD(gated.parameters(), lr=0.01)
+    with pytest.raises(ConfigError, match="with 10 steps a cut falls on step 6"):
+        OnePass(
+            gated, optimizer, target=0.5, total_steps=10,
+            phases=Phases(0.2, 0.69, cuts=(0.65,)),
+        )  # fmt: skip

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import polarprune
+from polarprune.datasets import load_dataset
 from polarprune.errors import (
     CheckpointError,
     ConfigError,
@@ -18,6 +19,7 @@ from polarprune.errors import (
     TrainingError,
     WeightsError,
 )
+from polarprune.evaluation import evaluate
 from polarprune.run_folder import RunFolder
 from polarprune.train_config import TrainConfig
 from polarprune.training import train
@@ -100,6 +102,33 @@ def test_a_killed_run_resumes_bit_for_bit(finished: RunFolder, tmp_path: Path, e
     assert RunFolder(out).cuts() == finished.cuts()
     assert RunFolder(out).openness() == finished.openness()
     assert RunFolder(out).result["train_macs_ratio"] == finished.result["train_macs_ratio"]
+
+
+def test_layers_that_were_frozen_stay_frozen_behind_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def frozen(*args: object, **options: object) -> nn.Module:
+        net = polarprune.build_network(*args, **options)
+        net.conv1.weight.requires_grad_(False)
+        return net
+
+    monkeypatch.setattr("polarprune.training.build_network", frozen)
+    train(config(tmp_path / "whole"))
+    with pytest.raises(Killed):
+        train(config(tmp_path / "broken"), kill_in_epoch(4))  # settled by then
+    train(config(tmp_path / "broken", resume=True))
+    expected = RunFolder(tmp_path / "whole").pruned_network().state_dict()
+    got = RunFolder(tmp_path / "broken").pruned_network().state_dict()
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_evaluation_leaves_each_layer_in_its_mode() -> None:
+    net = polarprune.build_network("resnet20", num_classes=10).train()
+    net.bn1.eval()
+    modes = {name: module.training for name, module in net.named_modules()}
+    data = load_dataset("digits", image_size=8)
+    assert 0 <= evaluate(net, data.test) <= 1
+    assert modes == {name: module.training for name, module in net.named_modules()}
 
 
 def test_the_seed_decides_the_run(finished: RunFolder, tmp_path: Path) -> None:
