@@ -88,6 +88,9 @@ CANDIDATES = {
         "Torch-Pruning at half of the epochs, magnitude", rival=Rival("magnitude", restart=False)
     ),
     "channel-only": Candidate("channels alone", {"granularity": "channel"}),
+    "random-channels": Candidate(
+        "channels alone, random decisions", {"granularity": "channel", "method": "random"}
+    ),
     "every-8": Candidate(
         "search from 0.1, settle at 0.4, each image decides in one of 8 steps",
         one_pass={"individual_every": 8},
