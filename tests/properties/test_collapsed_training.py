@@ -31,7 +31,7 @@ from polarprune.collapsing import collapse_with_origins
 from polarprune.errors import Refused
 from polarprune.gates import GatedNetwork
 from polarprune.graph.cut import Cut
-from polarprune.onepass import OnePass
+from polarprune.optimizer_state import hand_over
 
 # Only the order of summation differs, in three steps one after the other.
 EXACT = 1e-9
@@ -96,11 +96,10 @@ def cut_while_training(
     if all(bool(units.all()) for units in decisions.values()):
         return None
     handed, handed_optimizer = copy.deepcopy((gated, optimizer))
-    one = OnePass(handed, handed_optimizer, target=1.0, total_steps=10)
     handed.set_decisions(decisions)
     small, cut = collapse_with_origins(handed)
     old = dict(handed.body.named_parameters(remove_duplicate=False))
-    one._hand_over(old, small, cut)
+    hand_over(handed_optimizer, old, small, cut)
     return Sides(gated, optimizer, small, handed_optimizer, cut)
 
 
