@@ -98,13 +98,14 @@ def from_weights(
     records: Annotated[Path, typer.Option(help="Folder of the records.")] = RESULTS,
 ) -> None:
     """One pass at half of the MACs that starts from a trained network; one seed."""
+    name = f"from-weights-lr-{lr:g}"
     config = TrainConfig(
-        model="resnet56", data=data, out=work / "from-weights", weights=weights, target=0.5,
-        epochs=epochs, lr=lr, resume=(work / "from-weights" / RUN_FILE).exists(),
+        model="resnet56", data=data, out=work / name, weights=weights, target=0.5,
+        epochs=epochs, lr=lr, resume=(work / name / RUN_FILE).exists(),
     )  # fmt: skip
     record = run_until(config, deadline=float("inf"))
-    _write(records, "from-weights", record)
-    print("from-weights:", _line(record))
+    _write(records, name, record)
+    print(f"{name}:", _line(record))
 
 
 @app.command()
