@@ -46,14 +46,18 @@ def run(
             candidate = CANDIDATES[name]
             # What is tried is given to OnePass where `train` makes one.
             training.OnePass = functools.partial(OnePass, **candidate.one_pass)  # type: ignore
-            with candidate.constants_set():
-                made = run_once(candidate.setting(name), seed, data, work, candidate.epochs)
+            made = run_once(candidate.setting(name), seed, data, work, candidate.epochs)
             record = {
                 "candidate": name, "what": candidate.what, "seed": seed,
                 "machine": describe_machine(), **made,
             }  # fmt: skip
             path.write_text(json.dumps(record, indent=1) + "\n")
             print(f"{name}-{seed}: top-1 {100 * made['result']['top1']:.2f} %", flush=True)
+
+
+def _agreement(runs: list[dict[str, Any]]) -> str:
+    found = [run["result"]["agreement"] for run in runs if "agreement" in run["result"]]
+    return f"{sum(found) / len(found):.3f}" if found else "-"
 
 
 def table(records: Path) -> str:
@@ -67,7 +71,7 @@ def table(records: Path) -> str:
     dense = max(run["result"]["dense_macs"] for runs in found.values() for run in runs)
 
     def mean(of: list[dict[str, Any]], key: str) -> float:
-        return sum(float(record["result"].get(key, 1)) for record in of) / len(of)
+        return sum(float(record["result"][key]) for record in of) / len(of)
 
     lines = [
         "| candidate | what | n | top-1 | kept MACs | training MACs | agreement |",
@@ -79,7 +83,7 @@ def table(records: Path) -> str:
             f"| {name} | {runs[0]['what']} | {len(runs)} | {each} | "
             f"{mean(runs, 'macs') / dense:.3f} | "
             f"{mean(runs, 'train_macs_ratio') * mean(runs, 'dense_macs') / dense:.3f} | "
-            f"{mean(runs, 'agreement'):.3f} |"
+            f"{_agreement(runs)} |"
         )
     return "\n".join(lines)
 

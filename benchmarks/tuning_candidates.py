@@ -1,8 +1,5 @@
 """What was tried to make one pass better; each candidate differs from the defaults as it says."""
 
-import contextlib
-import importlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,34 +18,17 @@ class Candidate:
     Attributes:
         options: fields of TrainConfig.
         one_pass: keyword arguments of OnePass.
-        constants: module:NAME -> value, set while it runs.
     """
 
     what: str
     options: dict[str, Any] = field(default_factory=dict)
     one_pass: dict[str, Any] = field(default_factory=dict)
-    constants: dict[str, Any] = field(default_factory=dict)
     rival: Rival | None = None
     epochs: int = EPOCHS
 
     def setting(self, name: str) -> Setting:
         """As a row of the study, by whose program it is run."""
         return Setting(name, self.what, 1, "tuning", self.options, self.rival)
-
-    @contextlib.contextmanager
-    def constants_set(self) -> Iterator[None]:
-        """Constants of the project changed, and put back."""
-        before = {}
-        for where, value in self.constants.items():
-            module, _, name = where.partition(":")
-            before[where] = getattr(importlib.import_module(module), name)
-            setattr(importlib.import_module(module), name, value)
-        try:
-            yield
-        finally:
-            for where, value in before.items():
-                module, _, name = where.partition(":")
-                setattr(importlib.import_module(module), name, value)
 
 
 def _shape(name: str, what: str) -> Candidate:
