@@ -23,35 +23,18 @@ from polarprune.decisions import check_reachable, macs_of
 from polarprune.errors import ConfigError, Refused
 from polarprune.gate_training import GateTrainer
 from polarprune.gates import GatedNetwork
+from polarprune.last_batch import CHECKED_IMAGES, LastBatch, noise_like
 from polarprune.optimizer_state import check_sliceable, hand_over, take_out
 from polarprune.phases import Phases
 from polarprune.ranks import as_rank_0_has_it, average_buffers
 
 __all__ = ["OnePass", "Phases"]
 
-# Images that a check of a cut looks at: float64 copies of them go through two networks twice.
-_CHECKED_IMAGES = 32
-
 
 class Averaged(Protocol):
     """An average of a network that is kept beside it."""
 
     module: nn.Module
-
-
-class LastBatch:
-    """A forward hook that keeps what a certificate may look at.
-
-    It is no method of OnePass: a copy of the gated network would copy that along.
-    """
-
-    images: Tensor | None = None
-
-    def __call__(self, net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Keep some images of a training batch."""
-        if net.training:
-            images = args[0] if args else next(iter(kwargs.values()))
-            self.images = images.detach()[:_CHECKED_IMAGES]
 
 
 class OnePass:
@@ -331,7 +314,7 @@ class OnePass:
 
     def _certify(self, frozen: GatedNetwork, small: nn.Module) -> Certificate:
         images = self._images()
-        checked = images[:_CHECKED_IMAGES] if images is not None else _noise(frozen)
+        checked = images[:CHECKED_IMAGES] if images is not None else noise_like(frozen)
         return certify(frozen, small, checked, real=images is not None)
 
     def _measured(self, network: nn.Module) -> float | None:
@@ -401,13 +384,6 @@ def _checked(ema: Averaged | None) -> Averaged | None:
 def _gated_in(ema: Averaged) -> GatedNetwork:
     assert isinstance(ema.module, GatedNetwork)
     return ema.module
-
-
-def _noise(gated: GatedNetwork) -> Tensor:
-    like = next(gated.parameters())
-    generator = torch.Generator().manual_seed(0)
-    shape = (2, *gated.analysis.input_shape[1:])
-    return torch.randn(shape, generator=generator).to(device=like.device, dtype=like.dtype)
 
 
 def _device_of(network: nn.Module) -> torch.device:

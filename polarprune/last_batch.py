@@ -1,0 +1,34 @@
+"""What a certificate of a cut looks at: the last training batch, or noise where there is none."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polarprune.gates import GatedNetwork
+
+# float64 copies of them go through two networks twice.
+CHECKED_IMAGES = 32
+
+
+class LastBatch:
+    """A forward hook that keeps what a certificate may look at.
+
+    It is no method of OnePass: a copy of the gated network would copy that along.
+    """
+
+    images: Tensor | None = None
+
+    def __call__(self, net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep some images of a training batch."""
+        if net.training:
+            images = args[0] if args else next(iter(kwargs.values()))
+            self.images = images.detach()[:CHECKED_IMAGES]
+
+
+def noise_like(gated: GatedNetwork) -> Tensor:
+    """Two random images of the network's shape, device and dtype."""
+    like = next(gated.parameters())
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, *gated.analysis.input_shape[1:])
+    return torch.randn(shape, generator=generator).to(device=like.device, dtype=like.dtype)
