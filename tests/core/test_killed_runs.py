@@ -20,14 +20,19 @@ from polarprune.training import train
 
 KILLS = 10
 EPOCHS, STEPS_AN_EPOCH = 5, 22
+ALL_STEPS = EPOCHS * STEPS_AN_EPOCH
+MOST_A_LIFE = ALL_STEPS // (KILLS + 1)  # so that all kills find it at work
+SLACK = 4  # steps that a life may do while it is waiting to be killed
 _VARY = ("seconds", "images_per_s")
 
 
-def _train(out: str, resume: bool, steps: Any) -> None:
+def _train(out: str, resume: bool, steps: Any, furthest: Any) -> None:
     torch.set_num_threads(1)
     whole = OnePass.step
 
     def counted(one: OnePass) -> object:
+        while one.steps >= furthest.value:  # far enough for this life
+            time.sleep(0.001)
         steps.value = one.steps + 1
         return whole(one)
 
@@ -45,24 +50,27 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["polarprune.training"])
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    steps = context.Value("i", 0)
+    # Without locks: a killed process would take one along.
+    steps = context.Value("i", 0, lock=False)
+    furthest = context.Value("i", ALL_STEPS, lock=False)
 
     def life(out: Path) -> multiprocessing.Process:
         resume = (out / "run.json").exists()
-        process = context.Process(target=_train, args=(str(out), resume, steps))
+        process = context.Process(target=_train, args=(str(out), resume, steps, furthest))
         process.start()
         return process
 
     unbroken = life(whole)
     unbroken.join()
     assert unbroken.exitcode == 0
-    assert steps.value == EPOCHS * STEPS_AN_EPOCH
+    assert steps.value == ALL_STEPS
     rng = random.Random(0)
     steps.value = 0
     moments = []
     for _ in range(KILLS):
         # Some steps on, and somewhere between two of them; at the same step: while it starts.
-        until = steps.value + rng.randint(0, EPOCHS * STEPS_AN_EPOCH // (KILLS + 1))
+        until = steps.value + rng.randint(0, MOST_A_LIFE - SLACK)
+        furthest.value = until + SLACK
         process = life(broken)
         while steps.value < until:
             time.sleep(0.001)
@@ -73,6 +81,7 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
         process.join()
         moments.append(steps.value)
     assert len(set(moments)) > KILLS // 2, "hardly any progress between the kills"
+    furthest.value = ALL_STEPS
     last = life(broken)
     last.join()
     assert last.exitcode == 0

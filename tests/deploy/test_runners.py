@@ -206,7 +206,7 @@ def test_four_times_the_work_is_found_slower(convolutions: Callable[..., Path]) 
     for runners, verdict in (((light, heavy), "slower"), ((heavy, light), "faster")):
         # A real machine that others load makes a study inconclusive, and rightly so: it may be
         # repeated then. No study may show the opposite, nor a difference as small as a half.
-        for _ in range(4):
+        for _ in range(8):
             (got,) = compare_latency(list(runners), batch=1)
             assert got.verdict in (verdict, "inconclusive")
             assert (got.effect.speedup < 0.67) is (verdict == "slower")
