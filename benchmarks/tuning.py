@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.pareto import run_once
+from benchmarks.pareto_settings import EPOCHS
 from benchmarks.records import describe_machine
 from benchmarks.tuning_candidates import CANDIDATES
 from polarprune import training
@@ -46,7 +47,7 @@ def run(
             candidate = CANDIDATES[name]
             # What is tried is given to OnePass where `train` makes one.
             training.OnePass = functools.partial(OnePass, **candidate.one_pass)  # type: ignore
-            made = run_once(candidate.setting(name), seed, data, work, candidate.epochs)
+            made = run_once(candidate.setting(name), seed, data, work, EPOCHS)
             record = {
                 "candidate": name, "what": candidate.what, "seed": seed,
                 "machine": describe_machine(), **made,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.pareto_settings import EPOCHS, NARROWED, Setting
+from benchmarks.pareto_settings import NARROWED, Setting
 from benchmarks.torch_pruning_rival import Rival
 from polarprune.phases import Phases
 
@@ -24,7 +24,6 @@ class Candidate:
     options: dict[str, Any] = field(default_factory=dict)
     one_pass: dict[str, Any] = field(default_factory=dict)
     rival: Rival | None = None
-    epochs: int = EPOCHS
 
     def setting(self, name: str) -> Setting:
         """As a row of the study, by whose program it is run."""

@@ -53,9 +53,10 @@ def fast_layout(net: nn.Module, device: torch.device) -> torch.memory_format:
 
     Channels last, except on a CPU where a convolution's channel counts are no multiples of 16, the
     width of its vectors: oneDNN then pads blocks of its own, and channels last is what is slow. A
-    training step of ResNet-20 narrowed to (11, 23, 45) channels took 215 ms in channels last and
-    89 ms without under bfloat16, 259 and 181 ms in float32 (batch 128, 2 cores with AVX-512 and
-    AMX); with its (16, 32, 64) channels 102 and 118 ms, 178 and 210 ms.
+    training step of ResNet-20 with (11, 23, 45) channels a stage took 2.29 times as long in
+    channels last under bfloat16 and 1.45 times in float32; with its own (16, 32, 64) channels 0.85
+    and 0.84 times (batch 128, 2 cores with AVX-512 and AMX, benchmarks/results/layout_speed.json).
+    The rule is coarse: with (16, 24, 48) it chooses the slower one, by 2 % and by 19 %.
     """
     if device.type != "cpu":
         return torch.channels_last

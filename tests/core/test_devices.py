@@ -1,11 +1,16 @@
 """Which memory layout a network is trained in, and that runs follow it."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from polarprune.devices import fast_layout
 from polarprune.networks.cifar_resnet import CifarResNet
+from polarprune.onepass import OnePass
+from polarprune.train_config import TrainConfig
+from polarprune.training import train
 
 CPU = torch.device("cpu")
 
@@ -35,3 +40,20 @@ def test_depthwise_convolutions_do_not_count() -> None:
     assert fast_layout(net, CPU) == torch.contiguous_format
     assert fast_layout(net[:1], CPU) == torch.channels_last
     assert fast_layout(nn.Sequential(nn.Conv2d(24, 24, 3, groups=24)), CPU) == torch.channels_last
+
+
+def test_a_run_changes_its_layout_with_the_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[bool, set[tuple[bool, bool]]] = {False: set(), True: set()}
+    whole = OnePass.step
+
+    def watched(one: OnePass) -> object:
+        [weight] = [p for n, p in one.network.named_parameters() if "layer2.0.conv1.weight" in n]
+        last = weight.is_contiguous(memory_format=torch.channels_last)
+        seen[one.settled].add((last, weight.is_contiguous()))
+        return whole(one)
+
+    monkeypatch.setattr(OnePass, "step", watched)
+    train(TrainConfig("resnet20", "digits", tmp_path / "run", image_size=8, epochs=2))
+    assert seen == {False: {(True, False)}, True: {(False, True)}}
