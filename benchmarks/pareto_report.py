@@ -9,6 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
+from benchmarks.pareto_settings import SETTINGS
+
 TABLE, PICTURE = "pareto.md", "pareto.png"
 _CONFIDENCE = 0.95
 _COLOURS = {
@@ -29,12 +31,13 @@ Records = dict[str, list[dict[str, Any]]]
 
 
 def read_records(folder: Path) -> Records:
-    """All records of a folder, by row, in the order of their seeds."""
+    """All records of a folder, by row as the settings have them, in the order of their seeds."""
     found: Records = defaultdict(list)
     for path in sorted(folder.glob("*-*.json")):
         record = json.loads(path.read_text())
         found[record["setting"]].append(record)
-    return dict(found)
+    order = [setting.name for setting in SETTINGS]
+    return {name: found[name] for name in sorted(found, key=order.index)}
 
 
 def write_report(folder: Path) -> str:

@@ -38,13 +38,18 @@ def run(
     records: Annotated[Path, typer.Option(help="Folder of the records.")] = RECORDS,
 ) -> None:
     """Make the runs that are not recorded yet."""
+    names = only.split(",")
+    if len(names) > 1 and any(CANDIDATES[name].changes for name in names):
+        sys.exit("error: a candidate that changes the program must be the only one")
     records.mkdir(parents=True, exist_ok=True)
     for seed in (int(text) for text in seeds.split(",")):
-        for name in only.split(","):
+        for name in names:
             path = records / f"{name}-{seed}.json"
             if path.exists():
                 continue
             candidate = CANDIDATES[name]
+            for change in candidate.changes:
+                change()
             # What is tried is given to OnePass where `train` makes one.
             training.OnePass = functools.partial(OnePass, **candidate.one_pass)  # type: ignore
             made = run_once(candidate.setting(name), seed, data, work, EPOCHS)

@@ -1,14 +1,17 @@
 """What was tried to make one pass better; each candidate differs from the defaults as it says."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.pareto_settings import NARROWED, Setting
 from benchmarks.torch_pruning_rival import Rival
+from benchmarks.tuning_changes import keep_streams, take_root_prices
 from polarprune.phases import Phases
 
 _SHAPES = "benchmarks.tuning_shapes"
 _DENSE = {"target": 1.0}
+_LATE = {"phases": Phases(search=0.3, settle=0.5)}
 
 
 @dataclass(frozen=True)
@@ -18,12 +21,14 @@ class Candidate:
     Attributes:
         options: fields of TrainConfig.
         one_pass: keyword arguments of OnePass.
+        changes: made to the program before the run.
     """
 
     what: str
     options: dict[str, Any] = field(default_factory=dict)
     one_pass: dict[str, Any] = field(default_factory=dict)
     rival: Rival | None = None
+    changes: tuple[Callable[[], None], ...] = ()
 
     def setting(self, name: str) -> Setting:
         """As a row of the study, by whose program it is run."""
@@ -56,9 +61,7 @@ CANDIDATES = {
     "search-10-30": Candidate(
         "search from 0.1, settle at 0.3", one_pass={"phases": Phases(search=0.1, settle=0.3)}
     ),
-    "search-30-50": Candidate(
-        "search from 0.3, settle at 0.5", one_pass={"phases": Phases(search=0.3, settle=0.5)}
-    ),
+    "search-30-50": Candidate("search from 0.3, settle at 0.5", one_pass=_LATE),
     "search-30-60": Candidate(
         "search from 0.3, settle at 0.6, cuts at 0.42, 0.48, 0.54",
         one_pass={"phases": Phases(search=0.3, settle=0.6, cuts=(0.42, 0.48, 0.54))},
@@ -73,6 +76,16 @@ CANDIDATES = {
     "every-8": Candidate(
         "search from 0.1, settle at 0.4, each image decides in one of 8 steps",
         one_pass={"individual_every": 8},
+    ),
+    "root-prices": Candidate("gradients of the cost: root", changes=(take_root_prices,)),
+    "keep-streams": Candidate(
+        "residual streams stay whole: blocks and the channels inside", changes=(keep_streams,)
+    ),
+    "root-prices-late": Candidate(
+        "root, search from 0.3, settle at 0.5", one_pass=_LATE, changes=(take_root_prices,)
+    ),
+    "keep-streams-late": Candidate(
+        "streams whole, search from 0.3, settle at 0.5", one_pass=_LATE, changes=(keep_streams,)
     ),
     "every-1": Candidate("each image decides in every step", one_pass={"individual_every": 1}),
 }
