@@ -46,6 +46,7 @@ CANDIDATES = {
     "late": _shape("late", "by hand: (8, 25, 52) channels"),
     "shallow": _shape("shallow", "by hand: 1, 2, 2 blocks, all channels"),
     "late-inner": _shape("late_inner", "by hand: inside of blocks 5, 16, 43 channels"),
+    "found": _shape("found", "what the search of every-8 found, trained from the start"),
     "default": Candidate("the defaults"),
     "settle-55": Candidate(
         "settle at 0.55, cuts at 0.3, 0.4, 0.48",

@@ -5,9 +5,17 @@ for as many epochs as a pass has, so that the room between the uniformly narrowe
 best of them is what a choice of blocks and channels can gain by its choice alone.
 """
 
+import json
+from pathlib import Path
+
+import torch
 from torch import nn
 
+from polarprune.collapsing import collapse
+from polarprune.gates import attach_gates
 from polarprune.networks.cifar_resnet import BasicBlock, CifarResNet
+
+_RECORDS = Path(__file__).parent / "results" / "tuning"
 
 
 def inner_half(num_classes: int = 10) -> CifarResNet:
@@ -42,6 +50,21 @@ def late_inner(num_classes: int = 10) -> CifarResNet:
     return net
 
 
+def found(num_classes: int = 10) -> nn.Module:
+    """What the default search found with each image deciding in one of 8 steps, untrained."""
+    record = json.loads((_RECORDS / "every-8-0.json").read_text())
+    gated = attach_gates(CifarResNet(3, num_classes), torch.zeros(1, 3, 32, 32))
+    closed = record["cuts"][-1]["sites"]
+    gated.set_decisions(
+        {site.name: torch.arange(site.units) >= closed.get(site.name, 0) for site in gated.sites}
+    )
+    net = collapse(gated)
+    for module in net.modules():  # as a network of these widths would begin
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight)
+    return net
+
+
 def _blocks(net: CifarResNet) -> list[BasicBlock]:
     return [module for module in net.modules() if isinstance(module, BasicBlock)]
 
@@ -55,5 +78,5 @@ def _narrow(block: BasicBlock, inner: int) -> None:
         nn.init.kaiming_normal_(convolution.weight)
 
 
-for _factory in (inner_half, late, shallow, late_inner):
+for _factory in (inner_half, late, shallow, late_inner, found):
     _factory.input_size = (3, 32, 32)  # type: ignore[attr-defined]
