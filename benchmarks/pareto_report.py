@@ -2,6 +2,8 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from benchmarks.pareto_settings import SETTINGS
+from benchmarks.pareto_settings import EPOCHS, SETTINGS
 
 TABLE, PICTURE = "pareto.md", "pareto.png"
 _CONFIDENCE = 0.95
@@ -27,7 +29,8 @@ PUBLISHED = (
     ("polarization (Zhuang)", 0.53, -0.03), ("FTWT", 0.34, 1.03),
 )  # fmt: skip
 
-Records = dict[str, list[dict[str, Any]]]
+Run = dict[str, Any]
+Records = dict[str, list[Run]]
 
 
 def read_records(folder: Path) -> Records:
@@ -59,6 +62,65 @@ def difference(ours: list[float], theirs: list[float]) -> tuple[float, float, fl
     return float(np.mean(ours) - np.mean(theirs)), float(interval.low), float(interval.high)
 
 
+@dataclass(frozen=True)
+class Row:
+    """One row of the table.
+
+    Attributes:
+        top1: of each run, in per cent.
+        macs, params: of what is left, over the whole network's.
+        training: MACs of the training over those of the whole network for the recipe's epochs.
+        seconds_ratio: wall clock over that of dense rows; NaN without any.
+        minus_dense, minus_narrowed: in points with the interval, or nothing.
+    """
+
+    name: str
+    what: str
+    group: str
+    top1: list[float]
+    macs: float
+    params: float
+    training: float
+    seconds: float
+    seconds_ratio: float
+    minus_dense: str
+    minus_narrowed: str
+
+    @property
+    def n(self) -> int:
+        """How many runs."""
+        return len(self.top1)
+
+    @property
+    def mean(self) -> float:
+        """Top-1 in per cent, mean over runs."""
+        return float(np.mean(self.top1))
+
+
+def rows_of(records: Records) -> list[Row]:
+    """One row a setting."""
+    results = [run["result"] for runs in records.values() for run in runs]
+    macs, params = (max(r[key] for r in results) for key in ("dense_macs", "dense_params"))
+    dense, narrowed = (_top1(records.get(name, [])) for name in ("dense", "narrowed"))
+    usual = np.mean([run["result"]["seconds"] for run in records.get("dense", [])] or [np.nan])
+    rows = []
+    for name, runs in records.items():
+        seconds = _mean(runs, lambda run: run["result"]["seconds"])
+        rows.append(
+            Row(
+                name, runs[0]["what"], runs[0]["group"], _top1(runs),
+                macs=_mean(runs, lambda run: run["result"]["macs"] / macs),
+                params=_mean(runs, lambda run: run["result"]["params"] / params),
+                training=_mean(runs, lambda run: _spent(run) / (macs * EPOCHS)),
+                seconds=seconds,
+                seconds_ratio=seconds / float(usual),
+                minus_dense=_words(difference(_top1(runs), dense)),
+                minus_narrowed=_words(difference(_top1(runs), narrowed)),
+            )
+        )  # fmt: skip
+    return rows
+
+
 def table_of(records: Records) -> str:
     """One line a row in Markdown, its differences to dense and to the narrowed network."""
     lines = [
@@ -66,46 +128,29 @@ def table_of(records: Records) -> str:
         "minus dense, points | minus narrowed, points |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    dense, narrowed = (_top1(records.get(name, [])) for name in ("dense", "narrowed"))
-    seconds = [record["result"]["seconds"] for record in records.get("dense", [])]
-    for name, runs in records.items():
-        top1 = _top1(runs)
-        results = [run["result"] for run in runs]
-        whole = max(result["dense_macs"] for found in records.values() for result in
-                    (run["result"] for run in found))  # fmt: skip
-        macs = np.mean([result["macs"] / whole for result in results])
+    for row in rows_of(records):
         lines.append(
-            f"| {name}: {runs[0]['what']} | {len(runs)} | {np.mean(top1):.2f} "
-            f"({', '.join(f'{value:.2f}' for value in top1)}) | {macs:.3f} | "
-            f"{_parameters(results, records):.3f} | {_training(runs, whole):.2f} | "
-            f"{_ratio([r['seconds'] for r in results], seconds)} | "
-            f"{_words(difference(top1, dense))} | {_words(difference(top1, narrowed))} |"
+            f"| {row.name}: {row.what} | {row.n} | {row.mean:.2f} "
+            f"({', '.join(f'{value:.2f}' for value in row.top1)}) | {row.macs:.3f} | "
+            f"{row.params:.3f} | {row.training:.2f} | "
+            f"{row.seconds:.0f} ({row.seconds_ratio:.2f} x dense) | "
+            f"{row.minus_dense} | {row.minus_narrowed} |"
         )
     return "\n".join(lines)
 
 
-def _top1(runs: list[dict[str, Any]]) -> list[float]:
+def _mean(runs: list[Run], of: Callable[[Run], float]) -> float:
+    return float(np.mean([of(run) for run in runs]))
+
+
+def _top1(runs: list[Run]) -> list[float]:
     return [100 * run["result"]["top1"] for run in runs]
 
 
-def _parameters(results: list[dict[str, Any]], records: Records) -> float:
-    whole = max(run["result"]["dense_params"] for runs in records.values() for run in runs)
-    return float(np.mean([result["params"] / whole for result in results]))
-
-
-def _training(runs: list[dict[str, Any]], whole: int) -> float:
-    """MACs of the training over those of the dense network for the recipe's epochs."""
-    spent = [
-        run["result"]["train_macs_ratio"] * run["result"]["dense_macs"] / whole
-        * run["config"]["epochs"] / 12
-        for run in runs
-    ]  # fmt: skip
-    return float(np.mean(spent))
-
-
-def _ratio(seconds: list[float], dense: list[float]) -> str:
-    text = f"{np.mean(seconds):.0f}"
-    return f"{text} ({np.mean(seconds) / np.mean(dense):.2f} x dense)" if dense else text
+def _spent(run: Run) -> float:
+    """MACs of a training for one image an epoch."""
+    result = run["result"]
+    return float(result["train_macs_ratio"] * result["dense_macs"] * run["config"]["epochs"])
 
 
 def _words(found: tuple[float, float, float] | None) -> str:

@@ -11,7 +11,7 @@ from polarprune.phases import Phases
 
 _SHAPES = "benchmarks.tuning_shapes"
 _DENSE = {"target": 1.0}
-_LATE = {"phases": Phases(search=0.3, settle=0.5)}
+_LONG = {"phases": Phases(search=0.1, settle=0.5)}
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,9 @@ CANDIDATES = {
     "search-10-30": Candidate(
         "search from 0.1, settle at 0.3", one_pass={"phases": Phases(search=0.1, settle=0.3)}
     ),
-    "search-30-50": Candidate("search from 0.3, settle at 0.5", one_pass=_LATE),
+    "search-30-50": Candidate(
+        "search from 0.3, settle at 0.5", one_pass={"phases": Phases(search=0.3, settle=0.5)}
+    ),
     "search-30-60": Candidate(
         "search from 0.3, settle at 0.6, cuts at 0.42, 0.48, 0.54",
         one_pass={"phases": Phases(search=0.3, settle=0.6, cuts=(0.42, 0.48, 0.54))},
@@ -82,11 +84,12 @@ CANDIDATES = {
     "keep-streams": Candidate(
         "residual streams stay whole: blocks and the channels inside", changes=(keep_streams,)
     ),
-    "root-prices-late": Candidate(
-        "root, search from 0.3, settle at 0.5", one_pass=_LATE, changes=(take_root_prices,)
+    "search-10-50": Candidate("search from 0.1, settle at 0.5", one_pass=_LONG),
+    "root-prices-10-50": Candidate(
+        "root, search from 0.1, settle at 0.5", one_pass=_LONG, changes=(take_root_prices,)
     ),
-    "keep-streams-late": Candidate(
-        "streams whole, search from 0.3, settle at 0.5", one_pass=_LATE, changes=(keep_streams,)
+    "keep-streams-10-50": Candidate(
+        "streams whole, search from 0.1, settle at 0.5", one_pass=_LONG, changes=(keep_streams,)
     ),
     "every-1": Candidate("each image decides in every step", one_pass={"individual_every": 1}),
 }

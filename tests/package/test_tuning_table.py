@@ -8,7 +8,10 @@ from benchmarks.tuning_candidates import CANDIDATES
 
 
 def _record(folder: Path, name: str, seed: int, **result: float) -> None:
-    document = {"candidate": name, "what": CANDIDATES[name].what, "seed": seed, "result": result}
+    document = {
+        "candidate": name, "what": CANDIDATES[name].what, "seed": seed, "result": result,
+        "metrics": [{"loss": 2.0}, {"loss": 0.5 + seed}],
+    }  # fmt: skip
     (folder / f"{name}-{seed}.json").write_text(json.dumps(document))
 
 
@@ -26,6 +29,6 @@ def test_rows_are_compared_with_the_whole_network(tmp_path: Path) -> None:
         )  # fmt: skip
     rows = [line.strip("| ").split(" | ") for line in table(tmp_path).splitlines()[2:]]
     assert [row[0] for row in rows] == ["default", "dense", "torch-pruning", "narrowed"]
-    assert rows[0][2:] == ["2", "89.00, 90.00", "0.499", "0.700", "0.990"]
-    assert rows[3][4:6] == ["0.496", "0.496"]
-    assert rows[2][6] == "-", "Torch-Pruning has no gates that could agree"
+    assert rows[0][2:] == ["2", "89.00, 90.00", "1.0000", "0.499", "0.700", "0.990"]
+    assert rows[3][5:7] == ["0.496", "0.496"]
+    assert rows[2][7] == "-", "Torch-Pruning has no gates that could agree"
