@@ -3,7 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from scipy import stats
 
 from benchmarks.pareto_settings import EPOCHS, SETTINGS
 
-TABLE, PICTURE = "pareto.md", "pareto.png"
+TABLE, PICTURE, SUMMARY = "pareto.md", "pareto.png", "pareto.json"
 _CONFIDENCE = 0.95
 _COLOURS = {
     "dense": "#333333", "ours": "#c0392b", "narrowed": "#2c6fbb", "control": "#8a8a8a",
@@ -44,13 +44,15 @@ def read_records(folder: Path) -> Records:
 
 
 def write_report(folder: Path) -> str:
-    """Write the table and the picture beside the records' folder; the table."""
+    """Write table, picture and summary beside the records' folder; the table."""
     records = read_records(folder)
     if not records:
         raise SystemExit(f"error: no records in {folder.name}; make some with: run")
     table = table_of(records)
     (folder.parent / TABLE).write_text(table + "\n")
     draw(records, folder.parent / PICTURE)
+    summary = {"rows": [asdict(row) for row in rows_of(records)]}
+    (folder.parent / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n")
     return table
 
 
@@ -67,10 +69,10 @@ class Row:
     """One row of the table.
 
     Attributes:
-        top1: of each run, in per cent.
+        top1: of each run, in per cent; mean: of all.
         macs, params: of what is left, over the whole network's.
         training: MACs of the training over those of the whole network for the recipe's epochs.
-        seconds_ratio: wall clock over that of dense rows; NaN without any.
+        seconds_ratio: wall clock over that of the dense rows; 0 where there are none.
         minus_dense, minus_narrowed: in points with the interval, or nothing.
     """
 
@@ -78,6 +80,7 @@ class Row:
     what: str
     group: str
     top1: list[float]
+    mean: float
     macs: float
     params: float
     training: float
@@ -86,29 +89,20 @@ class Row:
     minus_dense: str
     minus_narrowed: str
 
-    @property
-    def n(self) -> int:
-        """How many runs."""
-        return len(self.top1)
-
-    @property
-    def mean(self) -> float:
-        """Top-1 in per cent, mean over runs."""
-        return float(np.mean(self.top1))
-
 
 def rows_of(records: Records) -> list[Row]:
     """One row a setting."""
     results = [run["result"] for runs in records.values() for run in runs]
     macs, params = (max(r[key] for r in results) for key in ("dense_macs", "dense_params"))
     dense, narrowed = (_top1(records.get(name, [])) for name in ("dense", "narrowed"))
-    usual = np.mean([run["result"]["seconds"] for run in records.get("dense", [])] or [np.nan])
+    usual = np.mean([run["result"]["seconds"] for run in records.get("dense", [])] or [np.inf])
     rows = []
     for name, runs in records.items():
         seconds = _mean(runs, lambda run: run["result"]["seconds"])
         rows.append(
             Row(
                 name, runs[0]["what"], runs[0]["group"], _top1(runs),
+                mean=float(np.mean(_top1(runs))),
                 macs=_mean(runs, lambda run: run["result"]["macs"] / macs),
                 params=_mean(runs, lambda run: run["result"]["params"] / params),
                 training=_mean(runs, lambda run: _spent(run) / (macs * EPOCHS)),
@@ -130,7 +124,7 @@ def table_of(records: Records) -> str:
     ]
     for row in rows_of(records):
         lines.append(
-            f"| {row.name}: {row.what} | {row.n} | {row.mean:.2f} "
+            f"| {row.name}: {row.what} | {len(row.top1)} | {row.mean:.2f} "
             f"({', '.join(f'{value:.2f}' for value in row.top1)}) | {row.macs:.3f} | "
             f"{row.params:.3f} | {row.training:.2f} | "
             f"{row.seconds:.0f} ({row.seconds_ratio:.2f} x dense) | "

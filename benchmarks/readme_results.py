@@ -8,8 +8,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pareto_report import read_records, rows_of
-
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 BLOCK = re.compile(r"(<!-- results:begin -->\n).*?(<!-- results:end -->)", re.DOTALL)
@@ -49,9 +47,6 @@ def demo_table() -> list[str]:
         f"| top-1 (n = {demo['test_images']}) | {100 * dense['top1']:.2f} % | "
         f"{100 * demo['top1']:.2f} % |",
         f"| MACs | {dense['macs']:,} | {demo['macs']:,} ({100 * demo['macs_ratio']:.1f} %) |",
-        f"| parameters | {dense['params']:,} | {demo['params']:,} |",
-        f"| residual blocks removed | | {demo['blocks_removed']} of 9 |",
-        f"| ONNX, bytes | {demo['onnx_bytes']['dense']:,} | {demo['onnx_bytes']['pruned']:,} |",
     ]
     for batch, row in sorted(rows.items()):
         lines.append(
@@ -77,12 +72,10 @@ def alignment_line() -> list[str]:
 
 def study_table() -> list[str]:
     """One pass on CIFAR-10 beside dense, narrowed and Torch-Pruning, all with one recipe."""
-    records = read_records(HERE / "results" / "pareto")
-    rows = {row.name: row for row in rows_of(records)}
-    rivals = [row for row in rows.values() if row.group == "torch-pruning"]
-    best = max(rivals, key=lambda row: row.mean, default=None)
-    shown = [rows.get(name) for name in ("dense", "narrowed", "narrowed-longer")]
-    shown += [best, *(rows.get(name) for name in ("ours", "ours-0.35", "ours-params-0.5"))]
+    rows = {row["name"]: row for row in load("pareto")["rows"]}
+    rivals = [row for row in rows.values() if row["group"] == "torch-pruning"]
+    best = max(rivals, key=lambda row: row["mean"], default={"name": ""})["name"]
+    shown = ("dense", "narrowed", "narrowed-longer", best, "ours", "ours-0.35", "ours-params-0.5")
     lines = [
         "ResNet-20 on all of CIFAR-10: 12 epochs, one recipe for all, test images used once, on "
         "the last epoch; [every row and run](benchmarks/results/pareto.md), "
@@ -91,12 +84,12 @@ def study_table() -> list[str]:
         "| | n | top-1 | kept MACs | training MACs | wall clock | minus narrowed, points |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in shown:
-        if row is not None:
-            lines.append(
-                f"| {row.what} | {row.n} | {row.mean:.2f} % | {100 * row.macs:.0f} % | "
-                f"{100 * row.training:.0f} % | {row.seconds_ratio:.2f} | {row.minus_narrowed} |"
-            )
+    for row in (rows[name] for name in shown if name in rows):
+        lines.append(
+            f"| {row['what']} | {len(row['top1'])} | {row['mean']:.2f} % | "
+            f"{100 * row['macs']:.0f} % | {100 * row['training']:.0f} % | "
+            f"{row['seconds_ratio']:.2f} | {row['minus_narrowed']} |"
+        )
     return lines
 
 
