@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.pareto_settings import NARROWED, Setting
 from benchmarks.torch_pruning_rival import Rival
-from benchmarks.tuning_changes import keep_streams, take_root_prices
+from benchmarks.tuning_changes import agree_at_the_target, keep_streams, take_root_prices, take_time
 from polarprune.phases import Phases
 
 _SHAPES = "benchmarks.tuning_shapes"
@@ -90,6 +90,23 @@ CANDIDATES = {
     ),
     "keep-streams-10-50": Candidate(
         "streams whole, search from 0.1, settle at 0.5", one_pass=_LONG, changes=(keep_streams,)
+    ),
+    "cuts": Candidate(
+        "the defaults with cuts at 0.2, 0.25, 0.3, 0.35",
+        one_pass={"phases": Phases(cuts=(0.2, 0.25, 0.3, 0.35))},
+    ),
+    "slow-10-50": Candidate(
+        "target and agreement late, search from 0.1, settle at 0.5",
+        one_pass=_LONG,
+        changes=(take_time,),
+    ),
+    "slow-streams-10-50": Candidate(
+        "the same with whole streams", one_pass=_LONG, changes=(take_time, keep_streams)
+    ),
+    "staged-10-50": Candidate(
+        "target at 0.7 of the search, agreement after it, search from 0.1, settle at 0.5",
+        one_pass=_LONG,
+        changes=(agree_at_the_target,),
     ),
     "every-1": Candidate("each image decides in every step", one_pass={"individual_every": 1}),
 }

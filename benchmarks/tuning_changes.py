@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from polarprune import gate_training, training
 from polarprune.gates import GatedNetwork, attach_gates
+from polarprune.methods import Units, consensus
 from polarprune.price_list import PriceList
 
 
@@ -27,6 +28,40 @@ class RootPrices(PriceList):
 def take_root_prices() -> None:
     """Train gates by RootPrices."""
     gate_training.PriceList = RootPrices  # type: ignore[misc,attr-defined]
+
+
+def take_time() -> None:
+    """Approach the target until nearly the end of the search; make gates agree late.
+
+    With the defaults of then (target reached at 0.6 of the search, polarization growing with the
+    square of progress) nearly all was decided in its first third, before the weights were good.
+    """
+    _agree(approach=0.9, since=0.0, power=6)
+
+
+def agree_at_the_target() -> None:
+    """Nothing has to agree before the target is reached, at 0.7 of the search.
+
+    What agrees early is out of reach for a falling target: the dearest units, those of the
+    residual stream, which agree last, then pay for all.
+    """
+    _agree(approach=0.7, since=0.7, power=2)
+
+
+def _agree(approach: float, since: float, power: int) -> None:
+    def loss(
+        _method: consensus.Consensus,
+        units: Units,
+        ratio: Float[Tensor, ""],
+        target: float,
+        progress: float,
+    ) -> Float[Tensor, ""]:
+        aim = 1.0 + (target - 1.0) * min(1.0, progress / approach)
+        weight = 5.0 * (max(0.0, progress - since) / (1 - since)) ** power
+        polarization = consensus.polarization_loss(units.probability, units.share)
+        return consensus.budget_loss(ratio, aim, progress) + weight * polarization
+
+    consensus.Consensus.loss = loss  # type: ignore[method-assign]
 
 
 def keep_streams() -> None:
