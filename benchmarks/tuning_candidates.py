@@ -108,5 +108,13 @@ CANDIDATES = {
         one_pass=_LONG,
         changes=(agree_at_the_target,),
     ),
+    "staged": Candidate(
+        "target at 0.7 of the search, agreement after it", changes=(agree_at_the_target,)
+    ),
+    "staged-05-35": Candidate(
+        "the same, search from 0.05, settle at 0.35",
+        one_pass={"phases": Phases(search=0.05, settle=0.35)},
+        changes=(agree_at_the_target,),
+    ),
     "every-1": Candidate("each image decides in every step", one_pass={"individual_every": 1}),
 }
