@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from polarprune.budget import Budget
 from polarprune.collecting import paused_collection
 from polarprune.decisions import check_decisions, choose_decisions, macs_of
-from polarprune.errors import ConfigError
+from polarprune.errors import ConfigError, TrainingError
 from polarprune.gate_insertion import base_placement, channel_axis, insert_gates, plan_gates
 from polarprune.gating import GateState, PooledFeatures, SiteGate, SourceGate
 from polarprune.graph.cost import CostCircuit, count_parameters
@@ -92,7 +92,16 @@ class GatedNetwork(nn.Module):
         return self.analysis.refused
 
     def forward(self, x: Tensor) -> Tensor:
-        """The network's outputs with the gates as they are (open, searching or frozen)."""
+        """The network's outputs with the gates as they are (open, searching or frozen).
+
+        Raises:
+            TrainingError: OnePass trains a smaller network by now, and this call is to train.
+        """
+        if self.state.replaced and self.training and torch.is_grad_enabled():
+            raise TrainingError(
+                "this network has been cut and is not trained any more: call one.network, and "
+                "compile or wrap it anew (DDP) once one.step() has returned a record"
+            )
         return self.body(x)  # type: ignore[no-any-return]
 
     def gate_modules(self) -> list[SourceGate]:

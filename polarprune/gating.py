@@ -24,10 +24,12 @@ class GateState:
         mode: open: gates cost and do nothing; search: the method decides; frozen: constants.
         alike: while they search in training, all images of a batch are decided by their mean open
             probability; masking weights then takes the place of masking activations.
+        replaced: a smaller network is trained in the place of this one.
     """
 
     mode: Literal["open", "search", "frozen"] = "open"
     alike: bool = False
+    replaced: bool = False
 
 
 class PooledFeatures(nn.Module):

@@ -7,12 +7,13 @@ net = one.finish()
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from polarprune.budget import Budget
 from polarprune.certificates import Certificate, certify
@@ -20,11 +21,11 @@ from polarprune.collapsing import META, Description, blocks_removed, collapse_wi
 from polarprune.cut_records import CutRecord, agreement_of, mean_over_units
 from polarprune.cutting import ClosedFor, CutRule, choose_cut, left_of
 from polarprune.decisions import check_reachable, macs_of
-from polarprune.errors import ConfigError, Refused
+from polarprune.errors import ConfigError, Refused, TrainingError
 from polarprune.gate_training import GateTrainer
 from polarprune.gates import GatedNetwork
 from polarprune.last_batch import CHECKED_IMAGES, LastBatch, noise_like
-from polarprune.optimizer_state import check_sliceable, hand_over, take_out
+from polarprune.optimizer_state import check_optimizers, hand_over, take_out
 from polarprune.phases import Phases
 from polarprune.ranks import as_rank_0_has_it, average_buffers
 
@@ -49,7 +50,7 @@ class OnePass:
     def __init__(
         self,
         gated: GatedNetwork,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer | Sequence[Optimizer],
         *,
         target: float | None = None,
         target_params: float | None = None,
@@ -69,6 +70,8 @@ class OnePass:
         are taken out of it.
 
         Args:
+            optimizer: what trains the network; several, where its parameters are shared out. What
+                else they hold stays.
             target: kept MACs over dense MACs, a bound, in (0, 1].
             target_params: the same of parameters, in place of target.
             total_steps: how often step() will be called.
@@ -83,13 +86,15 @@ class OnePass:
             measure: called on the network before and after each cut, for the record.
 
         Raises:
-            ConfigError: a target or a number out of range, or a target that cannot be reached.
+            ConfigError: a target or a number out of range, a target that cannot be reached, or an
+                optimizer that does not train this network.
         """
         if total_steps < 1:
             raise ConfigError(f"total_steps must be at least 1, got {total_steps}")
         if individual_every < 1:
             raise ConfigError(f"individual_every must be at least 1, got {individual_every}")
-        check_sliceable(optimizer)
+        self._optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+        check_optimizers(self._optimizers, gated)
         self.budget = _budget(gated, target, target_params)
         check_reachable(gated.analysis, gated.align, self.budget)
         self.phases = phases or Phases()
@@ -102,8 +107,7 @@ class OnePass:
         self._macs_now = self.dense_macs
         self._spent_macs = 0
         self._gated: GatedNetwork | None = gated
-        self._optimizer = optimizer
-        self._held_out = held_out
+        self._held_out = _some(held_out)
         self._measure = measure
         self._ema = _checked(ema)
         self._search_step = min(int(self.phases.search * total_steps), total_steps - 1)
@@ -111,7 +115,7 @@ class OnePass:
         self._cut_steps = self._steps_of_cuts()
         self.rule = rule or CutRule()
         self._closed_for = ClosedFor([site.units for site in gated.sites], self.rule.reopened)
-        take_out(optimizer, set(gated.gate_parameters()))
+        take_out(self._optimizers, set(gated.gate_parameters()))
         self._gates = GateTrainer(gated, self.budget, self._settle_step - self._search_step, scaler)
         self._last_batch = LastBatch()
         self._hook = gated.register_forward_pre_hook(self._last_batch, with_kwargs=True)
@@ -144,7 +148,12 @@ class OnePass:
         return self._spent_macs / (self.steps * self.dense_macs) if self.steps else 1.0
 
     def loss(self) -> Float[Tensor, ""]:
-        """What to add to the task loss of the batch that has just been through the network."""
+        """What to add to the task loss of the batch that has just been through the network.
+
+        Raises:
+            TrainingError: that batch did not go through it in training, so that gates would learn
+                nothing.
+        """
         if self._gated is None or not self.searching:
             return torch.zeros((), device=_device_of(self.network))
         progress = (self.steps - self._search_step) / (self._settle_step - self._search_step)
@@ -248,6 +257,7 @@ class OnePass:
         """Take out what has been closed for long; the other gates go on."""
         gated = self._gated
         assert gated is not None
+        _stop_unless_finite(gated)
         average_buffers(gated)
         decisions = choose_cut(
             gated,
@@ -276,13 +286,14 @@ class OnePass:
         """Cut the gated network and the optimizer's state; on a freshly made one too."""
         old = dict(gated.body.named_parameters(remove_duplicate=False))
         cut = gated.narrow(decisions, self._images())
-        hand_over(self._optimizer, old, cut.graph_module, cut)
+        hand_over(self._optimizers, old, cut.graph_module, cut)
         if self._ema is not None:
             _gated_in(self._ema).narrow(decisions, self._images())
 
     def _settle(self) -> CutRecord | None:
         gated = self._gated
         assert gated is not None
+        _stop_unless_finite(gated)
         average_buffers(gated)
         before = self._measured(gated)
         decisions = gated.decisions(self.budget)
@@ -291,7 +302,7 @@ class OnePass:
         small, taken = collapse_with_origins(gated)
         certificate = self._certify(gated, small)
         old = dict(gated.body.named_parameters(remove_duplicate=False))
-        hand_over(self._optimizer, old, small, taken)
+        hand_over(self._optimizers, old, small, taken)
         description = small.meta[META]
         assert isinstance(description, Description)
         self._macs_now = macs_of(gated.circuit, list(decisions.values()))
@@ -307,10 +318,14 @@ class OnePass:
 
     def _images(self) -> Tensor | None:
         """What a cut is looked at with."""
-        last = self._last_batch.images
-        if self._held_out is not None or last is None:
-            return self._held_out
-        return as_rank_0_has_it(last)
+        images, last = self._held_out, self._last_batch.images
+        if images is None and last is not None:
+            images = as_rank_0_has_it(last)
+        if images is None:
+            return None
+        # Gates look at them outside of the caller's autocast.
+        like = next(p for p in self.network.parameters() if p.is_floating_point())
+        return images.to(like if images.is_floating_point() else like.device)
 
     def _certify(self, frozen: GatedNetwork, small: nn.Module) -> Certificate:
         images = self._images()
@@ -357,7 +372,9 @@ class OnePass:
         return record
 
     def _become(self, small: nn.Module) -> None:
+        assert self._gated is not None
         self._hook.remove()
+        self._gated.state.replaced = True
         self._gated = None
         self._last_batch = LastBatch()
         self.network = small
@@ -379,6 +396,28 @@ def _checked(ema: Averaged | None) -> Averaged | None:
             "AveragedModel(gated, ...)"
         )
     return ema
+
+
+def _some(held_out: Tensor | None) -> Tensor | None:
+    if held_out is not None and len(held_out) == 0:
+        raise ConfigError("held_out holds no image; give some, or none at all")
+    return held_out
+
+
+def _stop_unless_finite(gated: GatedNetwork) -> None:
+    """Refuse to decide by numbers that are none.
+
+    Raises:
+        TrainingError: training has diverged.
+    """
+    found = torch.stack(
+        [tensor.detach().isfinite().all() for tensor in gated.state_dict().values()]
+    )
+    if not bool(found.all()):
+        raise TrainingError(
+            "a weight or a gate is not finite, so nothing can be decided: training has diverged; "
+            "try a smaller learning rate"
+        )
 
 
 def _gated_in(ema: Averaged) -> GatedNetwork:

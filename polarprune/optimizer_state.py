@@ -1,38 +1,60 @@
 """Cut an optimizer together with its network: parameters replaced, their state sliced alike."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from polarprune.errors import ConfigError
 from polarprune.graph.cut import Cut, Origin
 
 # The parameter that takes a place, and which part of the old one it is: None for none of it.
 Replacement = tuple[nn.Parameter, Origin | None]
 
 
-def check_sliceable(optimizer: torch.optim.Optimizer) -> None:
-    """Refuse optimizers whose state is not one tensor a parameter.
+def check_optimizers(optimizers: Sequence[torch.optim.Optimizer], network: nn.Module) -> None:
+    """Refuse optimizers that cannot be cut, or that train something else.
 
     Raises:
         ValueError: L-BFGS keeps a history over all parameters at once.
+        ConfigError: none of them holds a parameter of the network.
     """
-    if isinstance(optimizer, torch.optim.LBFGS):
+    if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
         raise ValueError("LBFGS keeps its state over all parameters at once and cannot be cut")
+    held = {p for optimizer in optimizers for g in optimizer.param_groups for p in g["params"]}
+    if held.isdisjoint(network.parameters()):
+        raise ConfigError(
+            "the optimizer holds no parameter of the gated network, which is a copy of the one "
+            "that attach_gates was given: make it from gated.parameters()"
+        )
 
 
-def take_out(optimizer: torch.optim.Optimizer, parameters: set[nn.Parameter]) -> None:
+def take_out(optimizers: Sequence[torch.optim.Optimizer], parameters: set[nn.Parameter]) -> None:
     """Remove parameters from every group, with their state."""
+    for optimizer in optimizers:
+        _take_out(optimizer, parameters)
+
+
+def _take_out(optimizer: torch.optim.Optimizer, parameters: set[nn.Parameter]) -> None:
     for group in optimizer.param_groups:
-        group["params"] = [p for p in group["params"] if p not in parameters]
+        left = [place for place, p in enumerate(group["params"]) if p not in parameters]
+        for key in ("params", "param_names"):  # the latter where parameters were given by name
+            if key in group:
+                group[key] = [group[key][place] for place in left]
     for parameter in parameters:
         optimizer.state.pop(parameter, None)
 
 
 def hand_over(
-    optimizer: torch.optim.Optimizer, old: dict[str, nn.Parameter], small: nn.Module, cut: Cut
+    optimizers: Sequence[torch.optim.Optimizer],
+    old: dict[str, nn.Parameter],
+    small: nn.Module,
+    cut: Cut,
 ) -> None:
-    """Give the optimizer the small network's parameters, each with its part of the state.
+    """Give the optimizers the small network's parameters, each with its part of the state.
+
+    What else they hold (the parameters of a loss, of a second network) stays as it is.
 
     A weight that was computed from other parameters (standardised, parametrised) is a new quantity:
     it takes the place of the first of them and starts without state. Two may have been computed
@@ -52,28 +74,63 @@ def hand_over(
         origin = None if sources else cut.origins[name]
         source = old[origin.name if origin is not None else sources[0]]
         replacements.setdefault(source, []).append((parameter, origin))
-    _replace_parameters(optimizer, replacements)
+    names = {parameter: name for name, parameter in small.named_parameters()}
+    for optimizer in optimizers:
+        _replace_parameters(optimizer, set(old.values()), replacements, names)
 
 
 def _replace_parameters(
-    optimizer: torch.optim.Optimizer, replacements: dict[nn.Parameter, list[Replacement]]
+    optimizer: torch.optim.Optimizer,
+    network: set[nn.Parameter],
+    replacements: dict[nn.Parameter, list[Replacement]],
+    names: dict[nn.Parameter, str],
 ) -> None:
     """Let the optimizer go on with smaller parameters.
 
-    Every state tensor that has a parameter's length along a cut axis is cut along it (momentum,
-    Adam's moments, Adafactor's rows and columns); step counts stay. A parameter without a
-    replacement is gone and leaves its group; one that is no part of the old one has no state yet.
+    A parameter of the old network without a replacement is gone and leaves its group; one that is
+    no part of the old one has no state yet.
     """
     for group in optimizer.param_groups:
-        kept = [p for p in group["params"] if p in replacements]
-        old_state = [(p, optimizer.state.pop(p, None)) for p in group["params"]]
-        group["params"] = [new for p in kept for new, _ in replacements[p]]
-        for old, state in old_state:
+        old_params, old_names = group["params"], group.get("param_names")
+        params: list[nn.Parameter] = []
+        params_names: list[str] = []
+        for place, old in enumerate(old_params):
+            if old not in network:
+                params.append(old)
+                params_names.append(old_names[place] if old_names else "")
+                continue
+            state = optimizer.state.pop(old, None)
             for new, origin in replacements.get(old, []):
+                params.append(new)
+                params_names.append(names[new])
                 if state and origin is not None:
-                    optimizer.state[new] = {
-                        key: _sliced(value, old, origin) for key, value in state.items()
-                    }
+                    sliced = _sliced_state(state, old, new, origin)
+                    if sliced:
+                        optimizer.state[new] = sliced
+        group["params"] = params
+        if old_names is not None:
+            group["param_names"] = params_names
+
+
+def _sliced_state(
+    state: dict[str, Any], old: nn.Parameter, new: nn.Parameter, origin: Origin
+) -> dict[str, Any]:
+    """The part of a parameter's state that belongs to what is left of it.
+
+    Every tensor of the parameter's length along a cut axis is cut along it (momentum, Adam's
+    moments, the rows and columns of torch's Adafactor); step counts stay. Where a tensor's axes are
+    not the parameter's (other Adafactors, Kronecker factors) nothing is left: it starts anew.
+    """
+    tensors = [value for value in state.values() if isinstance(value, Tensor) and value.numel() > 1]
+    if new.shape != old.shape and not all(_is_like(value, old, origin) for value in tensors):
+        return {}
+    return {key: _sliced(value, old, origin) for key, value in state.items()}
+
+
+def _is_like(value: Tensor, old: nn.Parameter, origin: Origin) -> bool:
+    return value.dim() == old.dim() and all(
+        value.shape[axis] in (1, old.shape[axis]) for axis in origin.kept
+    )
 
 
 def _sliced(value: Any, old: nn.Parameter, origin: Origin) -> Any:

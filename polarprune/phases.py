@@ -28,8 +28,13 @@ class Phases:
         """Refuse cuts that would never be made.
 
         Raises:
-            ConfigError: too many, or one that lies outside of the search.
+            ConfigError: too many, or one that lies outside of the search; a search that is none.
         """
+        if not 0 <= self.search < self.settle <= 1:
+            raise ConfigError(
+                "a search begins at 0 or later and settles after that, at 1 at the latest; got "
+                f"search {self.search:g} and settle {self.settle:g}"
+            )
         if len(self.cuts) > _MOST_CUTS:
             raise ConfigError(f"at most {_MOST_CUTS} cuts, got {len(self.cuts)}")
         for at in self.cuts:

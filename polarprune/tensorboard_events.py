@@ -24,7 +24,7 @@ def write_events(run: Path, line: dict[str, Any]) -> None:
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
+    except Exception:  # a broken installation raises whatever it likes, and must not end a run
         return
     # What a killed run wrote beyond its last checkpoint is hidden by purge_step.
     with SummaryWriter(

@@ -99,7 +99,7 @@ def cut_while_training(
     handed.set_decisions(decisions)
     small, cut = collapse_with_origins(handed)
     old = dict(handed.body.named_parameters(remove_duplicate=False))
-    hand_over(handed_optimizer, old, small, cut)
+    hand_over([handed_optimizer], old, small, cut)
     return Sides(gated, optimizer, small, handed_optimizer, cut)
 
 
