@@ -42,7 +42,8 @@ class OnePass:
     """Prunes a gated network while the caller trains it.
 
     Attributes:
-        network: what to call for the forward pass: gated at first, plain and small in the end.
+        network: what to call for the forward pass: gated at first, plain and small in the end. A
+            wrapper of it (DDP, torch.compile) has to be made anew once step() returns a record.
         cuts: one record a cut since this was made.
         steps: training steps done.
     """

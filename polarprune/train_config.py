@@ -9,6 +9,8 @@ from typing import Any
 from polarprune.errors import ConfigError
 from polarprune.schedules import build_schedule
 
+_LARGEST_SEED = 2**32 - 1  # each epoch has one of its own, some thousand times as large
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -127,6 +129,10 @@ def check_config(config: TrainConfig) -> None:
             )
     if config.lr is not None and not 0 < config.lr < math.inf:
         raise ConfigError(f"--lr must be above 0, got {config.lr:g}")
-    if config.checkpoint_every is not None and config.checkpoint_every < 1:
-        raise ConfigError(f"--checkpoint-every must be at least 1, got {config.checkpoint_every}")
+    for name in ("checkpoint_every", "image_size", "num_classes"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    if config.seed > _LARGEST_SEED:
+        raise ConfigError(f"--seed must be at most {_LARGEST_SEED}, got {config.seed}")
     build_schedule(config.schedule)
