@@ -72,7 +72,8 @@ class Row:
         top1: of each run, in per cent; mean: of all.
         macs, params: of what is left, over the whole network's.
         training: MACs of the training over those of the whole network for the recipe's epochs.
-        seconds_ratio: wall clock over that of the dense rows; 0 where there are none.
+        seconds: wall clock of the fastest run; machines are shared.
+        seconds_ratio: over that of the dense row; 0 where there is none.
         minus_dense, minus_narrowed: in points with the interval, or nothing.
     """
 
@@ -95,10 +96,10 @@ def rows_of(records: Records) -> list[Row]:
     results = [run["result"] for runs in records.values() for run in runs]
     macs, params = (max(r[key] for r in results) for key in ("dense_macs", "dense_params"))
     dense, narrowed = (_top1(records.get(name, [])) for name in ("dense", "narrowed"))
-    usual = np.mean([run["result"]["seconds"] for run in records.get("dense", [])] or [np.inf])
+    usual = _least(records.get("dense", []))
     rows = []
     for name, runs in records.items():
-        seconds = _mean(runs, lambda run: run["result"]["seconds"])
+        seconds = _least(runs)
         rows.append(
             Row(
                 name, runs[0]["what"], runs[0]["group"], _top1(runs),
@@ -107,7 +108,7 @@ def rows_of(records: Records) -> list[Row]:
                 params=_mean(runs, lambda run: run["result"]["params"] / params),
                 training=_mean(runs, lambda run: _spent(run) / (macs * EPOCHS)),
                 seconds=seconds,
-                seconds_ratio=seconds / float(usual),
+                seconds_ratio=seconds / usual,
                 minus_dense=_words(difference(_top1(runs), dense)),
                 minus_narrowed=_words(difference(_top1(runs), narrowed)),
             )
@@ -131,6 +132,11 @@ def table_of(records: Records) -> str:
             f"{row.minus_dense} | {row.minus_narrowed} |"
         )
     return "\n".join(lines)
+
+
+def _least(runs: list[Run]) -> float:
+    """Seconds of the fastest run: machines are shared, and runs were stopped for other work."""
+    return min((float(run["result"]["seconds"]) for run in runs), default=float("inf"))
 
 
 def _mean(runs: list[Run], of: Callable[[Run], float]) -> float:

@@ -128,7 +128,7 @@ def _build(document: dict[str, Any], weights: dict[str, Tensor]) -> fx.GraphModu
         if entry["op"] == "get_attr":
             value = torch.empty_like(weights[entry["target"]])
             parts[entry["target"]] = value if entry.get("buffer") else nn.Parameter(value)
-    network = fx.GraphModule(parts, graph)
+    network = fx.GraphModule(_as_module(parts), graph)
     dtypes = {t.dtype for t in weights.values() if t.is_floating_point()}
     if len(dtypes) == 1:
         network.to(dtypes.pop())
@@ -140,6 +140,27 @@ def _build(document: dict[str, Any], weights: dict[str, Tensor]) -> fx.GraphModu
         kept={site: (kind, kept, units) for site, (kind, kept, units) in base["kept"].items()},
     )
     return network.eval()
+
+
+def _as_module(parts: dict[str, Any]) -> nn.Module:
+    """A tree of these layers and tensors.
+
+    Of a module torch.fx takes them in the order of the graph, so that parameters come in the order
+    that they had before; of a dict in one of its own.
+    """
+    root = nn.Module()
+    for name in sorted(parts, key=lambda name: name.count(".")):
+        *path, last = name.split(".")
+        parent = root
+        for child in path:
+            if not hasattr(parent, child):
+                parent.add_module(child, nn.Module())
+            parent = getattr(parent, child)
+        if isinstance(parts[name], Tensor) and not isinstance(parts[name], nn.Parameter):
+            parent.register_buffer(last, parts[name])
+        else:
+            setattr(parent, last, parts[name])
+    return root
 
 
 def _encode_layer(module: nn.Module) -> dict[str, Any]:

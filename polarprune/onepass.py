@@ -25,7 +25,7 @@ from polarprune.errors import ConfigError, Refused, TrainingError
 from polarprune.gate_training import GateTrainer
 from polarprune.gates import GatedNetwork
 from polarprune.last_batch import CHECKED_IMAGES, LastBatch, noise_like
-from polarprune.optimizer_state import check_optimizers, hand_over, take_out
+from polarprune.optimizer_state import check_holding, check_sliceable, hand_over, take_out
 from polarprune.phases import Phases
 from polarprune.ranks import as_rank_0_has_it, average_buffers
 
@@ -87,15 +87,14 @@ class OnePass:
             measure: called on the network before and after each cut, for the record.
 
         Raises:
-            ConfigError: a target or a number out of range, a target that cannot be reached, or an
-                optimizer that does not train this network.
+            ConfigError: a target or a number out of range, or a target that cannot be reached.
         """
         if total_steps < 1:
             raise ConfigError(f"total_steps must be at least 1, got {total_steps}")
         if individual_every < 1:
             raise ConfigError(f"individual_every must be at least 1, got {individual_every}")
         self._optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
-        check_optimizers(self._optimizers, gated)
+        check_sliceable(self._optimizers)
         self.budget = _budget(gated, target, target_params)
         check_reachable(gated.analysis, gated.align, self.budget)
         self.phases = phases or Phases()
@@ -154,7 +153,10 @@ class OnePass:
         Raises:
             TrainingError: that batch did not go through it in training, so that gates would learn
                 nothing.
+            ConfigError: no optimizer holds any of this network's parameters.
         """
+        if self.steps == 0:  # not sooner: whoever resumes may hold the small network's by now
+            check_holding(self._optimizers, self.network)
         if self._gated is None or not self.searching:
             return torch.zeros((), device=_device_of(self.network))
         progress = (self.steps - self._search_step) / (self._settle_step - self._search_step)

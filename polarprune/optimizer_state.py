@@ -13,15 +13,22 @@ from polarprune.graph.cut import Cut, Origin
 Replacement = tuple[nn.Parameter, Origin | None]
 
 
-def check_optimizers(optimizers: Sequence[torch.optim.Optimizer], network: nn.Module) -> None:
-    """Refuse optimizers that cannot be cut, or that train something else.
+def check_sliceable(optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Refuse optimizers whose state is not one tensor a parameter.
 
     Raises:
         ValueError: L-BFGS keeps a history over all parameters at once.
-        ConfigError: none of them holds a parameter of the network.
     """
     if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
         raise ValueError("LBFGS keeps its state over all parameters at once and cannot be cut")
+
+
+def check_holding(optimizers: Sequence[torch.optim.Optimizer], network: nn.Module) -> None:
+    """Refuse optimizers that train something else.
+
+    Raises:
+        ConfigError: none of them holds a parameter of the network.
+    """
     held = {p for optimizer in optimizers for g in optimizer.param_groups for p in g["params"]}
     if held.isdisjoint(network.parameters()):
         raise ConfigError(
@@ -74,6 +81,8 @@ def hand_over(
         origin = None if sources else cut.origins[name]
         source = old[origin.name if origin is not None else sources[0]]
         replacements.setdefault(source, []).append((parameter, origin))
+    # In their order: an optimizer that is made of the small network's parameters, to resume, then
+    # has the same ones at the same places, by which torch loads its state.
     names = {parameter: name for name, parameter in small.named_parameters()}
     for optimizer in optimizers:
         _replace_parameters(optimizer, set(old.values()), replacements, names)
@@ -91,25 +100,23 @@ def _replace_parameters(
     no part of the old one has no state yet.
     """
     for group in optimizer.param_groups:
-        old_params, old_names = group["params"], group.get("param_names")
-        params: list[nn.Parameter] = []
-        params_names: list[str] = []
-        for place, old in enumerate(old_params):
-            if old not in network:
-                params.append(old)
-                params_names.append(old_names[place] if old_names else "")
-                continue
-            state = optimizer.state.pop(old, None)
+        held = group["params"]
+        theirs = {  # not the network's, with their names where there are any
+            p: name for p, name in zip(held, group.get("param_names", held), strict=True)
+            if p not in network
+        }  # fmt: skip
+        ours = set()
+        for old in held:
+            state = optimizer.state.pop(old, None) if old in network else None
             for new, origin in replacements.get(old, []):
-                params.append(new)
-                params_names.append(names[new])
-                if state and origin is not None:
-                    sliced = _sliced_state(state, old, new, origin)
-                    if sliced:
-                        optimizer.state[new] = sliced
-        group["params"] = params
-        if old_names is not None:
-            group["param_names"] = params_names
+                ours.add(new)
+                sliced = _sliced_state(state, old, new, origin) if state and origin else None
+                if sliced:
+                    optimizer.state[new] = sliced
+        params = {**{p: name for p, name in names.items() if p in ours}, **theirs}
+        group["params"] = list(params)
+        if "param_names" in group:
+            group["param_names"] = list(params.values())
 
 
 def _sliced_state(

@@ -1,5 +1,6 @@
 """OnePass in loops that are unusual, or wrong: it goes on rightly, or says what is wrong."""
 
+import copy
 import sys
 import types
 from pathlib import Path
@@ -10,6 +11,7 @@ from small_loops import PHASES, STEPS, batch, drive, drive_one, gated_resnet
 from torch import nn
 from torch.nn import functional as F
 
+import polarprune
 from polarprune.errors import ConfigError, TrainingError
 from polarprune.onepass import OnePass, Phases
 from polarprune.optimizer_state import _sliced_state
@@ -70,8 +72,9 @@ def test_several_optimizers_share_a_network() -> None:
 
 
 def test_an_optimizer_of_the_network_before_gating_is_refused() -> None:
+    one = _one(gated_resnet(), _sgd(nn.Linear(2, 2).parameters()))
     with pytest.raises(ConfigError, match=r"make it from gated\.parameters\(\)"):
-        _one(gated_resnet(), _sgd(nn.Linear(2, 2).parameters()))
+        one.loss()
 
 
 def test_parameters_that_were_given_by_name_keep_their_names() -> None:
@@ -84,6 +87,47 @@ def test_parameters_that_were_given_by_name_keep_their_names() -> None:
     assert len(group["params"]) == len(group["param_names"]) == len(named)
     for name, parameter in zip(group["param_names"], group["params"], strict=True):
         assert named[name] is parameter
+
+
+@pytest.mark.parametrize("name", ["resnet20", "torchvision:mobilenet_v3_small"])
+def test_parameters_keep_one_order_through_cut_and_file(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = polarprune.build_network(name, num_classes=10).train()
+    gated = polarprune.attach_gates(net, torch.zeros(2, 3, 32, 32))
+    optimizer = _sgd(gated.parameters())
+    one = OnePass(gated, optimizer, target=0.5, total_steps=4, phases=Phases(0.2, 0.6))
+    for _step in range(4):
+        x, y = torch.randn(4, 3, 32, 32), torch.arange(4)
+        optimizer.zero_grad()
+        (F.cross_entropy(one.network(x), y) + one.loss()).backward()
+        optimizer.step()
+        one.step()
+    named = dict(one.network.named_parameters())
+    held = optimizer.param_groups[0]["params"]
+    assert all(p is q for p, q in zip(held, named.values(), strict=True))
+    polarprune.save_network(one.network, tmp_path / "small")
+    assert list(dict(polarprune.load_network(tmp_path / "small").named_parameters())) == list(named)
+
+
+def test_a_settled_pass_is_resumed_by_torchs_own_means(tmp_path: Path) -> None:
+    gated = gated_resnet()
+    optimizer = _sgd(gated.parameters())
+    one = _one(gated, optimizer)
+    drive(one, optimizer, 7)
+    assert one.settled
+    polarprune.save_network(one.network, tmp_path / "small")
+    saved = copy.deepcopy((one.state_dict(), optimizer.state_dict()))
+    for step in (7, 8, 9):
+        drive_one(one, optimizer, step)
+    small = polarprune.load_network(tmp_path / "small").train()
+    again = _sgd(small.parameters())
+    resumed = _one(gated_resnet(), again)
+    resumed.load_state_dict(saved[0], small)
+    again.load_state_dict(saved[1])
+    for step in (7, 8, 9):
+        drive_one(resumed, again, step)
+    for name, value in one.network.state_dict().items():
+        assert torch.equal(resumed.network.state_dict()[name], value), name
 
 
 @pytest.mark.parametrize("rows", [(8,), (3, 2)])
