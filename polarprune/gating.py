@@ -247,11 +247,20 @@ class MaskedReader(nn.Module):
             return result
         assert isinstance(layer, MASKABLE)
         mask = _at(gates, self.index).to(layer.weight.dtype)
+        if _is_watched(layer):
+            space = 0 if isinstance(layer, nn.Linear) else layer.weight.dim() - 2
+            watched: Tensor = layer(x * mask.reshape(-1, *[1] * space).to(x.dtype))
+            return watched
         weight = layer.weight * mask.reshape(1, -1, *[1] * (layer.weight.dim() - 2))
         if isinstance(layer, nn.Linear):
             return F.linear(x, weight, layer.bias)
         convolved: Tensor = layer._conv_forward(x, weight, layer.bias)  # knows padding modes
         return convolved
+
+
+def _is_watched(layer: nn.Module) -> bool:
+    """Whether somebody's hooks wait for the layer to be called."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
 
 
 def _alike(gates: tuple[Tensor | None, ...]) -> bool:

@@ -89,6 +89,26 @@ def test_masked_weights_compute_and_teach_what_masked_activations_do(make) -> No
     assert compared > 5
 
 
+@pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
+def test_hooks_on_layers_are_called_and_see_gated_activations(make) -> None:
+    torch.manual_seed(1)
+    net, x = make()
+    fast = _searching(net.eval(), x)
+    slow = _multiplying(fast)
+    seen: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+    for one, values in zip((fast, slow), seen, strict=True):
+        for module in one.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_hook(lambda *args, to=values: to.append(args[2].detach()))
+        one(x)
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in fast.modules())
+    assert len(seen[0]) == len(seen[1]) == convolutions
+    for mine, theirs in zip(*seen, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-10)
+
+
 def test_all_images_take_the_decision_of_the_batch() -> None:
     gated = _searching(small(_block), image())
     module = gated.gate_modules()[0]
