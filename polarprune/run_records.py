@@ -14,7 +14,7 @@ from polarprune.datasets import Dataset
 from polarprune.errors import RunFolderError
 from polarprune.gates import GatedNetwork
 from polarprune.onepass import OnePass
-from polarprune.run_folder import SCHEMA, RunFolder
+from polarprune.run_folder import RUN_FILE, SCHEMA, RunFolder
 from polarprune.train_config import TrainConfig, TrainResult
 
 
@@ -28,7 +28,9 @@ def finished_result(config: TrainConfig) -> TrainResult | None:
     if out.exists() and not out.is_dir():
         raise RunFolderError(f"--out {out} is a file; give a folder")
     if not config.resume:
-        if out.exists() and any(out.iterdir()):
+        # A run that was killed as it wrote its first file leaves that half, and nothing to resume.
+        half = f"{RUN_FILE}.new"
+        if out.exists() and any(path.name != half for path in out.iterdir()):
             raise RunFolderError(
                 f"--out {out} is not empty; go on with that run by --resume, or choose another"
             )

@@ -236,6 +236,13 @@ def test_weights_of_the_wrong_shape_are_named(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_half_of_a_first_file_is_not_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "run.json.new").write_text('{"schema"')
+    train(config(tmp_path, epochs=1))
+    assert not (tmp_path / "run.json.new").exists()
+    assert RunFolder(tmp_path).document["result"]
+
+
 def test_a_folder_with_another_run_is_not_touched(finished: RunFolder) -> None:
     before = sorted(p.name for p in finished.path.iterdir())
     with pytest.raises(RunFolderError, match="is not empty"):
