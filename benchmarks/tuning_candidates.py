@@ -84,13 +84,6 @@ CANDIDATES = {
     "keep-streams": Candidate(
         "residual streams stay whole: blocks and the channels inside", changes=(keep_streams,)
     ),
-    "search-10-50": Candidate("search from 0.1, settle at 0.5", one_pass=_LONG),
-    "root-prices-10-50": Candidate(
-        "root, search from 0.1, settle at 0.5", one_pass=_LONG, changes=(take_root_prices,)
-    ),
-    "keep-streams-10-50": Candidate(
-        "streams whole, search from 0.1, settle at 0.5", one_pass=_LONG, changes=(keep_streams,)
-    ),
     "cuts": Candidate(
         "the defaults with cuts at 0.2, 0.25, 0.3, 0.35",
         one_pass={"phases": Phases(cuts=(0.2, 0.25, 0.3, 0.35))},
@@ -99,9 +92,6 @@ CANDIDATES = {
         "target and agreement late, search from 0.1, settle at 0.5",
         one_pass=_LONG,
         changes=(take_time,),
-    ),
-    "slow-streams-10-50": Candidate(
-        "the same with whole streams", one_pass=_LONG, changes=(take_time, keep_streams)
     ),
     "staged-10-50": Candidate(
         "target at 0.7 of the search, agreement after it, search from 0.1, settle at 0.5",

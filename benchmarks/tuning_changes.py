@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from polarprune import gate_training, training
 from polarprune.gates import GatedNetwork, attach_gates
-from polarprune.methods import Units, consensus
+from polarprune.methods import consensus
 from polarprune.price_list import PriceList
 
 
@@ -49,19 +49,11 @@ def agree_at_the_target() -> None:
 
 
 def _agree(approach: float, since: float, power: int) -> None:
-    def loss(
-        _method: consensus.Consensus,
-        units: Units,
-        ratio: Float[Tensor, ""],
-        target: float,
-        progress: float,
-    ) -> Float[Tensor, ""]:
-        aim = 1.0 + (target - 1.0) * min(1.0, progress / approach)
-        weight = 5.0 * (max(0.0, progress - since) / (1 - since)) ** power
-        polarization = consensus.polarization_loss(units.probability, units.share)
-        return consensus.budget_loss(ratio, aim, progress) + weight * polarization
+    def weight(progress: float) -> float:
+        return 5.0 * (max(0.0, progress - since) / (1 - since)) ** power
 
-    consensus.Consensus.loss = loss  # type: ignore[method-assign]
+    consensus._APPROACH = approach
+    consensus._polarization_weight = weight
 
 
 def keep_streams() -> None:

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polarprune.budget import Budget
-from polarprune.errors import TrainingError
 from polarprune.gates import GatedNetwork
+from polarprune.loop_mistakes import check_learning
 from polarprune.price_list import EVERY as PRICED_EVERY
 from polarprune.price_list import PriceList
 
@@ -55,7 +55,7 @@ class GateTrainer:
             self._scale = self._scaler.get_scale()  # by step() it may be another one
         units = gated.units()
         if self._optimizer is not None:
-            _check_learning(gated, units.openness)
+            check_learning(gated, units.openness)
         if self._prices is None or step % PRICED_EVERY == 0:
             self._prices = PriceList.of(self.budget, units.openness)
         ratio = self._prices(units.openness)
@@ -98,17 +98,3 @@ class GateTrainer:
             self._optimizer.load_state_dict(
                 {"state": state["gate_optimizer"], "param_groups": groups}
             )
-
-
-def _check_learning(gated: GatedNetwork, openness: Tensor) -> None:
-    if not gated.training:
-        raise TrainingError(
-            "gates search while the network is in evaluation mode: call one.network.train() (and "
-            "put batch norms alone into eval mode, where their statistics are to stay)"
-        )
-    gone = all(gate.all_gone for gate in gated.gate_modules())
-    if torch.is_grad_enabled() and not openness.requires_grad and not gone:
-        raise TrainingError(
-            "the last forward pass before one.loss() was made without gradients: call one.loss() "
-            "right after the training batch has been through one.network"
-        )

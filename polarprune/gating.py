@@ -260,7 +260,11 @@ class MaskedReader(nn.Module):
 
 def _is_watched(layer: nn.Module) -> bool:
     """Whether somebody's hooks wait for the layer to be called."""
-    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
+    hooks = (
+        layer._forward_hooks, layer._forward_pre_hooks,
+        layer._backward_hooks, layer._backward_pre_hooks,
+    )  # fmt: skip
+    return any(hooks)
 
 
 def _alike(gates: tuple[Tensor | None, ...]) -> bool:

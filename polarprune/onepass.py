@@ -8,6 +8,7 @@ net = one.finish()
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -21,11 +22,12 @@ from polarprune.collapsing import META, Description, blocks_removed, collapse_wi
 from polarprune.cut_records import CutRecord, agreement_of, mean_over_units
 from polarprune.cutting import ClosedFor, CutRule, choose_cut, left_of
 from polarprune.decisions import check_reachable, macs_of
-from polarprune.errors import ConfigError, Refused, TrainingError
+from polarprune.errors import ConfigError, Refused
 from polarprune.gate_training import GateTrainer
 from polarprune.gates import GatedNetwork
 from polarprune.last_batch import CHECKED_IMAGES, LastBatch, noise_like
-from polarprune.optimizer_state import check_holding, check_sliceable, hand_over, take_out
+from polarprune.loop_mistakes import check_finite, check_held_out, check_holding
+from polarprune.optimizer_state import check_sliceable, hand_over, take_out
 from polarprune.phases import Phases
 from polarprune.ranks import as_rank_0_has_it, average_buffers
 
@@ -93,8 +95,10 @@ class OnePass:
             raise ConfigError(f"total_steps must be at least 1, got {total_steps}")
         if individual_every < 1:
             raise ConfigError(f"individual_every must be at least 1, got {individual_every}")
-        self._optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+        # Wrapped optimizers need not be torch's, but they are no sequence.
+        self._optimizers = list(optimizer) if isinstance(optimizer, Sequence) else [optimizer]
         check_sliceable(self._optimizers)
+        check_held_out(held_out)
         self.budget = _budget(gated, target, target_params)
         check_reachable(gated.analysis, gated.align, self.budget)
         self.phases = phases or Phases()
@@ -107,20 +111,19 @@ class OnePass:
         self._macs_now = self.dense_macs
         self._spent_macs = 0
         self._gated: GatedNetwork | None = gated
-        self._held_out = _some(held_out)
+        self._held_out = held_out
         self._measure = measure
         self._ema = _checked(ema)
-        self._search_step = min(int(self.phases.search * total_steps), total_steps - 1)
-        self._settle_step = max(self._search_step + 1, int(self.phases.settle * total_steps))
-        self._cut_steps = self._steps_of_cuts()
+        self._at = self.phases.in_steps(total_steps)
         self.rule = rule or CutRule()
         self._closed_for = ClosedFor([site.units for site in gated.sites], self.rule.reopened)
         take_out(self._optimizers, set(gated.gate_parameters()))
-        self._gates = GateTrainer(gated, self.budget, self._settle_step - self._search_step, scaler)
+        self._gates = GateTrainer(gated, self.budget, self._at.search_steps, scaler)
         self._last_batch = LastBatch()
         self._hook = gated.register_forward_pre_hook(self._last_batch, with_kwargs=True)
         gated.open()
-        if gated.sites and self._search_step == 0:
+        gated.state.replaced = False  # by another pass, before this one
+        if gated.sites and self._at.search == 0:
             self._begin_search(gated)
         self._choose_alike()
 
@@ -158,8 +161,9 @@ class OnePass:
         if self.steps == 0:  # not sooner: whoever resumes may hold the small network's by now
             check_holding(self._optimizers, self.network)
         if self._gated is None or not self.searching:
-            return torch.zeros((), device=_device_of(self.network))
-        progress = (self.steps - self._search_step) / (self._settle_step - self._search_step)
+            like = next(self.network.parameters(), torch.zeros(()))
+            return torch.zeros((), device=like.device)
+        progress = (self.steps - self._at.search) / (self._at.search_steps)
         return self._gates.loss(self._gated, self.steps, min(1.0, progress))
 
     def step(self) -> CutRecord | None:
@@ -176,11 +180,11 @@ class OnePass:
         self._gates.step()
         if self.searching:
             self._closed_for.see(self._gated.units().openness)
-        if self.steps >= self._settle_step or self.steps >= self.total_steps:
+        if self.steps >= self._at.settle or self.steps >= self.total_steps:
             return self._settle()
-        if self.steps == self._search_step and self._gated.sites:
+        if self.steps == self._at.search and self._gated.sites:
             self._begin_search(self._gated)
-        elif self.steps in self._cut_steps and self.searching:
+        elif self.steps in self._at.cuts and self.searching:
             return self._cut()
         return None
 
@@ -228,20 +232,10 @@ class OnePass:
         self._closed_for.steps = torch.tensor(state["closed_for"], dtype=torch.long)
         if any(state["gone"].values()):
             self._narrow(self._gated, left_of(self._gated, state["gone"]))
-        if self.steps >= self._search_step and self._gated.sites:
+        if self.steps >= self._at.search and self._gated.sites:
             self._begin_search(self._gated)
         gates = self._gated.gate_modules()
         self._gates.load_state_dict(state, gates[0].running if gates else torch.zeros(()))
-
-    def _steps_of_cuts(self) -> set[int]:
-        steps = {int(at * self.total_steps) for at in self.phases.cuts}
-        for step in steps:
-            if not self._search_step < step < self._settle_step:
-                raise ConfigError(
-                    f"with {self.total_steps} steps a cut falls on step {step}, where the search "
-                    "begins or ends; train longer or give other cuts"
-                )
-        return steps
 
     def _begin_search(self, gated: GatedNetwork) -> None:
         if self._macs_now == self.dense_macs:  # else a checkpoint said what a cut has left
@@ -260,7 +254,7 @@ class OnePass:
         """Take out what has been closed for long; the other gates go on."""
         gated = self._gated
         assert gated is not None
-        _stop_unless_finite(gated)
+        check_finite(gated)
         average_buffers(gated)
         decisions = choose_cut(
             gated,
@@ -279,7 +273,7 @@ class OnePass:
         try:
             self._narrow(gated, decisions)
         except Refused:  # this network can only be cut at the end
-            self._cut_steps = set()
+            self._at = replace(self._at, cuts=frozenset())
             return None
         self._macs_now = macs_of(gated.circuit, list(decisions.values())) + gated.gate_macs()
         gone = blocks_removed(gated.analysis, gated.plain(draft=True))
@@ -296,7 +290,7 @@ class OnePass:
     def _settle(self) -> CutRecord | None:
         gated = self._gated
         assert gated is not None
-        _stop_unless_finite(gated)
+        check_finite(gated)
         average_buffers(gated)
         before = self._measured(gated)
         decisions = gated.decisions(self.budget)
@@ -401,33 +395,6 @@ def _checked(ema: Averaged | None) -> Averaged | None:
     return ema
 
 
-def _some(held_out: Tensor | None) -> Tensor | None:
-    if held_out is not None and len(held_out) == 0:
-        raise ConfigError("held_out holds no image; give some, or none at all")
-    return held_out
-
-
-def _stop_unless_finite(gated: GatedNetwork) -> None:
-    """Refuse to decide by numbers that are none.
-
-    Raises:
-        TrainingError: training has diverged.
-    """
-    found = torch.stack(
-        [tensor.detach().isfinite().all() for tensor in gated.state_dict().values()]
-    )
-    if not bool(found.all()):
-        raise TrainingError(
-            "a weight or a gate is not finite, so nothing can be decided: training has diverged; "
-            "try a smaller learning rate"
-        )
-
-
 def _gated_in(ema: Averaged) -> GatedNetwork:
     assert isinstance(ema.module, GatedNetwork)
     return ema.module
-
-
-def _device_of(network: nn.Module) -> torch.device:
-    parameter = next(network.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polarprune.errors import ConfigError
 from polarprune.graph.cut import Cut, Origin
 
 # The parameter that takes a place, and which part of the old one it is: None for none of it.
@@ -21,20 +20,6 @@ def check_sliceable(optimizers: Sequence[torch.optim.Optimizer]) -> None:
     """
     if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
         raise ValueError("LBFGS keeps its state over all parameters at once and cannot be cut")
-
-
-def check_holding(optimizers: Sequence[torch.optim.Optimizer], network: nn.Module) -> None:
-    """Refuse optimizers that train something else.
-
-    Raises:
-        ConfigError: none of them holds a parameter of the network.
-    """
-    held = {p for optimizer in optimizers for g in optimizer.param_groups for p in g["params"]}
-    if held.isdisjoint(network.parameters()):
-        raise ConfigError(
-            "the optimizer holds no parameter of the gated network, which is a copy of the one "
-            "that attach_gates was given: make it from gated.parameters()"
-        )
 
 
 def take_out(optimizers: Sequence[torch.optim.Optimizer], parameters: set[nn.Parameter]) -> None:

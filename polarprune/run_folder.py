@@ -20,9 +20,14 @@ PRUNED = "pruned"
 PLOTS = "plots"
 
 
+def being_written(path: Path) -> Path:
+    """Where the next content of a file is written before it takes the file's place."""
+    return path.with_name(path.name + ".new")
+
+
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Write a JSON file so that a reader finds the old one or the new one, never half of one."""
-    fresh = path.with_name(path.name + ".new")
+    fresh = being_written(path)
     fresh.write_text(json.dumps(document, indent=1) + "\n")
     os.replace(fresh, path)
 
@@ -50,7 +55,7 @@ def keep_lines(path: Path, key: str, most: int) -> None:
     """Drop the lines of a .jsonl file that lie beyond a checkpoint (`key` above `most`)."""
     kept = [line for line in read_lines(path) if line[key] <= most]
     if path.exists():
-        fresh = path.with_name(path.name + ".new")
+        fresh = being_written(path)
         fresh.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(fresh, path)
 

@@ -14,7 +14,7 @@ from polarprune.datasets import Dataset
 from polarprune.errors import RunFolderError
 from polarprune.gates import GatedNetwork
 from polarprune.onepass import OnePass
-from polarprune.run_folder import RUN_FILE, SCHEMA, RunFolder
+from polarprune.run_folder import RUN_FILE, SCHEMA, RunFolder, being_written
 from polarprune.train_config import TrainConfig, TrainResult
 
 
@@ -29,8 +29,8 @@ def finished_result(config: TrainConfig) -> TrainResult | None:
         raise RunFolderError(f"--out {out} is a file; give a folder")
     if not config.resume:
         # A run that was killed as it wrote its first file leaves that half, and nothing to resume.
-        half = f"{RUN_FILE}.new"
-        if out.exists() and any(path.name != half for path in out.iterdir()):
+        half = being_written(out / RUN_FILE)
+        if out.exists() and any(path != half for path in out.iterdir()):
             raise RunFolderError(
                 f"--out {out} is not empty; go on with that run by --resume, or choose another"
             )

@@ -17,9 +17,8 @@ from polarprune.methods.protocol import GateOutput, GateRequest, Method, Units
 # Open at the start: sigmoid(2) = 0.88, and the gradient of the sigmoid is still alive there.
 _INITIAL_LOGIT = 2.0
 _MAX_HIDDEN = 16
-# Weight of the polarization loss at the end of the search; it grows with the square of progress,
-# so that gates are free to move first and are made to agree last.
-_POLARIZATION_WEIGHT = 5.0
+# Weight of the polarization loss at the end of the search.
+_MOST_POLARIZATION = 5.0
 # The running target falls from 1 to the user's over this part of the search; the rest is for
 # agreement at the final cost.
 _APPROACH = 0.6
@@ -76,7 +75,12 @@ class Consensus(Method):
         """Budget loss and polarization loss, both ours in form."""
         aim = 1.0 + (target - 1.0) * min(1.0, progress / _APPROACH)
         polarization = polarization_loss(units.probability, units.share)
-        return budget_loss(ratio, aim, progress) + _POLARIZATION_WEIGHT * progress**2 * polarization
+        return budget_loss(ratio, aim, progress) + _polarization_weight(progress) * polarization
+
+
+def _polarization_weight(progress: float) -> float:
+    """Grows with the square of progress: gates move first and are made to agree last (ours)."""
+    return _MOST_POLARIZATION * progress**2
 
 
 def polarization_loss(

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import polarprune
 from polarprune.errors import ConfigError, TrainingError
+from polarprune.loop_mistakes import check_finite
 from polarprune.onepass import OnePass, Phases
 from polarprune.optimizer_state import _sliced_state
 from polarprune.tensorboard_events import write_events
@@ -238,3 +239,37 @@ def test_a_broken_tensorboard_ends_no_run(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", broken)
     write_events(tmp_path, {"epoch": 1, "step": 1, "loss": 1.0})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_that_was_pruned_once_can_be_given_to_another_pass() -> None:
+    gated = gated_resnet()
+    for _ in range(2):
+        optimizer = _sgd(gated.parameters())
+        one = _one(gated, optimizer)
+        drive(one, optimizer, STEPS)
+        assert one.settled
+
+
+def test_infinities_in_a_buffer_are_no_divergence() -> None:
+    gated = gated_resnet()
+    gated.body.register_buffer("mask", torch.full((2,), -torch.inf))
+    check_finite(gated)
+
+
+class _Wrapped:
+    """An optimizer that is none of torch's classes, as some launchers hand out."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.inner, name)
+
+
+def test_a_wrapped_optimizer_is_cut_too() -> None:
+    gated = gated_resnet()
+    optimizer = _sgd(gated.parameters())
+    one = _one(gated, _Wrapped(optimizer))
+    drive(one, optimizer, STEPS)
+    [group] = optimizer.param_groups
+    assert all(p is q for p, q in zip(group["params"], one.network.parameters(), strict=True))
