@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from polarprune.methods import METHODS, GateOutput, GateRequest, Method, Units
+from polarprune.methods import GateOutput, GateRequest, Method, Units
 from polarprune.methods.consensus import Consensus
 
 
@@ -76,7 +76,3 @@ class Dropping(Method):
             # An inner channel counts twice in the MACs (written and read), hence the root.
             gate.kept.fill_((1 + (target - 1) * progress) ** 0.5)
         return torch.zeros_like(ratio)
-
-
-for _method in (InputIndependent, Dropping):
-    METHODS[_method.name] = _method

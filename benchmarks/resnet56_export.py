@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.records import describe_machine
+from polarprune.attaching import attach_gates
 from polarprune.certificates import certify
 from polarprune.collapsing import collapse
 from polarprune.datasets import load_dataset
-from polarprune.gates import attach_gates
 from polarprune.graph.cost import count_macs
 from polarprune.networks import build_network, weights_normalisation
 from polarprune_export import export_bundle

@@ -4,7 +4,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from polarprune import gate_training, training
-from polarprune.gates import GatedNetwork, attach_gates
+from polarprune.attaching import attach_gates
+from polarprune.gates import GatedNetwork
 from polarprune.methods import consensus
 from polarprune.price_list import PriceList
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from polarprune.attaching import attach_gates
 from polarprune.collapsing import collapse
-from polarprune.gates import attach_gates
 from polarprune.networks.cifar_resnet import BasicBlock, CifarResNet
 
 _RECORDS = Path(__file__).parent / "results" / "tuning"

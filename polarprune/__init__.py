@@ -7,11 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from polarprune.attaching import attach_gates as attach_gates
     from polarprune.certificates import Certificate as Certificate
     from polarprune.certificates import certify as certify
     from polarprune.collapsing import collapse as collapse
     from polarprune.gates import GatedNetwork as GatedNetwork
-    from polarprune.gates import attach_gates as attach_gates
     from polarprune.graph.cost import count_macs as count_macs
     from polarprune.graph.sites import GateSite as GateSite
     from polarprune.graph.sites import Refusal as Refusal
@@ -33,7 +33,7 @@ _HOME = {
     "Refusal": "graph.sites",
     "TrainConfig": "training",
     "TrainResult": "training",
-    "attach_gates": "gates",
+    "attach_gates": "attaching",
     "build_network": "networks",
     "certify": "certificates",
     "collapse": "collapsing",

@@ -94,8 +94,13 @@ def train(
         typer.Option(help="The same of parameters, in place of --target.", show_default="none"),
     ] = None,
     method: Annotated[
-        str, typer.Option(help="How gates decide: consensus or random.")
+        str,
+        typer.Option(help="How gates decide: consensus, relaxation, random or package:Class."),
     ] = "consensus",
+    ejector: Annotated[
+        str | None,
+        typer.Option(help="With relaxation: gaussian or annealed.", show_default="gaussian"),
+    ] = None,
     granularity: Annotated[str, typer.Option(help="What may go: block, channel or both.")] = "both",
     align: Annotated[
         int, typer.Option(help="Round kept channels of a site up to a multiple of this.")
@@ -154,7 +159,7 @@ def train(
 
     config = TrainConfig(
         model=model, data=data, out=out, target=target, target_params=target_params,
-        method=method, granularity=granularity,
+        method=method, ejector=ejector, granularity=granularity,
         align=align, epochs=epochs, weights=None if weights is None else Path(weights),
         teacher=teacher, compile=compile, seed=seed,
         resume=resume, checkpoint_every=checkpoint_every, batch_size=batch_size, lr=lr,

@@ -23,9 +23,10 @@ def choose_decisions(
 ) -> dict[str, Tensor]:
     """Open what scores above a threshold; the likeliest unit of a channel site always stays.
 
-    With a budget the threshold is the lowest that meets it. Blocks are large steps, and units with
-    equal scores one large step too: what they leave free is given back, to the likeliest closed
-    blocks that still fit and then to the likeliest closed channels.
+    A block is as likely as the likeliest channel that it cannot do without (graph/cells.py): where
+    all of them are closed, it is. With a budget the threshold is the lowest that meets it. Blocks
+    are large steps, and units with equal scores one large step too: what they leave free is given
+    back, to the likeliest closed blocks that still fit and then to the likeliest closed channels.
 
     Args:
         scores: per site (units,), open probability; -1 for what has been cut out of the network.
@@ -35,6 +36,7 @@ def choose_decisions(
     Raises:
         ConfigError: even the smallest network is above the budget.
     """
+    scores = _with_cells(analysis, scores)
     if budget is None:
         return _named(analysis, _open_above(analysis, scores, align, 0.5, 0.5))
     thresholds = torch.cat([torch.tensor([_GONE]), *scores]).unique().tolist()  # type: ignore[no-untyped-call]
@@ -49,6 +51,15 @@ def choose_decisions(
     _reopen_blocks(analysis, scores, opened, budget)
     _reopen_channels(analysis, scores, opened, align, budget)
     return _named(analysis, opened)
+
+
+def _with_cells(analysis: Analysis, scores: list[Tensor]) -> list[Tensor]:
+    """The scores of blocks brought down to those of what they cannot do without."""
+    found = list(scores)
+    for block, inside in analysis.cells.items():
+        highest = [scores[site].max().reshape(1) for site in inside]
+        found[block] = torch.stack([scores[block], *highest]).amin(0)
+    return found
 
 
 def _reopen_blocks(

@@ -12,16 +12,16 @@ from torch import Tensor, fx, nn
 from polarprune.budget import Budget
 from polarprune.collecting import paused_collection
 from polarprune.decisions import check_decisions, choose_decisions, macs_of
-from polarprune.errors import ConfigError, TrainingError
+from polarprune.errors import TrainingError
 from polarprune.gate_insertion import base_placement, channel_axis, insert_gates, plan_gates
 from polarprune.gating import GateState, PooledFeatures, SiteGate, SourceGate
 from polarprune.graph.cost import CostCircuit, count_parameters
 from polarprune.graph.cut import Cut, Origin, cut_graph
 from polarprune.graph.layers import set_mode
-from polarprune.graph.normalise import normalise
-from polarprune.graph.sites import Analysis, GateSite, Refusal, analyse
+from polarprune.graph.sites import Analysis, GateSite, Refusal
 from polarprune.graph.tracing import Draft, copied_graph
-from polarprune.methods import GateOutput, GateRequest, Units, build_method
+from polarprune.graph.weight_folding import fold_weights
+from polarprune.methods import GateOutput, GateRequest, Method, Units
 from polarprune.narrowing import Shell, fill, place_gates
 
 # All gates together: at most this share of the network's parameters (the design says under 5 %).
@@ -37,13 +37,15 @@ class GatedNetwork(nn.Module):
         align: kept channel counts are rounded up to a multiple of this.
     """
 
-    def __init__(self, plain: fx.GraphModule, analysis: Analysis, method: str, align: int) -> None:
+    def __init__(
+        self, plain: fx.GraphModule, analysis: Analysis, method: Method, align: int
+    ) -> None:
         """Insert the method's gates into a normalised graph."""
         super().__init__()
-        self.method = build_method(method)
+        self.method = method
         self.align = align
         self.analysis = analysis
-        self.state = GateState()
+        self.state = GateState(watches=method.watches)
         self.circuit = CostCircuit(analysis, plain.graph)
         self._dense_parameters = count_parameters(plain)
         # Of the whole network, which decisions are about, and of what is left of it by now.
@@ -184,9 +186,49 @@ class GatedNetwork(nn.Module):
                 out, or decisions that leave a live layer without inputs; the site is named.
         """
         checked = self._complete(decisions)
+        for module, weights in zip(self.gate_modules(), self._weights_by_module(), strict=True):
+            module.weight.copy_(weights)
         for site, gate in zip(self.sites, self.site_gates(), strict=True):
             gate.frozen.copy_(checked[site.name])
         self.state.mode = "frozen"
+
+    def open_weights(self) -> list[Tensor]:
+        """Per site (units,): what units are multiplied by that stay open; 1 where gates are 0 or 1.
+
+        The frozen ones; of gates that search, those that they would be frozen with by now.
+        """
+        by_module = self._weights_by_module()
+        return [
+            by_module[number][first : first + site.units]
+            for site, (number, first) in zip(self.sites, self._plan.of_site, strict=True)
+        ]
+
+    def _weights_by_module(self) -> list[Tensor]:
+        modules = self.gate_modules()
+        if self.state.mode == "frozen":
+            return [gate.weight for gate in modules]
+        if self.state.mode == "open" or not self.method.weighs:
+            return [torch.ones_like(gate.weight) for gate in modules]
+        # Above 0, or an open unit would be a closed one.
+        return [
+            self.method.open_weights(gate.gate)
+            .detach()
+            .clamp_min(torch.finfo(gate.weight.dtype).tiny)
+            for gate in modules
+        ]
+
+    def fold(self) -> None:
+        """Put the weights of frozen open units into the layers around them, in place.
+
+        Gates are 0 or 1 from then on. A collapsed network is folded without this.
+
+        Exactness: each weight of a layer is rounded once, to the layer's dtype.
+        """
+        if self.state.mode != "frozen":
+            raise ValueError("gates that are not frozen have no weights to fold")
+        fold_weights(self.plain(draft=True), self._earlier, self.analysis, self.open_weights())
+        for gate in self.gate_modules():
+            gate.weight.fill_(1.0)
 
     def macs_budget(self, share: float) -> Budget:
         """Keep at most this share of the dense MACs."""
@@ -278,12 +320,17 @@ class GatedNetwork(nn.Module):
         return filled
 
     def cut(self, decisions: dict[str, Tensor]) -> Cut:
-        """What these decisions leave, as a network of its own without gates."""
+        """What these decisions leave, as a network of its own without gates, weights folded."""
         with torch.no_grad(), paused_collection():
             if self._shell is None:
                 plain = self.plain(draft=True)
-                return cut_graph(plain, self.analysis, decisions, shared_with=self.body)
-            return fill(self._shell.cut(decisions), self.body, self._earlier)
+                cut = whole = cut_graph(plain, self.analysis, decisions, shared_with=self.body)
+            else:
+                whole = self._shell.cut(decisions)
+                cut = fill(whole, self.body, self._earlier)
+            if self.method.weighs:
+                fold_weights(cut.graph_module, whole.origins, self.analysis, self.open_weights())
+            return cut
 
     def gone(self) -> dict[str, Tensor]:
         """One bool tensor (units,) a site: what has been cut out of the network."""
@@ -320,33 +367,3 @@ class GatedNetwork(nn.Module):
         if images is not None:
             watcher(images)
         return found
-
-
-def attach_gates(
-    net: nn.Module,
-    example_input: Tensor,
-    method: str = "consensus",
-    blocks: bool = True,
-    channels: bool = True,
-    align: int = 1,
-) -> GatedNetwork:
-    """Put gates on every residual block and channel that can be cut exactly.
-
-    Gates take the network's dtype, device and mode, and start open.
-
-    Args:
-        net: any torch.fx-traceable CNN; left unmodified.
-        example_input: (n, ...); only shape, dtype and device matter.
-        align: kept channel counts of a site are rounded up to a multiple of this.
-
-    Raises:
-        Refused: the network cannot be traced.
-        ConfigError: an unknown method or an align below 1.
-    """
-    if align < 1:
-        raise ConfigError(f"align must be at least 1, got {align}")
-    with paused_collection():
-        plain = normalise(net, example_input)
-        shape = (1, *example_input.shape[1:])
-        analysis = analyse(plain, shape, blocks=blocks, channels=channels)
-        return GatedNetwork(plain, analysis, method, align)

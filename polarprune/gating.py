@@ -25,11 +25,13 @@ class GateState:
         alike: while they search in training, all images of a batch are decided by their mean open
             probability; masking weights then takes the place of masking activations.
         replaced: a smaller network is trained in the place of this one.
+        watches: gates look at the features of their tensor.
     """
 
     mode: Literal["open", "search", "frozen"] = "open"
     alike: bool = False
     replaced: bool = False
+    watches: bool = True
 
 
 class PooledFeatures(nn.Module):
@@ -69,9 +71,11 @@ class PooledFeatures(nn.Module):
         self.register_buffer("places", None if places is None else torch.stack(places))
 
     def forward(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n c"] | None:
-        """Features (n, c), or None while nobody looks."""
+        """Features (n, c), or None while nobody decides; (n, 0) for gates that do not look."""
         if self.state.mode != "search":
             return None
+        if not self.state.watches:
+            return x.new_empty((len(x), 0), dtype=self.dtype)
         x = x.detach()
         features = mean_of_channels(x, self.axis).to(self.dtype)
         if self.places is None or self.usual is None:
@@ -88,10 +92,12 @@ class SourceGate(nn.Module):
     of its sites one after the other.
 
     Attributes:
+        weight: what frozen open units are multiplied by; 1 but for methods that weigh.
         gone: units that have been cut out of the network; closed for good.
     """
 
     frozen: Bool[Tensor, " g"]
+    weight: Float[Tensor, " g"]
     running: Float[Tensor, " g"]
     gone: Bool[Tensor, " g"]
 
@@ -105,6 +111,7 @@ class SourceGate(nn.Module):
         self.gate = gate
         self.output: GateOutput | None = None
         self.register_buffer("frozen", torch.ones(units, dtype=torch.bool))
+        self.register_buffer("weight", torch.ones(units))
         self.register_buffer("running", torch.ones(units))
         self.register_buffer("gone", torch.zeros(units, dtype=torch.bool))
         self.some_gone = self.all_gone = False
@@ -133,7 +140,7 @@ class SourceGate(nn.Module):
         if self.state.mode == "open":
             return None
         if self.state.mode == "frozen" or pooled is None:
-            return self.frozen.unsqueeze(0).to(self.running.dtype)
+            return (self.frozen * self.weight).unsqueeze(0)
         with torch.autocast(pooled.device.type, enabled=False):
             output: GateOutput = self.gate(pooled)
         if self.some_gone:
@@ -165,6 +172,11 @@ class SiteGate:
     def frozen(self) -> Bool[Tensor, " g"]:
         """The frozen decision, True = open."""
         return self.source.frozen[self.units]
+
+    @property
+    def weight(self) -> Float[Tensor, " g"]:
+        """What frozen open units are multiplied by."""
+        return self.source.weight[self.units]
 
     @property
     def running(self) -> Float[Tensor, " g"]:
@@ -215,7 +227,8 @@ class ChannelGates(nn.Module):
         shape[self.axis] = len(self.index)
         values = one_for_all(_at(gates, self.index), x).reshape(shape)
         if self.state.mode == "frozen":
-            return torch.where(values > 0, x, torch.zeros((), dtype=x.dtype, device=x.device))
+            zero = torch.zeros((), dtype=x.dtype, device=x.device)
+            return torch.where(values > 0, x * values.to(x.dtype), zero)
         return apply_gate(x, values)
 
 
@@ -295,7 +308,8 @@ class BlockGate(nn.Module):
         if gate is None:
             return branch
         if self.state.mode == "frozen":
-            return branch if bool(gate[0, self.unit] > 0) else torch.zeros_like(branch)
+            weight = gate[0, self.unit].to(branch.dtype)
+            return branch * weight if bool(weight > 0) else torch.zeros_like(branch)
         gate = one_for_all(gate[:, self.unit : self.unit + 1], branch)
         return apply_gate(branch, gate.reshape(-1, *[1] * (branch.dim() - 1)))
 

@@ -2,8 +2,8 @@
 
 from torch import Tensor, fx, nn
 
+from polarprune.attaching import attach_gates
 from polarprune.collapsing import collapse_with_origins, describe
-from polarprune.gates import attach_gates
 
 
 def plain_network(net: nn.Module, example_input: Tensor) -> fx.GraphModule:

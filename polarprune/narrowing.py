@@ -16,9 +16,11 @@ from torch.nn.utils import parametrize
 from polarprune.errors import Refused
 from polarprune.gate_insertion import Placement, Read, channel_axis
 from polarprune.gating import GateState, PooledFeatures
+from polarprune.graph.branches import branch_of
 from polarprune.graph.cut import Cut, Origin, cut_graph
+from polarprune.graph.inputs_left import inputs_left
 from polarprune.graph.label_pass import label_graph
-from polarprune.graph.labels import Labels, Mix
+from polarprune.graph.labels import Labels
 from polarprune.graph.operator_tables import TRANSPOSED
 from polarprune.graph.sites import Analysis, example_like
 from polarprune.graph.tracing import Draft, copied_graph
@@ -145,7 +147,7 @@ def place_gates(
     like = example_like(small, (1,))
     nodes = {node.name: node for node in small.graph.nodes}
     blocks = {
-        place: (_branch(nodes[block.addition], block.private, analysis), block.addition)
+        place: (branch_of(nodes[block.addition], block, analysis.labels), block.addition)
         for place, block in analysis.additions.items()
         if block.addition in nodes
     }
@@ -153,7 +155,8 @@ def place_gates(
         Read(mix.node, nodes[mix.node].all_input_nodes[0].name, mix.axis, units)
         for mix in analysis.labels.mixes
         if mix.node in nodes and not mix.depthwise
-        for units in [analysis.units_at(_inputs_left(mix, small, cut))]
+        for left in [inputs_left(mix, small.get_submodule(mix.layer), cut.origins)]
+        for units in [analysis.units_at(left)]
         if (units[:, 0] >= 0).any()
     ]
     read = {site for found in reads for site in found.units[:, 0].tolist()}
@@ -172,22 +175,6 @@ def place_gates(
             )  # fmt: skip
             placement.pools[site.source] = (node, pool)
     return placement
-
-
-def _inputs_left(mix: Mix, small: fx.GraphModule, cut: Cut) -> np.ndarray:
-    """The labels, in the whole network, of the channels that a mixing operator still reads."""
-    kept = cut.origins[f"{mix.layer}.weight"].kept
-    transposed = isinstance(small.get_submodule(mix.layer), TRANSPOSED)
-    if transposed or mix.groups == 1:
-        places = kept.get(0 if transposed else 1)
-        return mix.inputs if places is None else mix.inputs[places.numpy()]
-    if 0 not in kept:
-        return mix.inputs
-    # Of a grouped convolution whole groups are left, and its weight tells which by its outputs.
-    each = len(mix.outputs) // mix.groups
-    groups = kept[0].numpy()[::each] // each
-    found: np.ndarray = mix.inputs.reshape(mix.groups, -1)[groups].reshape(-1)
-    return found
 
 
 def _labels_of_the_whole(
@@ -257,14 +244,3 @@ class _Sources:
         while source not in self.nodes or source not in self.labelled:
             source = self.before[source]
         return source
-
-
-def _branch(addition: fx.Node, private: frozenset[str], analysis: Analysis) -> str:
-    """The operand of an addition that only the block computes."""
-    for operand in addition.all_input_nodes:
-        node: fx.Node | None = operand
-        while node is not None and node.name not in analysis.labels.tensors:
-            node = node.all_input_nodes[0] if node.all_input_nodes else None
-        if node is not None and node.name in private:
-            return operand.name
-    raise Refused(f"of the block at {addition.name} the branch is not there any more")

@@ -267,7 +267,7 @@ class OnePass:
             return None
         frozen = copy.deepcopy(gated)
         frozen.set_decisions(decisions)
-        certificate = self._certify(frozen, gated.cut(decisions).graph_module)
+        certificate = self._certify(frozen, frozen.cut(decisions).graph_module)
         cut = self._describe(gated, decisions)
         before = self._measured(gated)
         try:

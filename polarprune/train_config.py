@@ -20,6 +20,8 @@ class TrainConfig:
         target: kept MACs over dense MACs, a bound; 1 trains dense. 0.5 where nothing is given.
         target_params: the same of parameters, in place of target.
         granularity: "block", "channel" or "both".
+        ejector: what drives relaxed gates away from the middle, "gaussian" or "annealed"; of no
+            other method.
         lr: peak learning rate; None is 0.2 at batch size 128, in proportion.
         teacher: a finished run whose outputs are learned from too.
         compile: let torch.compile make the steps faster; after every cut it compiles anew.
@@ -36,6 +38,7 @@ class TrainConfig:
     target: float | None = None
     target_params: float | None = None
     method: str = "consensus"
+    ejector: str | None = None
     granularity: str = "both"
     align: int = 1
     epochs: int = 20
@@ -66,6 +69,11 @@ class TrainConfig:
     def pruning(self) -> bool:
         """Whether anything may go."""
         return self.target != 1 and self.target_params != 1
+
+    @property
+    def method_options(self) -> dict[str, Any]:
+        """What only some methods take; None where it is not given."""
+        return {"ejector": self.ejector}
 
     def as_dict(self) -> dict[str, Any]:
         """For run.json; where it is written, and how often, does not describe the run."""

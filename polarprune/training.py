@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from polarprune.attaching import attach_gates
 from polarprune.checkpoints import Checkpoint, read_checkpoint
 from polarprune.collapsing import describe
 from polarprune.cut_records import CutRecord
@@ -21,7 +22,7 @@ from polarprune.distillation import Teacher, distilled
 from polarprune.energy import gpu_energy
 from polarprune.errors import ConfigError, TrainingError
 from polarprune.evaluation import evaluate
-from polarprune.gates import GatedNetwork, attach_gates
+from polarprune.gates import GatedNetwork
 from polarprune.graph.cost import count_macs, count_parameters
 from polarprune.network_files import save_network
 from polarprune.networks import build_network, input_size, weights_normalisation
@@ -137,6 +138,7 @@ class _Run:
             blocks=pruning and config.granularity in ("block", "both"),
             channels=pruning and config.granularity in ("channel", "both"),
             align=config.align,
+            method_options=config.method_options,
         )
         copy_from_rank_0(gated)
         self.dense_macs = count_macs(net, example)

@@ -142,6 +142,15 @@ def decide(gated: GatedNetwork, style: str, seed: int) -> Decisions:
     return decisions
 
 
+def give_weights(gated: GatedNetwork, seed: int) -> None:
+    """Let every unit have a weight of its own when it is frozen: w = sigmoid(5 s)."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in gated.gate_parameters():
+            parameter.uniform_(-0.5, 0.5, generator=generator)
+    gated.search()
+
+
 def set_repaired(gated: GatedNetwork, decisions: Decisions, seed: int) -> tuple[Decisions, int]:
     """Decisions as they were taken in the end, and how often a starved site was opened a bit."""
     rng = random.Random(seed)
@@ -169,8 +178,13 @@ def _complaint(gated: GatedNetwork, decisions: Decisions) -> str | None:
 # The checks
 
 
-def check_network(recipe: Recipe, styles: tuple[str, ...] = tuple(STYLES)) -> Report:
-    """Raise AssertionError for anything wrong; return what was seen."""
+def check_network(
+    recipe: Recipe, styles: tuple[str, ...] = tuple(STYLES), *, weighed: bool = False
+) -> Report:
+    """Raise AssertionError for anything wrong; return what was seen.
+
+    weighed: open units have weights between 0 and 1, which a collapse folds into the network.
+    """
     report = Report()
     net, x = recipe.network(), recipe.image()
     report.producers = sum(
@@ -179,12 +193,14 @@ def check_network(recipe: Recipe, styles: tuple[str, ...] = tuple(STYLES)) -> Re
         if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)
     )
     try:
-        gated = polarprune.attach_gates(net, x)
+        gated = polarprune.attach_gates(net, x, **({"method": "relaxation"} if weighed else {}))
     except Refused as refused:
         report.refused = str(refused)
         return report
     report.units = sum(site.units for site in gated.sites if site.kind == "channel")
     check_open(recipe, net, gated, report)
+    if weighed:
+        give_weights(gated, recipe.seed)
     for place, style in enumerate(styles):
         decisions = decide(gated, style, recipe.seed)
         taken, repairs = set_repaired(gated, decisions, recipe.seed)

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from polarprune.graph.cells import sites_of_cells
 from polarprune.graph.class_groups import ClassGroup, group_classes
+from polarprune.graph.factors import takers_of_factor
 from polarprune.graph.label_pass import label_graph
 from polarprune.graph.labels import Labels, Mix
 from polarprune.graph.operator_tables import NORM_MODULES, TRANSPOSED
@@ -81,6 +83,8 @@ class Analysis:
     refused: list[Refusal]
     uncounted: dict[str, int] = field(default_factory=dict)  # MACs of operators no rule knows
     held: list[ClassGroup] = field(default_factory=list)  # what no gate closes; places after sites
+    # Per block site the channel sites of which one unit has to be open, or it is closed.
+    cells: dict[int, list[int]] = field(default_factory=dict)
 
     @cached_property
     def _unit_of_label(self) -> np.ndarray:
@@ -112,12 +116,18 @@ class Analysis:
 
 
 def analyse(
-    graph_module: fx.GraphModule, input_shape: tuple[int, ...], *, blocks: bool, channels: bool
+    graph_module: fx.GraphModule,
+    input_shape: tuple[int, ...],
+    *,
+    blocks: bool,
+    channels: bool,
+    weighed: bool = False,
 ) -> Analysis:
     """Labels, sites and costs of a normalised graph.
 
     Args:
         input_shape: (1, ...) of one image with its batch axis.
+        weighed: open units keep a weight, which something in a block's branch has to take over.
     """
     example = example_like(graph_module, input_shape)
     values = run_for_values(graph_module, example)
@@ -130,6 +140,8 @@ def analyse(
     refused = [Refusal(where, reason) for where, reason in dict.fromkeys(labels.refused)]
     analysis = Analysis(input_shape, labels, [], [], {}, [], refused)
     additions = _without_shared_norms(graph_module, additions, others)
+    if weighed:
+        additions = _that_take_a_factor(graph_module, additions, others)
     if blocks:
         refused += [Refusal(where, reason) for where, reason in others]
         _add_block_sites(analysis, nodes, additions, totals)
@@ -140,6 +152,8 @@ def analyse(
     _name_uniquely(analysis)
     analysis.costs = [_cost(analysis, mix, *totals[mix.node]) for mix in labels.mixes]
     _price_units(analysis)
+    read = [(mix, analysis.units_at(mix.inputs)[:, 0]) for mix in labels.mixes]
+    analysis.cells = sites_of_cells(graph_module.graph, analysis.additions, read)
     analysis.uncounted = uncounted_macs(graph_module, example, set(totals))
     return analysis
 
@@ -203,6 +217,22 @@ def _without_shared_norms(
             others.append((found.addition, "a branch with a normalisation that others call too"))
         elif found.start not in names:
             others.append((found.addition, "a branch that does not begin at the image's features"))
+        else:
+            kept.append(found)
+    return kept
+
+
+def _that_take_a_factor(
+    graph_module: fx.GraphModule,
+    additions: list[ResidualAddition],
+    others: list[tuple[str, str]],
+) -> list[ResidualAddition]:
+    """Blocks whose weight can be folded into their branch."""
+    nodes = {node.name: node for node in graph_module.graph.nodes}
+    kept = []
+    for found in additions:
+        if takers_of_factor(graph_module, nodes[found.branch]) is None:
+            others.append((found.addition, "a branch into which its weight cannot be folded"))
         else:
             kept.append(found)
     return kept

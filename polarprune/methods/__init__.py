@@ -1,22 +1,55 @@
-"""How gates are driven: one method a file, all behind one small protocol (protocol.py)."""
+"""How gates are driven: one method a file, all behind one small protocol (protocol.py).
+
+A new file in this folder is a new --method of the file's name; so is a class of somebody else's, as
+package.module:Class.
+"""
+
+import importlib
+import pkgutil
+from typing import Any
 
 from polarprune.errors import ConfigError
-from polarprune.methods.consensus import Consensus
+from polarprune.importing import import_named
 from polarprune.methods.protocol import GateOutput, GateRequest, Method, Units
-from polarprune.methods.random import RandomControl
 
-METHODS: dict[str, type[Method]] = {"consensus": Consensus, "random": RandomControl}
+__all__ = ["GateOutput", "GateRequest", "Method", "Units", "build_method", "method_names"]
 
 
-def build_method(name: str) -> Method:
+def method_names() -> list[str]:
+    """Polarprune's own, and those that something else has defined by now."""
+    own = [found.name.replace("_", "-") for found in pkgutil.iter_modules(__path__)]
+    return sorted({*own, *Method.known} - {"protocol"})
+
+
+def build_method(name: str, options: dict[str, Any] | None = None) -> Method:
     """The method of this name.
 
+    Args:
+        name: one of method_names(), or package.module:Class.
+        options: what the method takes beside its name (its `options`); the others must be None.
+
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or it does not take an option, or not this value.
     """
-    if name not in METHODS:
-        raise ConfigError(f"method {name!r} is unknown; choose one of: {', '.join(METHODS)}")
-    return METHODS[name]()
+    kind = _find(name)
+    given = {key: value for key, value in (options or {}).items() if value is not None}
+    for key in given:
+        if key not in kind.options:
+            raise ConfigError(f"--{key} is no option of method {name!r}")
+    return kind(**given)
 
 
-__all__ = ["METHODS", "GateOutput", "GateRequest", "Method", "Units", "build_method"]
+def _find(name: str) -> type[Method]:
+    if ":" in name:
+        found = import_named("method", name)
+        if not (isinstance(found, type) and issubclass(found, Method)):
+            raise ConfigError(f"method {name!r} is no subclass of polarprune.methods.Method")
+        return found
+    if name not in method_names():
+        raise ConfigError(
+            f"method {name!r} is unknown; choose one of: {', '.join(method_names())}, or "
+            "package.module:Class"
+        )
+    if name not in Method.known:
+        importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+    return Method.known[name]

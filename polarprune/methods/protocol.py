@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -53,13 +54,27 @@ class Method(ABC):
     """A way to drive gates.
 
     Attributes:
+        known: every method that has been defined by now.
+        name: what --method takes; a method of polarprune's own has its file's name.
+        options: keywords that its constructor takes, each an option of `train` of that name.
         thresholds: an open probability above one half is an open gate. Then a batch can be decided
             as a whole, by its mean probability; where it is something else, gates are asked for
             their values in every step.
+        watches: gates look at their input; those of a method that does not get (n, 0) features.
+        weighs: an open unit may keep a weight other than 1 when decisions freeze (open_weights).
     """
 
+    known: ClassVar[dict[str, "type[Method]"]] = {}
     name: str
+    options: tuple[str, ...] = ()
     thresholds = True
+    watches = True
+    weighs = False
+
+    def __init_subclass__(cls) -> None:
+        """Every class with a name of its own can be asked for by it."""
+        if "name" in cls.__dict__:
+            Method.known[cls.name] = cls
 
     @abstractmethod
     def make_gates(self, requests: list[GateRequest], parameter_budget: int) -> list[nn.Module]:
@@ -84,3 +99,10 @@ class Method(ABC):
             target: the user's bound on what is kept of it, 0..1.
             progress: of the search, 0 at its start, 1 when decisions freeze.
         """
+
+    def open_weights(self, gate: nn.Module) -> Float[Tensor, " g"]:
+        """What each unit of a gate is multiplied by if it stays open when decisions freeze.
+
+        Above 0; folded into the network when it is collapsed. Only asked of a method that weighs.
+        """
+        raise NotImplementedError

@@ -28,6 +28,7 @@ class RandomControl(Method):
 
     name = "random"
     thresholds = False
+    watches = False
 
     def make_gates(self, requests: list[GateRequest], parameter_budget: int) -> list[nn.Module]:
         """Gates without parameters."""

@@ -1,10 +1,7 @@
 """Networks from outside: torchvision, timm, and factories in the user's own packages."""
 
 import difflib
-import importlib
 import inspect
-import os
-import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,6 +10,7 @@ from torch import nn
 from torchvision.models import segmentation
 
 from polarprune.errors import BackendUnavailable, ConfigError, WeightsError
+from polarprune.importing import import_named
 from polarprune.networks.weights import copy_state
 
 _IMAGENET_INPUT = (3, 224, 224)
@@ -119,20 +117,7 @@ class FactoryZoo:
 
     def __init__(self, module_name: str, factory_name: str) -> None:
         self.name = f"{module_name}:{factory_name}"
-        if os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())  # last, so that it shadows nothing
-        try:
-            module = importlib.import_module(module_name)
-        except Exception as error:  # the user's module runs here and may raise anything
-            raise ConfigError(
-                f"model {self.name!r}: cannot import {module_name!r}: {_one_line(error)}"
-            ) from error
-        factory = getattr(module, factory_name, None)
-        if not callable(factory):
-            raise ConfigError(
-                f"model {self.name!r}: {module_name} has no callable {factory_name!r}"
-            )
-        self._factory: Callable[..., Any] = factory
+        self._factory: Callable[..., Any] = import_named("model", self.name)
 
     def build(self, num_classes: int | None, *, pretrained: bool) -> nn.Module:
         """The network of the factory."""

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_networks import all_open, image, small
-from torch import Tensor
+from torch import Tensor, nn
 
 import polarprune
 from polarprune.decisions import check_reachable, choose_decisions, macs_of
@@ -190,3 +190,57 @@ def test_expected_parameters_are_the_weights_of_what_is_left() -> None:
 def test_a_budget_of_parameters_that_cannot_be_reached_says_what_can(gated: GatedNetwork) -> None:
     with pytest.raises(ConfigError, match=r"--target-params 0.001 cannot be reached: the smallest"):
         check_reachable(gated.analysis, 1, gated.parameters_budget(0.001))
+
+
+def test_a_block_goes_with_the_channels_that_it_cannot_do_without(gated: GatedNetwork) -> None:
+    names = [site.name for site in gated.sites]
+    block, inner = (names.index(n) for n in (gated.sites[0].name, "one"))
+    assert gated.analysis.cells == {block: [inner]}
+    scores = [torch.full((site.units,), 0.9) for site in gated.sites]
+    scores[inner] = torch.full((8,), 0.2)
+    assert not choose_decisions(gated.analysis, scores, 1, None)[names[block]]
+    scores[inner][3] = 0.6
+    assert choose_decisions(gated.analysis, scores, 1, None)[names[block]]
+
+
+# How a branch is made of what reads the inner channels; whether closing them all closes the block.
+CELLS = {
+    "one way": (lambda s, y: s.two(y), True),
+    "two ways that both read them": (lambda s, y: s.two(y) + s.more(y), True),
+    "a way around": (lambda s, y: s.two(y) * torch.sigmoid(s.more(y)), True),
+    "read with others": (lambda s, y: s.wide(torch.cat([y, s.side(y)], 1)), False),
+}
+
+
+@pytest.mark.parametrize("case", CELLS)
+def test_which_channels_a_branch_cannot_do_without(case: str) -> None:
+    make, alone = CELLS[case]
+
+    def compute(s, x: Tensor) -> Tensor:
+        x = F.relu(s.stem(x))
+        return s.head(F.relu(x + make(s, F.relu(s.one(x)))))
+
+    found = polarprune.attach_gates(
+        small(
+            compute,
+            more=nn.Conv2d(8, 8, 1), side=nn.Conv2d(8, 8, 1), wide=nn.Conv2d(16, 8, 1),
+        ),
+        image(),
+    )  # fmt: skip
+    names = [site.name for site in found.sites]
+    (block,) = found.analysis.additions.keys() & set(found.analysis.cells) or (None,)
+    assert (block is not None and names.index("one") in found.analysis.cells[block]) == alone
+
+
+def test_channels_beside_another_way_are_not_what_a_branch_needs() -> None:
+    def compute(s, x: Tensor) -> Tensor:
+        x = F.relu(s.stem(x))
+        excited = s.one(x) * torch.sigmoid(s.more(F.relu(s.side(x))))
+        return s.head(F.relu(x + s.two(excited)))
+
+    found = polarprune.attach_gates(
+        small(compute, more=nn.Conv2d(8, 8, 1), side=nn.Conv2d(8, 8, 1)), image()
+    )
+    names = [site.name for site in found.sites]
+    [inside] = found.analysis.cells.values()
+    assert names.index("side") not in inside

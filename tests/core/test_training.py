@@ -1,11 +1,11 @@
 """`train` on real digits: the run folder, resuming, and what it refuses."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from digit_runs import EPOCHS, Killed, config, kill_in_epoch
 from torch import nn
 
 import polarprune
@@ -23,27 +23,6 @@ from polarprune.evaluation import evaluate
 from polarprune.run_folder import RunFolder
 from polarprune.train_config import TrainConfig
 from polarprune.training import train
-
-EPOCHS = 5  # search from step 5, settle at step 22 of 55: inside epoch 2
-
-
-def config(out: Path, **changes: object) -> TrainConfig:
-    base = TrainConfig(
-        model="resnet20", data="digits", out=out, image_size=8, epochs=EPOCHS, batch_size=128
-    )
-    return replace(base, **changes)
-
-
-class Killed(Exception):
-    """Stands for a power cut."""
-
-
-def kill_in_epoch(number: int):
-    def progress(text: str, step: int, steps: int, figures: dict[str, float]) -> None:
-        if text.startswith(f"epoch {number}/"):
-            raise Killed
-
-    return progress
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,13 @@ def test_any_cut_of_any_network_is_exact(recipe: Recipe, style: str) -> None:
     check_network(recipe, (style,))
 
 
+@pytest.mark.parametrize("style", ["half", "anything"])
+@given(recipe=recipes())
+@settings(max_examples=10)
+def test_weights_of_open_units_are_folded_exactly(recipe: Recipe, style: str) -> None:
+    check_network(recipe, (style,), weighed=True)
+
+
 # Each was found by the run over seeds, and shrunk.
 FOUND = {
     "the parts of a split start a block": Recipe([("parts", {"use": "sum"})]),

@@ -1,0 +1,186 @@
+"""Continuous relaxation: its losses against plain loops, and what it does in one pass."""
+
+import copy
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from digit_runs import Killed, config, kill_in_epoch
+from small_loops import batch
+from small_networks import image, small
+from torch import Tensor
+from torch.nn import functional as F
+
+import polarprune
+from polarprune.errors import ConfigError
+from polarprune.gates import GatedNetwork
+from polarprune.methods import Units, build_method
+from polarprune.methods.relaxation import RelaxedGate, cubic_ramp, fence_sitter_loss
+from polarprune.onepass import OnePass, Phases
+from polarprune.run_folder import RunFolder
+from polarprune.training import train
+
+
+def _block(s, x: Tensor) -> Tensor:
+    x = F.relu(s.stem(x))
+    return s.head(F.relu(x + s.two(F.relu(s.one(x)))))
+
+
+def test_the_fence_sitter_loss_is_the_formula_of_the_authors_code() -> None:
+    s = [-2.0, -0.5, 0.0, 0.3, 1.7]
+    w = torch.tensor([1 / (1 + math.exp(-5 * each)) for each in s])
+    bumps = [math.exp(-((each / 2) ** 2)) for each in s]
+    expected = math.sqrt(sum(b * b for b in bumps)) / math.sqrt(len(s))
+    assert float(fence_sitter_loss(w)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_its_gradient_drives_weights_away_from_the_middle() -> None:
+    w = torch.tensor([0.2, 0.8], requires_grad=True)
+    fence_sitter_loss(w).backward()
+    assert w.grad is not None
+    assert float(w.grad[0]) > 0 > float(w.grad[1])
+
+
+def test_the_ramp_is_a_cubic_between_its_ends() -> None:
+    found = [cubic_ramp(p, 0.4, 0.8) for p in (0.0, 0.4, 0.6, 0.8, 1.0)]
+    assert found == pytest.approx([0, 0, 0.125, 1, 1])
+
+
+@pytest.mark.parametrize(("ratio", "sign"), [(0.7, 1), (0.3, -1)])
+def test_the_structure_loss_pulls_from_both_sides(ratio: float, sign: int) -> None:
+    cost = torch.tensor(ratio, requires_grad=True)
+    units = Units(*(torch.full((3,), value) for value in (0.9, 0.9, 1 / 3)))
+    build_method("relaxation").loss(units, cost, 0.5, 1.0).backward()
+    assert cost.grad is not None
+    assert math.copysign(1, float(cost.grad)) == sign
+
+
+def test_a_weight_below_the_threshold_is_0_and_keeps_its_gradient() -> None:
+    gate = RelaxedGate(3)
+    with torch.no_grad():
+        gate.s.copy_(torch.tensor([-1.0, -0.5, 1.0]))
+    output = gate(torch.zeros(2, 0))
+    w = torch.sigmoid(5 * gate.s.detach())
+    assert output.values.tolist() == [[0.0, float(w[1]), float(w[2])]]
+    assert torch.equal(output.probability, w)
+    output.values.sum().backward()
+    torch.testing.assert_close(gate.s.grad, 5 * w * (1 - w))
+
+
+def test_the_expected_cost_is_the_relaxed_one() -> None:
+    gated = polarprune.attach_gates(small(_block), image(), method="relaxation", blocks=False)
+    gated.search()
+    with torch.no_grad():
+        for gate in gated.gate_modules():
+            gate.gate.s.uniform_(-0.3, 1.0)
+    gated.train()(image())
+    w = {site.name: v for site, v in zip(gated.sites, gated.open_weights(), strict=True)}
+    stream, inner, last = (w[name].sum() for name in ("stem", "one", "last"))
+    # 8 x 8 pixels and 3 x 3 kernels; a convolution costs the sum of what it reads times the sum
+    # of what it writes (paper B).
+    each = 64 * 9
+    expected = each * (3 * stream + stream * inner + inner * stream + stream * last) + 4 * last
+    dense = each * (3 * 8 + 8 * 8 + 8 * 8 + 8 * 6) + 4 * 6
+    torch.testing.assert_close(gated.expected_macs_ratio(), expected / dense)
+
+
+def _pass(ejector: str, steps: int = 40, **phases: object) -> tuple[OnePass, GatedNetwork]:
+    torch.manual_seed(0)
+    gated = polarprune.attach_gates(
+        polarprune.build_network("resnet20").train(), torch.zeros(2, 3, 8, 8),
+        method="relaxation", method_options={"ejector": ejector},
+    )  # fmt: skip
+    optimizer = torch.optim.SGD(gated.parameters(), lr=0.05, momentum=0.9)
+    one = OnePass(
+        gated, optimizer, target=0.5, total_steps=steps,
+        phases=Phases(**{"search": 0.1, "settle": 0.8, **phases}),
+    )  # fmt: skip
+    for step in range(steps):
+        images, labels = batch(step)
+        loss = F.cross_entropy(one.network(images), labels) + one.loss()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        one.step()
+    return one, gated
+
+
+@pytest.mark.parametrize("ejector", ["gaussian", "annealed"])
+def test_one_pass_is_at_its_target_and_what_stays_has_weights_of_its_own(ejector: str) -> None:
+    one, gated = _pass(ejector)
+    assert 0.9 * one.budget.bound < one.macs_now <= one.budget.bound
+    kept = torch.cat([
+        w[gate.frozen]
+        for w, gate in zip(gated.open_weights(), gated.site_gates(), strict=True)
+    ])  # fmt: skip
+    assert bool((kept > 0).all())
+    assert bool((kept <= 1).all())
+    assert len(kept.unique()) > (10 if ejector == "gaussian" else 1), "nothing was learned"
+    [cut] = one.cuts
+    assert cut.max_rel_error < 1e-9
+    steepness = {float(gate.gate.steepness) for gate in gated.gate_modules()}
+    assert steepness == ({5.0} if ejector == "gaussian" else {30.0})
+
+
+def test_units_below_the_threshold_are_cut_while_training_goes_on() -> None:
+    one, _ = _pass("annealed", steps=120, settle=0.95, cuts=(0.8, 0.9))
+    assert len(one.cuts) > 1
+    assert all(cut.max_rel_error < 1e-9 for cut in one.cuts)
+    assert one.macs_now <= one.budget.bound
+
+
+def test_an_average_is_folded_with_its_own_weights() -> None:
+    torch.manual_seed(0)
+    gated = polarprune.attach_gates(
+        polarprune.build_network("resnet20").train(), torch.zeros(2, 3, 8, 8), method="relaxation"
+    )
+    ema = torch.optim.swa_utils.AveragedModel(gated)
+    optimizer = torch.optim.SGD(gated.parameters(), lr=0.05)
+    one = OnePass(
+        gated, optimizer, target=0.6, total_steps=12, ema=ema, phases=Phases(search=0.1, settle=0.9)
+    )
+    for step in range(10):
+        images, labels = batch(step)
+        (F.cross_entropy(one.network(images), labels) + one.loss()).backward()
+        optimizer.step()
+        ema.update_parameters(one.network)
+        if step == 9:
+            frozen = copy.deepcopy(ema.module)
+        one.step()
+    one.finish()
+    frozen.set_decisions(gated.decisions())
+    images, _ = batch(99)
+    expected, got = frozen.double().eval()(images.double()), ema.module.double().eval()
+    torch.testing.assert_close(got(images.double()), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    out = tmp_path_factory.mktemp("relaxed") / "run"
+    train(config(out, method="relaxation", ejector="annealed"))
+    return RunFolder(out)
+
+
+def test_a_run_is_at_or_under_its_target(finished: RunFolder) -> None:
+    assert 0.48 < finished.result["macs_ratio"] <= 0.5
+    assert finished.result["agreement"] == 1.0
+    assert finished.config["ejector"] == "annealed"
+
+
+@pytest.mark.parametrize("epoch", [2, 3], ids=["searching", "around the cut"])
+def test_a_killed_run_resumes_bit_for_bit(finished: RunFolder, tmp_path: Path, epoch: int) -> None:
+    out = tmp_path / "run"
+    settings = config(out, method="relaxation", ejector="annealed")
+    with pytest.raises(Killed):
+        train(settings, kill_in_epoch(epoch))
+    train(config(out, method="relaxation", ejector="annealed", resume=True))
+    expected = finished.pruned_network().state_dict()
+    got = RunFolder(out).pruned_network().state_dict()
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_an_unknown_ejector_is_named() -> None:
+    with pytest.raises(ConfigError, match="--ejector must be gaussian or annealed, got 'none'"):
+        build_method("relaxation", {"ejector": "none"})
