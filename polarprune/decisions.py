@@ -2,6 +2,7 @@
 
 import bisect
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,8 +22,11 @@ _CLOSE = 0.002
 def choose_decisions(
     analysis: Analysis, scores: list[Tensor], align: int, budget: Budget | None
 ) -> dict[str, Tensor]:
-    """Open what scores above a threshold; the likeliest unit of a channel site always stays.
+    """Open what scores above a threshold, and the likeliest unit where something needs one.
 
+    So a channel site of which every reader reads others too may be closed whole, and what wrote it
+    goes (a level of a U-Net, a layer of a DenseNet). Which sets of sites need an open unit is
+    `analysis.feeding`; find_starved says whether it misses one.
     A block is as likely as the likeliest channel that it cannot do without (graph/cells.py): where
     all of them are closed, it is. With a budget the threshold is the lowest that meets it. Blocks
     are large steps, and units with equal scores one large step too: what they leave free is given
@@ -45,9 +49,12 @@ def choose_decisions(
         opened = _open_above(analysis, scores, align, threshold, threshold)
         return budget.cost(opened) <= budget.bound
 
-    if not fits(thresholds[-1]):
+    if fits(thresholds[-1]):
+        opened = _open_above(analysis, scores, align, *[_lowest(thresholds, fits)] * 2)
+    else:  # of what has to be fed, the likeliest are not always the cheapest
         check_reachable(analysis, align, budget)
-    opened = _open_above(analysis, scores, align, *[_lowest(thresholds, fits)] * 2)
+        cheapest = [score.clamp(max=0.0) for score in scores]
+        opened = _open_above(analysis, cheapest, align, 1.0, 1.0)
     _reopen_blocks(analysis, scores, opened, budget)
     _reopen_channels(analysis, scores, opened, align, budget)
     return _named(analysis, opened)
@@ -124,14 +131,19 @@ def _lowest(rising: list[float], holds: Callable[[float], bool]) -> float:
     return rising[bisect.bisect_left(rising, True, key=holds)]
 
 
+def smallest_decisions(analysis: Analysis, align: int) -> dict[str, Tensor]:
+    """As little open as a whole network needs."""
+    scores = [torch.zeros(site.units) for site in analysis.sites]
+    return _named(analysis, _open_above(analysis, scores, align, 1.0, 1.0))
+
+
 def check_reachable(analysis: Analysis, align: int, budget: Budget) -> None:
     """Refuse a budget that no decisions meet.
 
     Raises:
         ConfigError: what the smallest network keeps is said.
     """
-    scores = [torch.zeros(site.units) for site in analysis.sites]
-    least = budget.cost(_open_above(analysis, scores, align, 1.0, 1.0))
+    least = budget.cost(list(smallest_decisions(analysis, align).values()))
     if least > budget.bound:
         raise ConfigError(
             f"{OPTIONS[budget.quantity]} {budget.share:g} cannot be reached: the smallest network "
@@ -149,19 +161,30 @@ def macs_of(circuit: CostCircuit, decisions: list[Tensor]) -> int:
 def _open_above(
     analysis: Analysis, scores: list[Tensor], align: int, blocks: float, channels: float
 ) -> list[Tensor]:
-    """Per site what scores above the threshold of its kind, aligned and never empty."""
+    """Per site what scores above the threshold of its kind, aligned; every reader has an input."""
     opened = []
     for site, score in zip(analysis.sites, scores, strict=True):
         above = score > (blocks if site.kind == "block" else channels)
         if site.kind == "channel":
-            count = max(1, int(above.sum()))
-            count = min(int((score > _GONE).sum()), -(-count // align) * align)
-            # A stable order, so that equal scores give equal decisions on every machine.
-            likeliest = torch.argsort(score, descending=True, stable=True)[:count]
-            above = torch.zeros_like(above)
-            above[likeliest] = True
+            above = _likeliest(score, int(above.sum()), align)
         opened.append(above)
+    for sites in analysis.feeding:
+        if not any(bool(opened[site].any()) for site in sites):
+            best = max(
+                sorted(sites),
+                key=lambda site: (float(scores[site].max()), -analysis.sites[site].unit_macs),
+            )
+            opened[best] = _likeliest(scores[best], 1, align)
     return opened
+
+
+def _likeliest(score: Tensor, count: int, align: int) -> Tensor:
+    """The units with the highest scores, so many of them rounded up to the alignment."""
+    count = min(int((score > _GONE).sum()), -(-count // align) * align)
+    found = torch.zeros(len(score), dtype=torch.bool)
+    # A stable order, so that equal scores give equal decisions on every machine.
+    found[torch.argsort(score, descending=True, stable=True)[:count]] = True
+    return found
 
 
 def _named(analysis: Analysis, opened: list[Tensor]) -> dict[str, Tensor]:
@@ -176,10 +199,10 @@ def check_decisions(
     Raises:
         ValueError: an unknown site, a wrong shape, or a live operator without an input channel.
     """
-    names = [site.name for site in analysis.sites]
+    known = [site.name for site in analysis.sites]
     for name in decisions:
-        if name not in names:
-            raise ValueError(f"there is no gate site {name!r}; the sites are {', '.join(names)}")
+        if name not in known:
+            raise ValueError(f"there is no gate site {name!r}; the sites are {', '.join(known)}")
     complete: dict[str, Tensor] = {}
     for site in analysis.sites:
         given = torch.as_tensor(decisions.get(site.name, torch.ones(site.units))).detach().cpu()
@@ -189,19 +212,33 @@ def check_decisions(
                 f"{tuple(given.shape)}"
             )
         complete[site.name] = given.bool()
-    _refuse_starved(analysis, circuit, graph, complete)
+    starved = find_starved(analysis, circuit, graph, complete)
+    if starved is not None:
+        names = ", ".join(repr(analysis.sites[site].name) for site in sorted(starved.sites))
+        raise ValueError(
+            f"these decisions leave {starved.where} without an input channel: every unit of site "
+            f"{names} that it reads is closed; keep one open, or close the block instead"
+        )
     return complete
 
 
-def _refuse_starved(
+@dataclass(frozen=True)
+class Starved:
+    """Something live that would read nothing, and the sites of what it reads."""
+
+    where: str
+    sites: frozenset[int]
+
+
+def find_starved(
     analysis: Analysis, circuit: CostCircuit, graph: fx.Graph, decisions: dict[str, Tensor]
-) -> None:
-    """Raise where something live would read nothing: its output would be a constant."""
+) -> Starved | None:
+    """The first that these decisions leave without an input: its output would be a constant."""
     values = [decisions[site.name].double() for site in analysis.sites]
     cost = circuit.evaluate(values)
     for mix_cost, live, opened in zip(analysis.costs, cost.live, cost.open_inputs, strict=True):
         if as_float(live) > 0 and as_float(opened) == 0:
-            _raise_starved(analysis, list(mix_cost.reads), mix_cost.mix.layer)
+            return Starved(mix_cost.mix.layer, frozenset(mix_cost.reads))
     labels = analysis.labels
     shut = np.zeros(labels.count, dtype=bool)
     for site, roots in zip(analysis.sites, analysis.classes, strict=True):
@@ -218,7 +255,7 @@ def _refuse_starved(
 
     empty = {name for name in labels.tensors if is_empty(name)}
     if not empty:
-        return
+        return None
     live_nodes = circuit.live_nodes(values)
     for node in graph.nodes:
         unlabelled = node.name not in labels.tensors
@@ -228,12 +265,5 @@ def _refuse_starved(
             starved = source.name in empty and source.name in live_nodes
             if starved and operator_name(node) not in ("cat", "concat"):
                 sites = analysis.units_at(labels.tensors[source.name].ids)[:, 0]
-                _raise_starved(analysis, [s for s in sites.tolist() if s >= 0], node.name)
-
-
-def _raise_starved(analysis: Analysis, sites: list[int], where: str) -> None:
-    names = ", ".join(repr(analysis.sites[site].name) for site in sorted(set(sites)))
-    raise ValueError(
-        f"these decisions leave {where} without an input channel: every unit of site {names} that "
-        "it reads is closed; keep one open, or close the block instead"
-    )
+                return Starved(node.name, frozenset(sites[sites >= 0].tolist()))
+    return None

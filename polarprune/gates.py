@@ -1,7 +1,7 @@
 """A network with gates: where training, decisions and collapse meet."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -11,7 +11,14 @@ from torch import Tensor, fx, nn
 
 from polarprune.budget import Budget
 from polarprune.collecting import paused_collection
-from polarprune.decisions import check_decisions, choose_decisions, macs_of
+from polarprune.decisions import (
+    check_decisions,
+    check_reachable,
+    choose_decisions,
+    find_starved,
+    macs_of,
+    smallest_decisions,
+)
 from polarprune.errors import TrainingError
 from polarprune.gate_insertion import base_placement, channel_axis, insert_gates, plan_gates
 from polarprune.gating import GateState, PooledFeatures, SiteGate, SourceGate
@@ -276,7 +283,26 @@ class GatedNetwork(nn.Module):
                 for site, gate in zip(self.sites, gates, strict=True)
             }
         scores = [gate.running.detach().cpu().masked_fill(gate.gone.cpu(), -1) for gate in gates]
-        return choose_decisions(self.analysis, scores, self.align, budget)
+        return self._fed(lambda: choose_decisions(self.analysis, scores, self.align, budget))
+
+    def check_reachable(self, budget: Budget) -> None:
+        """Refuse a budget that no decisions meet.
+
+        Raises:
+            ConfigError: what the smallest network keeps is said.
+        """
+        self._fed(lambda: smallest_decisions(self.analysis, self.align))
+        check_reachable(self.analysis, self.align, budget)
+
+    def _fed(self, choose: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Choose until nothing starves; what was found to need an open unit is remembered."""
+        while True:
+            chosen = choose()
+            starved = find_starved(self.analysis, self.circuit, self._plain_graph, chosen)
+            if starved is None:
+                return chosen
+            assert starved.sites not in self.analysis.feeding
+            self.analysis.feeding.append(starved.sites)
 
     def narrow(self, decisions: dict[str, Tensor], images: Tensor | None = None) -> Cut:
         """Cut closed units out of the network for good; the other gates stay, and go on.

@@ -21,7 +21,7 @@ from polarprune.certificates import Certificate, certify
 from polarprune.collapsing import META, Description, blocks_removed, collapse_with_origins
 from polarprune.cut_records import CutRecord, agreement_of, mean_over_units
 from polarprune.cutting import ClosedFor, CutRule, choose_cut, left_of
-from polarprune.decisions import check_reachable, macs_of
+from polarprune.decisions import macs_of
 from polarprune.errors import ConfigError, Refused
 from polarprune.gate_training import GateTrainer
 from polarprune.gates import GatedNetwork
@@ -100,7 +100,7 @@ class OnePass:
         check_sliceable(self._optimizers)
         check_held_out(held_out)
         self.budget = _budget(gated, target, target_params)
-        check_reachable(gated.analysis, gated.align, self.budget)
+        gated.check_reachable(self.budget)
         self.phases = phases or Phases()
         self.total_steps = total_steps
         self.network: nn.Module = gated

@@ -7,33 +7,26 @@ cell in the same way.)
 
 from collections import defaultdict
 
-import numpy as np
 from torch import fx
 
-from polarprune.graph.labels import Mix
 from polarprune.graph.residual import ResidualAddition
 
 
 def sites_of_cells(
-    graph: fx.Graph,
-    additions: dict[int, ResidualAddition],
-    mixes: list[tuple[Mix, np.ndarray]],
+    graph: fx.Graph, additions: dict[int, ResidualAddition], reads: dict[str, frozenset[int]]
 ) -> dict[int, list[int]]:
     """Per block site the channel sites without which nothing comes through its branch.
 
     Args:
-        mixes: every mixing operator with the site of each channel that it reads, -1 for none.
+        reads: per mixing node the sites that it reads, -1 for what belongs to none.
     """
     readers: dict[int, set[str]] = defaultdict(set)
     needs: dict[int, set[str]] = defaultdict(set)  # those that read nothing else
-    for mix, sites in mixes:
-        if mix.depthwise:
-            continue
-        found = np.unique(sites).tolist()
-        for site in found:
-            readers[site].add(mix.node)
-        if len(found) == 1:
-            needs[found[0]].add(mix.node)
+    for node, sites in reads.items():
+        for site in sites:
+            readers[site].add(node)
+        if len(sites) == 1:
+            needs[next(iter(sites))].add(node)
     nodes = {node.name: node for node in graph.nodes}
     cells: dict[int, list[int]] = {}
     for block, addition in additions.items():

@@ -85,6 +85,8 @@ class Analysis:
     held: list[ClassGroup] = field(default_factory=list)  # what no gate closes; places after sites
     # Per block site the channel sites of which one unit has to be open, or it is closed.
     cells: dict[int, list[int]] = field(default_factory=dict)
+    # Channel sites of which something reads no others: one unit of each set has to be open.
+    feeding: list[frozenset[int]] = field(default_factory=list)
 
     @cached_property
     def _unit_of_label(self) -> np.ndarray:
@@ -152,8 +154,13 @@ def analyse(
     _name_uniquely(analysis)
     analysis.costs = [_cost(analysis, mix, *totals[mix.node]) for mix in labels.mixes]
     _price_units(analysis)
-    read = [(mix, analysis.units_at(mix.inputs)[:, 0]) for mix in labels.mixes]
-    analysis.cells = sites_of_cells(graph_module.graph, analysis.additions, read)
+    reads = {
+        mix.node: frozenset(analysis.units_at(mix.inputs)[:, 0].tolist())
+        for mix in labels.mixes
+        if not mix.depthwise
+    }
+    analysis.cells = sites_of_cells(graph_module.graph, analysis.additions, reads)
+    analysis.feeding = [sites for sites in dict.fromkeys(reads.values()) if -1 not in sites]
     analysis.uncounted = uncounted_macs(graph_module, example, set(totals))
     return analysis
 

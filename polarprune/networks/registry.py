@@ -1,6 +1,6 @@
 """From a `--model` name to a network.
 
-Names: `resnet20`, ... (ours), `torchvision:NAME`, `timm:NAME`, `package.module:factory`.
+Names: `resnet20`, `unet`, ... (ours), `torchvision:NAME`, `timm:NAME`, `package.module:factory`.
 Nothing is downloaded unless the weights are named `pretrained`.
 """
 
@@ -15,11 +15,14 @@ from torch import nn
 from polarprune.errors import ConfigError
 from polarprune.networks.cifar_resnet import build_cifar_resnet
 from polarprune.networks.cifar_vgg import CifarVgg
+from polarprune.networks.unet import unet_of_name
 from polarprune.networks.weights import PRETRAINED, load_weights
 from polarprune.networks.zoos import FactoryZoo, TimmZoo, TorchvisionZoo
 
 _CIFAR_INPUT = (3, 32, 32)
 _CIFAR_CLASSES = 10
+_UNET_INPUT = (3, 256, 256)
+_UNET_CLASSES = 2
 _OURS: dict[str, Callable[[int], nn.Module]] = {
     **{f"resnet{depth}": partial(build_cifar_resnet, depth) for depth in (20, 32, 44, 56, 110)},
     "vgg16_bn": CifarVgg,
@@ -35,30 +38,36 @@ class _Zoo(Protocol):
 
 
 class _OwnZoo:
-    """The CIFAR networks of this package."""
+    """The networks of this package."""
 
     def __init__(self, name: str) -> None:
-        if name not in _OURS:
-            close = difflib.get_close_matches(name, _OURS, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"ours are {', '.join(_OURS)};"
+        unet = unet_of_name(name)
+        if unet is None and name not in _OURS:
+            names = [*_OURS, "unet"]
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"ours are {', '.join(names)};"
             raise ConfigError(
                 f"unknown model {name!r}; {hint} others are written "
                 "torchvision:NAME, timm:NAME or package.module:factory"
             )
         self.name = name
+        self._build = unet or _OURS[name]
+        self._size, self._classes = (
+            (_UNET_INPUT, _UNET_CLASSES) if unet else (_CIFAR_INPUT, _CIFAR_CLASSES)
+        )
 
     def build(self, num_classes: int | None, *, pretrained: bool) -> nn.Module:
         if pretrained:
             raise ConfigError(
                 f"{self.name} has no pretrained weights to download; give a weights file"
             )
-        return _OURS[self.name](_CIFAR_CLASSES if num_classes is None else num_classes)
+        return self._build(self._classes if num_classes is None else num_classes)
 
     def input_size(self) -> tuple[int, int, int]:
-        return _CIFAR_INPUT
+        return self._size
 
     def default_classes(self) -> int:
-        return _CIFAR_CLASSES
+        return self._classes
 
 
 def build_network(

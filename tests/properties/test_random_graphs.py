@@ -10,12 +10,13 @@ import pytest
 import random_graph_checks
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from random_graph_checks import STYLES, check_network
 from random_graphs import Recipe, recipes
 from torch import Tensor, fx, nn
 
 import polarprune
-from polarprune.errors import Refused
+from polarprune.errors import ConfigError, Refused
 from polarprune.gates import GatedNetwork
 from polarprune.gating import BlockGate, ChannelGates
 
@@ -38,6 +39,31 @@ def test_any_cut_of_any_network_is_exact(recipe: Recipe, style: str) -> None:
 @settings(max_examples=10)
 def test_weights_of_open_units_are_folded_exactly(recipe: Recipe, style: str) -> None:
     check_network(recipe, (style,), weighed=True)
+
+
+@given(recipe=recipes(), target=st.sampled_from([None, 0.9, 0.6, 0.3]), spread=st.integers(0, 99))
+@settings(max_examples=25)
+def test_decisions_within_a_budget_leave_a_whole_network(
+    recipe: Recipe, target: float | None, spread: int
+) -> None:
+    try:
+        gated = polarprune.attach_gates(recipe.network(), recipe.image(), method="random")
+    except Refused:
+        return
+    generator = torch.Generator().manual_seed(spread)
+    for gate in gated.site_gates():  # some sites all low, some all high
+        height = torch.rand(1, generator=generator)
+        gate.running.copy_(height * torch.rand(len(gate.running), generator=generator))
+    gated.search()
+    try:
+        gated.set_decisions(gated.decisions(target))
+    except ConfigError:
+        with pytest.raises(ConfigError, match="cannot be reached"):
+            gated.check_reachable(gated.macs_budget(target or 1.0))
+        return
+    small = polarprune.collapse(gated)
+    macs = polarprune.count_macs(small, recipe.image())
+    assert macs <= (1.0 if target is None else target) * gated.circuit.dense_macs
 
 
 # Each was found by the run over seeds, and shrunk.
