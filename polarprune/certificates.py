@@ -13,6 +13,7 @@ from polarprune.errors import ParityError
 from polarprune.gates import GatedNetwork
 from polarprune.graph.comparing import forward_float64, relative_error
 from polarprune.graph.operators import layer_type
+from polarprune.tasks.protocol import scores_of
 
 # In float64 a cut only changes the order of summation: about 1e-15 a layer.
 CUT_RTOL = 1e-9
@@ -26,7 +27,8 @@ class Certificate:
         inputs: "random" or "real".
         n: how many inputs.
         max_rel_error: largest absolute difference over the largest magnitude, over both modes.
-        top1_agreement: share of inputs with the same highest class; None where that has no meaning.
+        top1_agreement: share of inputs, or of their pixels, with the same highest class; None where
+            that has no meaning.
     """
 
     stage: str
@@ -135,10 +137,11 @@ def _materialise(net: nn.Module) -> None:
 
 
 def top1_agreement(expected: Any, got: Any) -> float | None:
-    """Share of rows with the same highest class, for one output of shape (n, classes)."""
-    if not (isinstance(expected, Tensor) and isinstance(got, Tensor) and expected.dim() == 2):
+    """Share of images, or of pixels, with the same highest class; classes lie along axis 1."""
+    left, right = scores_of(expected), scores_of(got)
+    if not (isinstance(left, Tensor) and isinstance(right, Tensor) and left.dim() >= 2):
         return None
-    return float((expected.argmax(1) == got.argmax(1)).double().mean())
+    return float((left.argmax(1) == right.argmax(1)).double().mean())
 
 
 def _absolute_error(expected: Any, got: Any) -> float:

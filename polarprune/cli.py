@@ -15,6 +15,7 @@ import typer
 import polarprune
 from polarprune.cli_errors import OneLineErrors
 from polarprune.errors import ConfigError, PolarpruneError
+from polarprune.figure_words import cut_figures, sentence, task_figures
 from polarprune.terminal import Terminal, progress_on
 
 app = typer.Typer(
@@ -46,13 +47,15 @@ ImageSize = Annotated[
 Model = Annotated[
     str,
     typer.Option(
-        help="resnet20/32/44/56/110, vgg16_bn, torchvision:NAME, timm:NAME or package:factory."
+        help="resnet20/32/44/56/110, vgg16_bn, unet, torchvision:NAME, timm:NAME or "
+        "package:factory."
     ),
 ]
 Data = Annotated[
     str,
     typer.Option(
-        help="digits, cifar10, cifar100, or a folder with train/<class>/* and test/<class>/*."
+        help="digits, cifar10, cifar100, or a folder: train/<class>/* and test/<class>/*, or, for "
+        "segmentation, image/* and label/*."
     ),
 ]
 Weights = Annotated[
@@ -93,6 +96,7 @@ def train(
         float | None,
         typer.Option(help="The same of parameters, in place of --target.", show_default="none"),
     ] = None,
+    task: Annotated[str, typer.Option(help="classification or segmentation.")] = "classification",
     method: Annotated[
         str,
         typer.Option(help="How gates decide: consensus, relaxation, random or package:Class."),
@@ -138,6 +142,13 @@ def train(
         float, typer.Option(help="Mass spread over all classes, 0..1.")
     ] = 0.05,
     image_size: ImageSize = None,
+    crop_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Side of the squares that segmentation trains on, pixels.",
+            show_default="--image-size",
+        ),
+    ] = None,
     num_classes: Classes = None,
     precision: Annotated[
         str, typer.Option(help="auto, fp32 or bf16 (autocast); auto takes bf16 where it is fast.")
@@ -159,11 +170,11 @@ def train(
 
     config = TrainConfig(
         model=model, data=data, out=out, target=target, target_params=target_params,
-        method=method, ejector=ejector, granularity=granularity,
+        task=task, method=method, ejector=ejector, granularity=granularity,
         align=align, epochs=epochs, weights=None if weights is None else Path(weights),
         teacher=teacher, compile=compile, seed=seed,
         resume=resume, checkpoint_every=checkpoint_every, batch_size=batch_size, lr=lr,
-        schedule=schedule, momentum=momentum,
+        schedule=schedule, momentum=momentum, crop_size=crop_size,
         weight_decay=weight_decay, label_smoothing=label_smoothing, image_size=image_size,
         num_classes=num_classes, precision=precision, device=device, workers=workers,
     )  # fmt: skip
@@ -173,11 +184,11 @@ def train(
     if rank_of_environment():
         return  # one voice is enough
     terminal.show(
-        f"Top-1 {100 * result.top1:.2f} % on the test split, {result.seconds:.0f} s.",
+        f"{sentence(task_figures(result.figures))} on the test split, {result.seconds:.0f} s.",
         f"MACs {result.macs:,} of {result.dense_macs:,} ({100 * result.macs_ratio:.1f} %), "
         f"parameters {result.params:,} of {result.dense_params:,}, "
         f"residual blocks removed: {result.blocks_removed}.",
-        f"Agreement of the gates {100 * result.agreement:.2f} %, "
+        f"{sentence(cut_figures(result.figures))}, "
         f"training MACs {100 * result.train_macs_ratio:.1f} % of dense training.",
         f"Run folder {result.run}; look at it with: polarprune inspect {result.run}",
     )
@@ -243,7 +254,7 @@ def export(
         float | None,
         typer.Option(
             metavar="POINTS",
-            help="Refuse to lose more top-1 than this, 0..100.",
+            help="Refuse to lose more top-1 (or mIoU) than this, 0..100.",
             show_default="no bound",
         ),
     ] = None,
@@ -270,8 +281,8 @@ def export(
         f"largest error against torch in float64 {answer['max_abs_error']:.1e}.",
         f"Runs on: {answer['runs_on']}",
     )
-    if answer["top1"] is not None:
-        terminal.show(f"Top-1 of the ONNX file {100 * answer['top1']:.2f} %.")
+    if task_figures(answer):
+        terminal.show(f"Of the ONNX file: {task_figures(answer)}.")
     terminal.result(answer)
 
 

@@ -1,13 +1,15 @@
 """What is remembered of each cut: one line of cuts.jsonl."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from polarprune.gates import GatedNetwork
+from polarprune.graph.comparing import in_mode
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class CutRecord:
         max_rel_error: of the check, float64, evaluation and training mode.
         metric_before / metric_after: what `measure` said of the network with its gates deciding
             and of the cut one.
+        output_agreement: share of held-out images, or of their pixels, that both give one class;
+            None where that has no meaning.
     """
 
     step: int
@@ -35,10 +39,37 @@ class CutRecord:
     certificate: dict[str, Any]
     metric_before: float | None
     metric_after: float | None
+    output_agreement: float | None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen of a network before or after a cut.
+
+    Attributes:
+        metric: what the caller's `measure` said.
+        outputs: on the held-out images.
+    """
+
+    metric: float | None
+    outputs: Any
+
+
+@torch.no_grad()
+def look_at(
+    net: nn.Module, images: Tensor | None, measure: Callable[[nn.Module], float] | None
+) -> Look:
+    """Look at a network in evaluation mode; each layer's mode is as before."""
+    if images is None:
+        return Look(None if measure is None else measure(net), None)
+    watched = copy.deepcopy(net) if isinstance(net, GatedNetwork) else net
+    with in_mode(watched, training=False):
+        outputs = watched(images)
+    return Look(None if measure is None else measure(net), outputs)
 
 
 def agreement_of(

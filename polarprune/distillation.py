@@ -11,6 +11,7 @@ from polarprune.datasets import Dataset
 from polarprune.errors import ConfigError
 from polarprune.graph.cost import count_macs
 from polarprune.run_folder import RunFolder
+from polarprune.tasks.protocol import scores_of
 
 # The usual values for CIFAR-size networks; not tuned here.
 _TEMPERATURE = 4.0
@@ -46,17 +47,18 @@ class Teacher:
         self._offset = ((own_mean - mean) / std).view(3, 1, 1).to(device)
 
     @torch.no_grad()
-    def logits(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c"]:
+    def logits(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c ..."]:
         """What it says about normalised images of the data set."""
-        logits: Tensor = self.net(torch.addcmul(self._offset, images, self._scale))
+        logits: Tensor = scores_of(self.net(torch.addcmul(self._offset, images, self._scale)))
         return logits.float()
 
 
 def distilled(
-    task: Float[Tensor, ""], logits: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"]
+    task: Float[Tensor, ""], logits: Float[Tensor, "n c ..."], teacher: Float[Tensor, "n c ..."]
 ) -> Float[Tensor, ""]:
     """Half the task loss, half the divergence from the teacher at temperature 4 (times 16)."""
     cold = F.log_softmax(logits / _TEMPERATURE, 1)
     wanted = F.log_softmax(teacher / _TEMPERATURE, 1)
-    divergence = F.kl_div(cold, wanted, reduction="batchmean", log_target=True)
+    # The mean over images, or over their pixels.
+    divergence = F.kl_div(cold, wanted, reduction="none", log_target=True).sum(1).mean()
     return (1 - _WEIGHT) * task + _WEIGHT * _TEMPERATURE**2 * divergence

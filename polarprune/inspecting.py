@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polarprune.errors import BundleError, ConfigError, RunFolderError
+from polarprune.figure_words import WORDS
 from polarprune.manifest import Manifest, is_bundle, read_manifest, read_verified
 from polarprune.run_folder import PRUNED, RUN_FILE, RunFolder
 
@@ -76,7 +77,7 @@ class NetworkInspection:
     macs: int | None
     params: int | None
     blocks_removed: int | None
-    top1: float | None
+    figures: dict[str, float]
     graph: "OperatorGraph"
 
     def as_dict(self) -> dict[str, Any]:
@@ -84,10 +85,11 @@ class NetworkInspection:
         found = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.name != "graph"
+            if field.name not in ("graph", "figures")
         }
         for name in ("sites", "layers", "refused"):
             found[name] = tuple(dataclasses.asdict(row) for row in found[name])
+        found |= {"top1": None, **self.figures}
         return {**found, "macs_ratio": None if self.macs is None else self.macs / self.dense_macs}
 
 
@@ -169,9 +171,21 @@ def inspect_run(run: RunFolder) -> NetworkInspection:
     # A dense run has no sites of its own; it is shown what it could have had.
     gated = "both" if run.config.get("target") == 1 else run.config.get("granularity", "both")
     result = run.document.get("result") or {}
+    figures = {key: result[key] for key in WORDS if result.get(key) is not None}
     return _inspect_network(
-        "run", run.model, base, run.input_shape, small, granularity=gated, top1=result.get("top1")
-    )
+        "run", run.model, base, run.input_shape, small, granularity=gated, figures=figures,
+        weighed=_weighs(run.config.get("method")),
+    )  # fmt: skip
+
+
+def _weighs(method: str | None) -> bool:
+    """Whether a run's method folds weights into blocks, which some of them cannot take."""
+    from polarprune.methods import build_method
+
+    try:
+        return method is not None and build_method(method).weighs
+    except ConfigError:  # somebody else's, and not here
+        return False
 
 
 def inspect_bundle(folder: Path) -> BundleInspection:
@@ -200,7 +214,8 @@ def _inspect_network(
     small: "nn.Module | None" = None,
     *,
     granularity: str = "both",
-    top1: float | None = None,
+    figures: dict[str, float] | None = None,
+    weighed: bool = False,
 ) -> NetworkInspection:
     import torch
 
@@ -213,8 +228,9 @@ def _inspect_network(
     example = torch.zeros(2, *shape)
     plain = normalise(base.eval(), example)
     analysis = analyse(
-        plain, (1, *shape), blocks=granularity != "channel", channels=granularity != "block"
-    )
+        plain, (1, *shape), blocks=granularity != "channel", channels=granularity != "block",
+        weighed=weighed,
+    )  # fmt: skip
     dense_macs = count_macs(base, example)
     description = None if small is None else describe(small)
     left = None if small is None else {name for name, _ in small.named_modules()}
@@ -234,7 +250,7 @@ def _inspect_network(
         macs=None if small is None else count_macs(small, example),
         params=None if small is None else count_parameters(small),
         blocks_removed=None if description is None else description.blocks_removed,
-        top1=top1,
+        figures=figures or {},
         graph=operator_graph(plain, analysis, removed, small),
     )
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from polarprune.figure_words import sentence, task_figures
 from polarprune.inspecting import BundleInspection, NetworkInspection, SiteRow
 from polarprune.manifest import CertificateLink
 
@@ -85,8 +86,8 @@ def _totals(found: NetworkInspection) -> Iterator[Table | str]:
         left = blocks - (found.blocks_removed or 0)
         totals.add_row("residual blocks", str(blocks), str(left), f"{100 * left / blocks:.1f} %")
     yield totals
-    if found.top1 is not None:
-        yield f"Top-1 on the test split: {100 * found.top1:.2f} %."
+    if task_figures(found.figures):
+        yield f"On the test split: {task_figures(found.figures)}."
 
 
 def bundle_tables(found: BundleInspection) -> Iterator[Table | str]:
@@ -116,8 +117,8 @@ def bundle_tables(found: BundleInspection) -> Iterator[Table | str]:
     if manifest.accuracy is not None:
         accuracy = manifest.accuracy
         yield (
-            f"Top-1 {100 * accuracy.top1:.2f} % on {accuracy.data} (n = {accuracy.n:,}), "
-            f"measured with {accuracy.measured_with}."
+            f"{sentence(task_figures(accuracy.figures))} on {accuracy.data} "
+            f"(n = {accuracy.n:,}), measured with {accuracy.measured_with}."
         )
 
 

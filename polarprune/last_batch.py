@@ -8,7 +8,13 @@ from torch import Tensor, nn
 from polarprune.gates import GatedNetwork
 
 # float64 copies of them go through two networks twice.
-CHECKED_IMAGES = 32
+_CHECKED_IMAGES, _CHECKED_PIXELS = 32, 1 << 20
+
+
+def checked(images: Tensor) -> Tensor:
+    """Those of a batch (n, c, ...) that a certificate looks at; two at least, if there are."""
+    pixels = max(1, images[:1, 0].numel())
+    return images[: max(2, min(_CHECKED_IMAGES, _CHECKED_PIXELS // pixels))]
 
 
 class LastBatch:
@@ -23,7 +29,7 @@ class LastBatch:
         """Keep some images of a training batch."""
         if net.training:
             images = args[0] if args else next(iter(kwargs.values()))
-            self.images = images.detach()[:CHECKED_IMAGES]
+            self.images = checked(images.detach())
 
 
 def noise_like(gated: GatedNetwork) -> Tensor:

@@ -113,12 +113,23 @@ class CertificateLink:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Top-1 (0..1) of the exported model over all `n` images of a test split."""
+    """The exported model over all `n` images of a test split, 0..1.
+
+    Of a classifier `top1`, of a segmentation `miou` and `dice`; the others are None.
+    """
 
     data: str
     n: int
-    top1: float
+    top1: float | None
     measured_with: str
+    miou: float | None = None
+    dice: float | None = None
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Those that there are."""
+        found = {"top1": self.top1, "miou": self.miou, "dice": self.dice}
+        return {key: value for key, value in found.items() if value is not None}
 
 
 @dataclass(frozen=True)

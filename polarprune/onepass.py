@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from polarprune.budget import Budget
-from polarprune.certificates import Certificate, certify
-from polarprune.collapsing import META, Description, blocks_removed, collapse_with_origins
-from polarprune.cut_records import CutRecord, agreement_of, mean_over_units
+from polarprune.certificates import Certificate, certify, top1_agreement
+from polarprune.collapsing import META, blocks_removed, collapse_with_origins
+from polarprune.cut_records import CutRecord, Look, agreement_of, look_at, mean_over_units
 from polarprune.cutting import ClosedFor, CutRule, choose_cut, left_of
 from polarprune.decisions import macs_of
 from polarprune.errors import ConfigError, Refused
 from polarprune.gate_training import GateTrainer
 from polarprune.gates import GatedNetwork
-from polarprune.last_batch import CHECKED_IMAGES, LastBatch, noise_like
+from polarprune.last_batch import LastBatch, checked, noise_like
 from polarprune.loop_mistakes import check_finite, check_held_out, check_holding
 from polarprune.optimizer_state import check_sliceable, hand_over, take_out
 from polarprune.phases import Phases
@@ -269,7 +269,7 @@ class OnePass:
         frozen.set_decisions(decisions)
         certificate = self._certify(frozen, frozen.cut(decisions).graph_module)
         cut = self._describe(gated, decisions)
-        before = self._measured(gated)
+        before = self._look_at(gated)
         try:
             self._narrow(gated, decisions)
         except Refused:  # this network can only be cut at the end
@@ -277,7 +277,7 @@ class OnePass:
             return None
         self._macs_now = macs_of(gated.circuit, list(decisions.values())) + gated.gate_macs()
         gone = blocks_removed(gated.analysis, gated.plain(draft=True))
-        return self._record(cut, certificate, gone, before, self._measured(gated))
+        return self._record(cut, certificate, gone, before, self._look_at(gated))
 
     def _narrow(self, gated: GatedNetwork, decisions: dict[str, Tensor]) -> None:
         """Cut the gated network and the optimizer's state; on a freshly made one too."""
@@ -292,7 +292,7 @@ class OnePass:
         assert gated is not None
         check_finite(gated)
         average_buffers(gated)
-        before = self._measured(gated)
+        before = self._look_at(gated)
         decisions = gated.decisions(self.budget)
         cut = self._describe(gated, decisions)
         gated.set_decisions(decisions)
@@ -300,8 +300,6 @@ class OnePass:
         certificate = self._certify(gated, small)
         old = dict(gated.body.named_parameters(remove_duplicate=False))
         hand_over(self._optimizers, old, small, taken)
-        description = small.meta[META]
-        assert isinstance(description, Description)
         self._macs_now = macs_of(gated.circuit, list(decisions.values()))
         if self._ema is not None:
             averaged = _gated_in(self._ema)
@@ -310,8 +308,8 @@ class OnePass:
         self._become(small)
         if not gated.sites:
             return None
-        gone = description.blocks_removed
-        return self._record(cut, certificate, gone, before, self._measured(small))
+        gone = small.meta[META].blocks_removed
+        return self._record(cut, certificate, gone, before, self._look_at(small))
 
     def _images(self) -> Tensor | None:
         """What a cut is looked at with."""
@@ -325,13 +323,13 @@ class OnePass:
         return images.to(like if images.is_floating_point() else like.device)
 
     def _certify(self, frozen: GatedNetwork, small: nn.Module) -> Certificate:
-        images = self._images()
-        checked = images[:CHECKED_IMAGES] if images is not None else noise_like(frozen)
-        return certify(frozen, small, checked, real=images is not None)
+        real = self._images()
+        shown = noise_like(frozen) if real is None else checked(real)
+        return certify(frozen, small, shown, real=real is not None)
 
-    def _measured(self, network: nn.Module) -> float | None:
-        pruning = bool(self._gated is None or self._gated.sites)
-        return self._measure(network) if self._measure is not None and pruning else None
+    def _look_at(self, network: nn.Module) -> Look:
+        seen = self._gated is None or self._gated.sites
+        return look_at(network, self._images(), self._measure) if seen else Look(None, None)
 
     def _describe(self, gated: GatedNetwork, decisions: dict[str, Tensor]) -> dict[str, Any]:
         """What a cut takes, before it is made: the half of its record that needs the gates."""
@@ -354,16 +352,17 @@ class OnePass:
         cut: dict[str, Any],
         certificate: Certificate,
         gone: int,
-        before: float | None,
-        after: float | None,
+        before: Look,
+        after: Look,
     ) -> CutRecord:
         record = CutRecord(
             **cut,
             blocks_removed=gone,
             max_rel_error=certificate.max_rel_error,
             certificate=certificate.as_dict(),
-            metric_before=before,
-            metric_after=after,
+            metric_before=before.metric,
+            metric_after=after.metric,
+            output_agreement=top1_agreement(before.outputs, after.outputs),
         )
         self.cuts.append(record)
         return record

@@ -96,6 +96,11 @@ class RunFolder:
         return str(self.config["model"])
 
     @property
+    def task(self) -> str:
+        """What it was trained for; a run from before there was another task is a classifier."""
+        return str(self.config.get("task", "classification"))
+
+    @property
     def classes(self) -> list[str]:
         """Class names, in the order of the outputs."""
         return list(self.document["classes"])

@@ -15,6 +15,7 @@ from polarprune.errors import RunFolderError
 from polarprune.gates import GatedNetwork
 from polarprune.onepass import OnePass
 from polarprune.run_folder import RUN_FILE, SCHEMA, RunFolder, being_written
+from polarprune.tasks import Task
 from polarprune.train_config import TrainConfig, TrainResult
 
 
@@ -45,7 +46,7 @@ def finished_result(config: TrainConfig) -> TrainResult | None:
             "resume with the same settings or choose another folder"
         )
     result = found.document.get("result")
-    return None if result is None else TrainResult(**{**result, "run": str(out)})
+    return None if result is None else TrainResult.from_dict({**result, "run": str(out)})
 
 
 def run_document(
@@ -79,11 +80,11 @@ def run_document(
     }
 
 
-def cut_line(cut: CutRecord) -> dict[str, Any]:
-    """One line of cuts.jsonl; what OnePass measures is top-1 here."""
+def cut_line(cut: CutRecord, task: Task) -> dict[str, Any]:
+    """One line of cuts.jsonl; what OnePass measures is the task's headline here."""
     line = cut.as_dict()
-    line["top1_before"] = line.pop("metric_before")
-    line["top1_after"] = line.pop("metric_after")
+    line[f"{task.headline}_before"] = line.pop("metric_before")
+    line[f"{task.headline}_after"] = line.pop("metric_after")
     return line
 
 

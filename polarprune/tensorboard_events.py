@@ -12,6 +12,8 @@ _TAGS = {
     "images_per_s": "train/images_per_s",
     "joules": "train/joules",
     "top1": "test/top1",
+    "miou": "test/miou",
+    "dice": "test/dice",
     "macs": "network/macs",
     "train_macs_ratio": "network/train_macs_ratio",
 }

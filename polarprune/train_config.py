@@ -8,6 +8,7 @@ from typing import Any
 
 from polarprune.errors import ConfigError
 from polarprune.schedules import build_schedule
+from polarprune.tasks import build_task
 
 _LARGEST_SEED = 2**32 - 1  # each epoch has one of its own, some thousand times as large
 
@@ -19,6 +20,7 @@ class TrainConfig:
     Attributes:
         target: kept MACs over dense MACs, a bound; 1 trains dense. 0.5 where nothing is given.
         target_params: the same of parameters, in place of target.
+        task: "classification" or "segmentation".
         granularity: "block", "channel" or "both".
         ejector: what drives relaxed gates away from the middle, "gaussian" or "annealed"; of no
             other method.
@@ -30,6 +32,7 @@ class TrainConfig:
         checkpoint_every: steps between checkpoints inside of an epoch; None is once in five
             minutes. There is one at the end of every epoch.
         image_size: side of the square fed to the network; None takes the network's own.
+        crop_size: side of the random squares that segmentation trains on; None takes image_size.
     """
 
     model: str
@@ -37,6 +40,7 @@ class TrainConfig:
     out: Path
     target: float | None = None
     target_params: float | None = None
+    task: str = "classification"
     method: str = "consensus"
     ejector: str | None = None
     granularity: str = "both"
@@ -55,6 +59,7 @@ class TrainConfig:
     resume: bool = False
     checkpoint_every: int | None = None
     image_size: int | None = None
+    crop_size: int | None = None
     num_classes: int | None = None
     precision: str = "auto"
     device: str = "auto"
@@ -87,25 +92,47 @@ class TrainConfig:
 class TrainResult:
     """What a finished run reports; the keys of `polarprune train --json`.
 
-    `joules` is what the GPUs took that trained, by NVML; None without one.
+    Attributes:
+        figures: of a classifier `top1`, and `agreement` of the gates when they were frozen; of a
+            segmentation `miou`, `dice`, and `pixel_agreement`: the share of held-out pixels that
+            the small network gives the class that the gated one gave them then. 0..1 each.
+        joules: what the GPUs took that trained, by NVML; None without one.
     """
 
     run: str
-    top1: float
+    figures: dict[str, float]
     dense_macs: int
     macs: int
     macs_ratio: float
     params: int
     dense_params: int
     blocks_removed: int
-    agreement: float
     train_macs_ratio: float
     seconds: float
     joules: float | None = None
 
+    @property
+    def top1(self) -> float:
+        """Of a classifier, on the test split, 0..1."""
+        return self.figures["top1"]
+
+    @property
+    def agreement(self) -> float:
+        """Of a classifier's gates when they were frozen, 0..1."""
+        return self.figures["agreement"]
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        return {"run": values.pop("run"), **values.pop("figures"), **values}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TrainResult":
+        """What as_dict gave."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        own = {key: value for key, value in values.items() if key in names}
+        figures = {key: value for key, value in values.items() if key not in names}
+        return cls(**own, figures=figures)
 
 
 def check_config(config: TrainConfig) -> None:
@@ -137,10 +164,11 @@ def check_config(config: TrainConfig) -> None:
             )
     if config.lr is not None and not 0 < config.lr < math.inf:
         raise ConfigError(f"--lr must be above 0, got {config.lr:g}")
-    for name in ("checkpoint_every", "image_size", "num_classes"):
+    for name in ("checkpoint_every", "image_size", "crop_size", "num_classes"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     if config.seed > _LARGEST_SEED:
         raise ConfigError(f"--seed must be at most {_LARGEST_SEED}, got {config.seed}")
+    build_task(config.task)
     build_schedule(config.schedule)

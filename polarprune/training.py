@@ -9,23 +9,21 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from polarprune.attaching import attach_gates
 from polarprune.checkpoints import Checkpoint, read_checkpoint
 from polarprune.collapsing import describe
 from polarprune.cut_records import CutRecord
-from polarprune.datasets import Dataset, load_dataset
-from polarprune.datasets.memory import MemorySplit
 from polarprune.devices import autocast, choose_bf16, choose_device, fast_layout
 from polarprune.distillation import Teacher, distilled
 from polarprune.energy import gpu_energy
 from polarprune.errors import ConfigError, TrainingError
-from polarprune.evaluation import evaluate
+from polarprune.evaluation import evaluate, figures_of, images_at_once
 from polarprune.gates import GatedNetwork
+from polarprune.graph.comparing import in_mode
 from polarprune.graph.cost import count_macs, count_parameters
 from polarprune.network_files import save_network
-from polarprune.networks import build_network, input_size, weights_normalisation
+from polarprune.networks import build_network
 from polarprune.onepass import OnePass
 from polarprune.ranks import (
     as_rank_0_has_it,
@@ -53,14 +51,16 @@ from polarprune.run_folder import (
     keep_lines,
     write_json,
 )
+from polarprune.run_inputs import example_of, load_data, outputs_of
 from polarprune.run_records import cut_line, finished_result, openness_line, run_document
 from polarprune.schedules import build_schedule
+from polarprune.tasks import Segmentation, build_task
+from polarprune.tasks.protocol import scores_of
 from polarprune.tensorboard_events import write_events
 from polarprune.train_config import TrainConfig, TrainResult, check_config
 
 __all__ = ["TrainConfig", "TrainResult", "evaluate", "train"]
 
-_HELD_OUT = 512  # test images on which agreement is measured; they decide nothing
 _OPENNESS_LINES = 200  # at most so many lines of openness a run
 _CHECKPOINT_SECONDS = 300  # between checkpoints inside of an epoch
 _FINITE_EVERY = 20  # steps between looks at the loss: each look waits for the device
@@ -113,12 +113,13 @@ class _Run:
         self.layout = torch.channels_last
         self.energy = gpu_energy(self.device)
         self.bf16 = choose_bf16(config.precision, self.device)
-        self.data = _load_data(config, self.device)
+        self.data = load_data(config, self.device)
         self.classes = config.num_classes or len(self.data.classes)
         if self.classes < len(self.data.classes):
             raise ConfigError(
                 f"--num-classes is {self.classes}, but {config.data} has {len(self.data.classes)}"
             )
+        self.task = build_task(config.task, config.label_smoothing)
         self.teacher = (
             None
             if config.teacher is None
@@ -129,7 +130,9 @@ class _Run:
         net = build_network(config.model, num_classes=self.classes, weights=weights)
         net.to(self.device).train()
         self.dense_params = count_parameters(net)
-        example = _example(self.data, self.device)
+        example = example_of(self.data, self.device)
+        with torch.no_grad(), in_mode(net, training=False):
+            self.task.check(outputs_of(net, example), self.classes, tuple(example.shape))
         pruning = config.pruning
         gated = attach_gates(
             net,
@@ -157,7 +160,9 @@ class _Run:
         self.folder_ready = False
 
     def _one_pass(self, gated: GatedNetwork) -> OnePass:
-        held_out = next(self.data.test.batches(_HELD_OUT, shuffle_seed=0, augment=False))[0]
+        # Test images on which agreement is measured; they decide nothing.
+        count = images_at_once(self.data.image_size)
+        held_out = next(self.data.test.batches(count, shuffle_seed=0, augment=False))[0]
         return OnePass(
             gated,
             self.optimizer,
@@ -165,7 +170,7 @@ class _Run:
             target_params=self.config.target_params,
             total_steps=self.total_steps,
             held_out=held_out.to(self.device),
-            measure=lambda net: evaluate(net, self.data.test, bf16=self.bf16),
+            measure=lambda net: evaluate(net, self.data.test, bf16=self.bf16, task=self.task),
         )
 
     def resume(self) -> None:
@@ -213,7 +218,7 @@ class _Run:
                 self._lay_out()
                 self._compile()
             if cut is not None and self.writes:
-                append_line(config.out / CUTS_FILE, cut_line(cut))
+                append_line(config.out / CUTS_FILE, cut_line(cut, self.task))
             if not last and self._checkpoint_is_due():
                 self._stop_unless_finite(self.losses)
                 self._write_checkpoint()
@@ -228,7 +233,7 @@ class _Run:
             "epoch": self.epoch,
             "step": one.steps,
             "loss": round(float(mean_over_ranks(self.losses)) / self.steps_an_epoch, 5),
-            "top1": evaluate(one.network, self.data.test, bf16=self.bf16),
+            **figures_of(one.network, self.data.test, bf16=self.bf16, task=self.task),
             "lr": self.optimizer.param_groups[0]["lr"],
             "macs": one.macs_now,
             "train_macs_ratio": round(self._train_macs_ratio(), 5),
@@ -264,17 +269,17 @@ class _Run:
         self.written_at = time.perf_counter()
 
     def _train_step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, CutRecord | None]:
-        one, config = self.one, self.config
+        one = self.one
         rate = self.peak_rate * self.schedule(one.steps / self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with autocast(self.device, self.bf16):
             outputs = one.network(images)
-        task = F.cross_entropy(outputs.float(), labels, label_smoothing=config.label_smoothing)
+        task = self.task.loss(outputs, labels)
         if self.teacher is not None:
             with autocast(self.device, self.bf16):
                 wanted = self.teacher.logits(images)
-            task = distilled(task, outputs.float(), wanted)
+            task = distilled(task, scores_of(outputs).float(), wanted)
         loss = task + one.loss()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -282,7 +287,7 @@ class _Run:
         self.optimizer.step()
         cut = one.step()
         if self.writes and one.searching and one.steps % self.openness_every == 0:
-            append_line(config.out / OPENNESS_FILE, openness_line(one))
+            append_line(self.config.out / OPENNESS_FILE, openness_line(one))
         return task.detach(), cut
 
     def finish(self) -> TrainResult:
@@ -291,19 +296,17 @@ class _Run:
         net = self.one.finish().eval()
         description = describe(net)
         assert description is not None
-        example = _example(self.data, self.device)
+        example = example_of(self.data, self.device)
         macs = count_macs(net, example)
-        cuts = RunFolder(config.out).cuts()
         result = TrainResult(
             run=str(config.out),
-            top1=evaluate(net, self.data.test),
+            figures=figures_of(net, self.data.test, task=self.task) | self._agreement(),
             dense_macs=self.dense_macs,
             macs=macs,
             macs_ratio=macs / self.dense_macs,
             params=count_parameters(net),
             dense_params=self.dense_params,
             blocks_removed=description.blocks_removed,
-            agreement=cuts[-1]["agreement"] if cuts else 1.0,
             train_macs_ratio=self._train_macs_ratio(),
             seconds=round(self._seconds(), 2),
             joules=self._joules(),
@@ -312,6 +315,13 @@ class _Run:
             save_network(net, config.out / PRUNED)
             self._write_run_file(result)
         return result
+
+    def _agreement(self) -> dict[str, float]:
+        """How well the last cut agrees with what was there before: gates, or classes of pixels."""
+        cuts = RunFolder(self.config.out).cuts()
+        if self.task.name == Segmentation.name:
+            return {"pixel_agreement": cuts[-1]["output_agreement"] if cuts else 1.0}
+        return {"agreement": cuts[-1]["agreement"] if cuts else 1.0}
 
     def _train_macs_ratio(self) -> float:
         """MACs computed over those of dense training; a teacher runs forward: a third of them."""
@@ -373,17 +383,3 @@ class _Run:
         self.losses += float(found.document["losses"])
         self.earlier_seconds = float(found.document["seconds"])
         self.earlier_joules = float(found.document["joules"] or 0.0)
-
-
-def _load_data(config: TrainConfig, device: torch.device) -> Dataset:
-    mean_std = None if config.weights is None else weights_normalisation(config.weights)
-    size = config.image_size or input_size(config.model)[1]
-    data = load_dataset(config.data, image_size=size, mean_std=mean_std, workers=config.workers)
-    for split in (data.train, data.test):
-        if isinstance(split, MemorySplit):
-            split.to(device)
-    return data
-
-
-def _example(data: Dataset, device: torch.device) -> Tensor:
-    return torch.zeros(2, data.channels, data.image_size, data.image_size, device=device)

@@ -1,14 +1,16 @@
-"""Top-1 accuracy of an exported model over a whole test split."""
+"""How good an exported model is on a whole test split."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from polarprune.errors import DataError
+from polarprune.evaluation import images_at_once
 from polarprune.manifest import Accuracy
+from polarprune.tasks import build_task
 from polarprune_export.onnx_session import Array, open_session
 
 if TYPE_CHECKING:
@@ -17,17 +19,16 @@ if TYPE_CHECKING:
 BATCH = 64
 
 Progress = Callable[[str, int, int], None]
-Predict = Callable[[Array], Array]
+Predict = Callable[[Array], Any]
 
 
 def onnx_accuracy(model: bytes, data: "Dataset", progress: Progress | None = None) -> Accuracy:
-    """Top-1 with ONNX Runtime on the CPU; the model's batch size is free, its first output read."""
+    """With ONNX Runtime on the CPU; the model's batch size is free, its first output read."""
     session = open_session(model)
     name = session.get_inputs()[0].name
 
-    def predict(images: Array) -> Array:
-        scores: Array = session.run(None, {name: images})[0]
-        return scores
+    def predict(images: Array) -> torch.Tensor:
+        return torch.from_numpy(session.run(None, {name: images})[0])
 
     return _accuracy(predict, data, "onnxruntime", progress)
 
@@ -35,12 +36,11 @@ def onnx_accuracy(model: bytes, data: "Dataset", progress: Progress | None = Non
 def torch_accuracy(
     network: nn.Module, data: "Dataset", progress: Progress | None = None
 ) -> Accuracy:
-    """Top-1 of a network in float32 on the CPU; the network is expected there, in eval mode."""
+    """Of a network in float32 on the CPU; the network is expected there, in eval mode."""
 
     @torch.no_grad()
-    def predict(images: Array) -> Array:
-        scores: Array = network(torch.from_numpy(images)).numpy()
-        return scores
+    def predict(images: Array) -> Any:
+        return network(torch.from_numpy(images))
 
     return _accuracy(predict, data, "torch", progress)
 
@@ -48,13 +48,15 @@ def torch_accuracy(
 def _accuracy(
     predict: Predict, data: "Dataset", measured_with: str, progress: Progress | None
 ) -> Accuracy:
-    right = seen = 0
-    for images, labels in data.test.batches(BATCH, shuffle_seed=None, augment=False):
-        scores = predict(np.ascontiguousarray(images.numpy()))
-        right += int((scores.argmax(axis=1) == labels.numpy()).sum())
+    task = build_task(data.task)
+    tally, seen = task.tally(), 0
+    count = min(BATCH, images_at_once(data.image_size))
+    for images, labels in data.test.batches(count, shuffle_seed=None, augment=False):
+        tally.add(predict(np.ascontiguousarray(images.numpy())), labels)
         seen += len(labels)
         if progress is not None:
-            progress(f"top-1 with {measured_with}", seen, len(data.test))
+            progress(f"{task.headline} with {measured_with}", seen, len(data.test))
     if not seen:
         raise DataError(f"the test split of {data.name} has no images; give one that has")
-    return Accuracy(data.name, seen, right / seen, measured_with)
+    figures: dict[str, Any] = {"top1": None, **tally.figures()}
+    return Accuracy(data.name, seen, measured_with=measured_with, **figures)

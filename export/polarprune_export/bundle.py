@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from polarprune.errors import BundleError, ConfigError, ParityError
+from polarprune.figure_words import WORDS
 from polarprune.manifest import (
     Accuracy,
     BatchProfile,
@@ -29,6 +30,7 @@ from polarprune.manifest import (
     is_bundle,
     write_manifest,
 )
+from polarprune.tasks import build_task
 from polarprune_export.accuracy import onnx_accuracy, torch_accuracy
 from polarprune_export.base_operators import base_operators, refuse_masks
 from polarprune_export.engine import EngineReport, batch_profiles, build_engine
@@ -56,9 +58,10 @@ Progress = Callable[[str, int, int], None]
 class BundleContents:
     """What a bundle says about its network besides what is measured.
 
-    `cuts` opens the certificate chain. `max_accuracy_drop` is in points (0..100) of top-1 that the
-    exported model may lose against torch on `data`. `unpruned` makes the network before pruning,
-    which tells the lint what the network itself needs; without it every finding is refused.
+    `cuts` opens the certificate chain. `max_accuracy_drop` is in points (0..100) of top-1 (of a
+    segmentation mIoU) that the exported model may lose against torch on `data`. `unpruned` makes
+    the network before pruning, which tells the lint what the network itself needs; without it every
+    finding is refused.
     """
 
     name: str
@@ -196,11 +199,13 @@ def _measure_accuracy(
     if contents.max_accuracy_drop is not None:
         network = copy.deepcopy(dense).cpu().float().eval()
         before = torch_accuracy(network, contents.data, progress)
-        drop = 100 * (before.top1 - accuracy.top1)
+        figure = build_task(contents.data.task).headline
+        was, now = before.figures[figure], accuracy.figures[figure]
+        drop = 100 * (was - now)
         if drop > contents.max_accuracy_drop:
             raise ParityError(
-                f"top-1 falls by {drop:.2f} points on {contents.data.name} ({before.top1:.4f} to "
-                f"{accuracy.top1:.4f}), {contents.max_accuracy_drop:g} are allowed; "
+                f"{WORDS[figure]} falls by {drop:.2f} points on {contents.data.name} ({was:.4f} to "
+                f"{now:.4f}), {contents.max_accuracy_drop:g} are allowed; "
                 "export with another precision or allow more"
             )
     return accuracy

@@ -51,7 +51,7 @@ def verify_bundle(folder: Path | str) -> dict[str, Any]:
         "engine": None if manifest.engine is None else "digest only, not run",
         "runs_on": None if manifest.engine is None else manifest.engine.runs_on,
         "real_images": manifest.real_images,
-        "top1": None if manifest.accuracy is None else manifest.accuracy.top1,
+        **{"top1": None, **({} if manifest.accuracy is None else manifest.accuracy.figures)},
         "operators": operators,
         "parity": parity,
         "passed": True,

@@ -67,7 +67,7 @@ def _open_run(folder: Path, data: str | None) -> ExportSource:
     mean, std = _triple(run.mean), _triple(run.std)
     classes = tuple(run.classes)
     network = run.pruned_network()
-    dataset = _load_data(data, height, (mean, std))
+    dataset = _load_data(data, height, (mean, std), run.task)
     if dataset is not None and tuple(dataset.classes) != classes:
         raise ConfigError(
             f"{dataset.name} has the classes {_few(dataset.classes)}, the run was trained on "
@@ -104,7 +104,7 @@ def _open_model(
     if image_size is not None:
         height = width = image_size
     known = None if weights is None else networks.weights_normalisation(weights)
-    dataset = _load_data(data, height, known)
+    dataset = _load_data(data, height, known, None)
     preprocessing = None
     if dataset is not None:
         if len(dataset.classes) != count:
@@ -161,13 +161,13 @@ def cut_links(path: Path) -> tuple[CertificateLink, ...]:
 
 
 def _load_data(
-    data: str | None, image_size: int, mean_std: tuple[Triple, Triple] | None
+    data: str | None, image_size: int, mean_std: tuple[Triple, Triple] | None, task: str | None
 ) -> "Dataset | None":
     if data is None:
         return None
-    from polarprune.datasets import load_dataset
+    from polarprune.datasets import load_dataset, task_of
 
-    return load_dataset(data, image_size=image_size, mean_std=mean_std)
+    return load_dataset(data, image_size=image_size, mean_std=mean_std, task=task or task_of(data))
 
 
 def _triple(values: Any) -> Triple:

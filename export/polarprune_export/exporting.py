@@ -38,7 +38,7 @@ def export_bundle(
         data: evaluated on the whole test split, and part of the certificate.
         weights, num_classes, image_size: of a network named by `source`; a run has its own.
         out: the bundle's folder.
-        max_accuracy_drop: points of top-1 (0..100) that may be lost against torch.
+        max_accuracy_drop: points of top-1, or of mIoU (0..100), that may be lost against torch.
 
     Raises:
         PolarpruneError: one line that says what is wrong; nothing is left half-written.
@@ -104,5 +104,5 @@ def _summary(manifest: Manifest, folder: Path) -> dict[str, Any]:
         "runs_on": "any machine with ONNX Runtime" if engine is None else engine.runs_on,
         "precision": manifest.precision,
         "max_abs_error": max(link.max_abs_error or 0.0 for link in exported),
-        "top1": None if manifest.accuracy is None else manifest.accuracy.top1,
+        **{"top1": None, **({} if manifest.accuracy is None else manifest.accuracy.figures)},
     }

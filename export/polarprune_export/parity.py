@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 RANDOM_SEED = 0
 RANDOM_IMAGES = 8
+LARGE_SIDE = 256
 SMALL_SIDE = 64
 """Images up to this side are cheap; of larger ones a quarter is taken."""
 CHUNK = 32
@@ -77,8 +78,11 @@ def check_parity(
 
 
 def count_for_side(count: int, side: int | None) -> int:
-    """`count` for small images, a quarter of it for images larger than `SMALL_SIDE`."""
-    return count if side is None or side <= SMALL_SIDE else max(1, count // 4)
+    """`count` for small images, a quarter of it up to LARGE_SIDE, from there on fewer and fewer."""
+    if side is None or side <= SMALL_SIDE:
+        return count
+    shrink = 1 if side <= LARGE_SIDE else (LARGE_SIDE / side) ** 2
+    return max(1, int(count // 4 * shrink))
 
 
 def float64_copy(dense: nn.Module) -> nn.Module:

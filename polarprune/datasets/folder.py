@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,12 @@ from torch import Tensor
 from polarprune.datasets.decoding import IMAGE_SUFFIXES, quiet_decoding, read_rgb
 from polarprune.datasets.memory import MemorySplit, channel_statistics
 from polarprune.datasets.splits import IMAGENET_MEAN, IMAGENET_STD, Dataset, Triple
-from polarprune.datasets.streaming import StreamedSplit, processor_count, resize_side
+from polarprune.datasets.streaming import (
+    ImageFiles,
+    StreamedSplit,
+    processor_count,
+    resize_side,
+)
 from polarprune.errors import DataError
 
 # As uint8, both splits together.
@@ -87,6 +93,13 @@ def load_folder(
             _check_readable(train.paths + test.paths)
     mean, std = mean_std or (IMAGENET_MEAN, IMAGENET_STD)
     side = image_size or _DEFAULT_STREAM_SIZE
+
+    def streamed(files: FileList) -> StreamedSplit:
+        return StreamedSplit(
+            partial(ImageFiles, files.paths, files.labels, side),
+            image_size=side, mean=mean, std=std, workers=workers,
+        )  # fmt: skip
+
     return Dataset(
         name=root.name,
         classes=classes,
@@ -94,12 +107,8 @@ def load_folder(
         resize_side=resize_side(side),
         mean=mean,
         std=std,
-        train=StreamedSplit(
-            train.paths, train.labels, image_size=side, mean=mean, std=std, workers=workers
-        ),
-        test=StreamedSplit(
-            test.paths, test.labels, image_size=side, mean=mean, std=std, workers=workers
-        ),
+        train=streamed(train),
+        test=streamed(test),
     )
 
 

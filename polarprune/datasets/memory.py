@@ -44,7 +44,7 @@ class MemorySplit:
         self._scale = 1 / (255 * torch.tensor(std, dtype=torch.float32))
         self._offset = -torch.tensor(mean) / torch.tensor(std)
         self._side = images.shape[1]
-        self._image_size = self._side if image_size is None else image_size
+        self.image_size = self._side if image_size is None else image_size
         self._flip = flip
         self._max_shift = round(self._side * _CROP_FRACTION) if max_shift is None else max_shift
 
@@ -94,7 +94,7 @@ class MemorySplit:
         """See `Split.raw`."""
         chosen = spread_indices(len(self), count)
         images, labels = self._images[chosen].cpu(), self._labels[chosen].cpu()
-        if self._image_size == self._side:
+        if self.image_size == self._side:
             return images, labels
         resized = self._resized(images.permute(0, 3, 1, 2).float())
         return resized.round_().clamp_(0, 255).to(torch.uint8).permute(
@@ -124,10 +124,10 @@ class MemorySplit:
     def _normalised(self, images: UInt8[Tensor, "n s s 3"]) -> Tensor:
         # float32 (n, s, s, 3) seen as (n, 3, s, s): channels last without a copy.
         batch = torch.addcmul(self._offset, images.float(), self._scale).permute(0, 3, 1, 2)
-        return batch if self._image_size == self._side else self._resized(batch)
+        return batch if self.image_size == self._side else self._resized(batch)
 
     def _resized(self, batch: Tensor) -> Tensor:
-        size = (self._image_size, self._image_size)
+        size = (self.image_size, self.image_size)
         resized = F.interpolate(batch, size, mode="bilinear", antialias=True)
         return resized.contiguous(memory_format=torch.channels_last)
 

@@ -8,7 +8,8 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 Triple = tuple[float, float, float]
-Batch = tuple[Float[Tensor, "n 3 h w"], Int64[Tensor, "n"]]
+# Labels are one class an image, or one a pixel (n, h, w).
+Batch = tuple[Float[Tensor, "n 3 h w"], Int64[Tensor, "n ..."]]
 
 # On the 0..1 scale, red, green, blue.
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
@@ -17,6 +18,11 @@ IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
 class Split(Protocol):
     """The training or the test images of a data set."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the squares that evaluation sees."""
+        ...
 
     def __len__(self) -> int:
         """The number of images."""
@@ -49,7 +55,7 @@ class Split(Protocol):
         """
         ...
 
-    def raw(self, count: int) -> tuple[UInt8[Tensor, "n h w 3"], Int64[Tensor, "n"]]:
+    def raw(self, count: int) -> tuple[UInt8[Tensor, "n h w 3"], Int64[Tensor, "n ..."]]:
         """`count` images as a server would see them: resized and cropped, not normalised.
 
         They are spread evenly over the split, which may be sorted by class.
@@ -59,11 +65,11 @@ class Split(Protocol):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images of equal size, in RGB, with one class each.
+    """Images of equal size, in RGB, with one class each, or one a pixel.
 
     `image_size` is the side of the square that the network is fed. `resize_side` is what the
     shorter side of an image is resized to before its centre is cropped to `image_size`.
-    `mean` and `std` are on the 0..1 scale, red, green, blue.
+    `mean` and `std` are on the 0..1 scale, red, green, blue. `task` is what the labels are for.
     """
 
     name: str
@@ -75,6 +81,7 @@ class Dataset:
     train: Split
     test: Split
     channels: int = 3
+    task: str = "classification"
 
 
 def spread_indices(length: int, count: int) -> list[int]:

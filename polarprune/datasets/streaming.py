@@ -6,12 +6,14 @@ the epoch's seed and the image's number, so that the batches do not depend on th
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Int64, UInt8
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
@@ -57,72 +59,99 @@ class _BrokenImage:
     message: str
 
 
-class _ImageFiles(TorchDataset[tuple[Tensor, int] | _BrokenImage]):
-    """Image files with their classes; `seed` None means the evaluation view of each."""
+Sample = tuple[Tensor, Tensor]  # uint8 pixels (3, h, w); a class, or one a pixel
+
+
+class SeededFiles(TorchDataset[Sample | _BrokenImage]):
+    """Files that are read as they are needed; `seed` None means the evaluation view of each."""
+
+    def __init__(self, count: int, seed: int | None) -> None:
+        self._count = count
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return self._count
+
+    def read(self, index: int) -> Any:
+        """What a file holds, before any transform.
+
+        Raises:
+            DataError: it cannot be read; it is named.
+        """
+        raise NotImplementedError
+
+    def view(self, held: Any) -> Sample:
+        """A sample of what a file holds; for training a random one."""
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> Sample | _BrokenImage:
+        try:
+            with quiet_decoding():
+                held = self.read(index)
+        except DataError as error:
+            return _BrokenImage(str(error))
+        if self._seed is None:
+            return self.view(held)
+        # v2 transforms draw from the global generator; its state is put back, since without
+        # workers this is the training process.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._seed * len(self) + index)
+            return self.view(held)
+
+
+class ImageFiles(SeededFiles):
+    """Image files with a class each."""
 
     def __init__(
         self, paths: Sequence[Path], labels: Sequence[int], image_size: int, seed: int | None
     ) -> None:
+        super().__init__(len(paths), seed)
         self._paths = paths
         self._labels = labels
-        self._seed = seed
         evaluate = seed is None
         self._transform = (
             _evaluation_transform(image_size) if evaluate else _training_transform(image_size)
         )
 
-    def __len__(self) -> int:
-        return len(self._paths)
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        """See `SeededFiles.read`."""
+        return read_rgb(self._paths[index]), self._labels[index]
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | _BrokenImage:
-        try:
-            with quiet_decoding():
-                image = read_rgb(self._paths[index])
-        except DataError as error:
-            return _BrokenImage(str(error))
-        if self._seed is None:
-            return self._transform(image), self._labels[index]
-        # v2 transforms draw from the global generator; its state is put back, since without
-        # workers this is the training process.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._seed * len(self) + index)
-            return self._transform(image), self._labels[index]
+    def view(self, held: tuple[Image.Image, int]) -> Sample:
+        """See `SeededFiles.view`."""
+        return self._transform(held[0]), torch.tensor(held[1])
 
 
-def _collate(
-    samples: list[tuple[Tensor, int] | _BrokenImage],
-) -> tuple[Tensor, Tensor] | _BrokenImage:
+def _collate(samples: list[Sample | _BrokenImage]) -> tuple[Tensor, Tensor] | _BrokenImage:
     """Stack as uint8, a quarter of what float32 would cost to send to the parent process."""
-    images: list[Tensor] = []
-    labels: list[int] = []
+    whole: list[Sample] = []
     for sample in samples:
         if isinstance(sample, _BrokenImage):
             return sample
-        images.append(sample[0])
-        labels.append(sample[1])
-    return torch.stack(images), torch.tensor(labels)
+        whole.append(sample)
+    images, labels = zip(*whole, strict=True)
+    return torch.stack(images), torch.stack(labels)
 
 
 class StreamedSplit:
-    """Image files with their classes, resized to squares of `image_size`.
+    """Files that give squares of `image_size`.
 
     Args:
+        files: makes the files' samples for a seed, or for None their evaluation view.
         workers: reading processes; 0 reads in this one.
     """
 
     def __init__(
         self,
-        paths: Sequence[Path],
-        labels: Sequence[int],
+        files: Callable[[int | None], SeededFiles],
         *,
         image_size: int,
         mean: Triple,
         std: Triple,
         workers: int,
     ) -> None:
-        self._paths = paths
-        self._labels = labels
-        self._image_size = image_size
+        self.image_size = image_size
+        self._files = files
         self._scale = 1 / (255 * torch.tensor(std, dtype=torch.float32)).view(3, 1, 1)
         self._offset = -(torch.tensor(mean) / torch.tensor(std)).view(3, 1, 1)
         # More than the processors there are slows down, and torch warns.
@@ -130,7 +159,7 @@ class StreamedSplit:
 
     def __len__(self) -> int:
         """The number of images."""
-        return len(self._paths)
+        return len(self._files(None))
 
     def batches(
         self,
@@ -143,9 +172,7 @@ class StreamedSplit:
         part: tuple[int, int] = (0, 1),
     ) -> Iterator[Batch]:
         """See `Split.batches`."""
-        files = _ImageFiles(
-            self._paths, self._labels, self._image_size, (shuffle_seed or 0) if augment else None
-        )
+        files = self._files((shuffle_seed or 0) if augment else None)
         order = torch.arange(len(self))
         if shuffle_seed is not None:
             order = torch.randperm(len(self), generator=torch.Generator().manual_seed(shuffle_seed))
@@ -168,9 +195,9 @@ class StreamedSplit:
             images = images.contiguous(memory_format=torch.channels_last)
             yield torch.addcmul(self._offset, images.float(), self._scale), labels
 
-    def raw(self, count: int) -> tuple[UInt8[Tensor, "n h w 3"], Int64[Tensor, "n"]]:
+    def raw(self, count: int) -> tuple[UInt8[Tensor, "n h w 3"], Int64[Tensor, "n ..."]]:
         """See `Split.raw`."""
-        files = _ImageFiles(self._paths, self._labels, self._image_size, None)
+        files = self._files(None)
         chosen = _collate([files[index] for index in spread_indices(len(files), count)])
         if isinstance(chosen, _BrokenImage):
             raise DataError(chosen.message)

@@ -1,0 +1,244 @@
+"""Images with a class for each pixel: `image/*` and `label/*` of equal names.
+
+Either one such pair of folders, of which every fifth image is for testing, or one in `train/` and
+one in `test/` (or `val/`). A label image has one channel. Where its values are 0 and 255 they are
+two classes; otherwise they are class indices, and 255 belongs to no class (a border, as in Pascal
+VOC).
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as vf
+
+from polarprune.datasets.decoding import IMAGE_SUFFIXES, quiet_decoding, read_rgb
+from polarprune.datasets.splits import IMAGENET_MEAN, IMAGENET_STD, Dataset, Triple
+from polarprune.datasets.streaming import Sample, SeededFiles, StreamedSplit, processor_count
+from polarprune.errors import ConfigError, DataError
+from polarprune.tasks.segmentation import IGNORED, Segmentation
+
+_TEST_EVERY = 5
+_DEFAULT_SIZE = 256
+# Random sizes of what is cropped, around the image's own (the reference scripts of torchvision
+# draw from 0.5 to 2.0 for many more epochs; ours).
+_SCALES = (0.8, 1.25)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Image files and their label files, in the order of their names."""
+
+    images: list[Path]
+    labels: list[Path]
+
+
+def load_masks(
+    root: Path,
+    *,
+    image_size: int | None,
+    crop_size: int | None,
+    mean_std: tuple[Triple, Triple] | None,
+    workers: int,
+) -> Dataset:
+    """The data set of a folder with images and label images.
+
+    Args:
+        image_size: side of the square that test images are cut to; None takes the images' own if
+            they are alike and square, else 256.
+        crop_size: side of the random squares to train on; None takes image_size.
+        mean_std: None takes the training images', of at most 200.
+
+    Raises:
+        ConfigError: a crop larger than the image.
+        DataError: a file is missing, cannot be read, or is no label image; it is named.
+    """
+    train, test = _pairs(root)
+    with quiet_decoding():
+        sizes, values = _looked_at([*train.images, *test.images], [*train.labels, *test.labels])
+        mean, std = mean_std or _statistics(train.images)
+    alike = len(sizes) == 1 and len(set(next(iter(sizes)))) == 1
+    side = image_size or (next(iter(sizes))[0] if alike else _DEFAULT_SIZE)
+    crop = crop_size or side
+    if crop > side:
+        raise ConfigError(f"--crop-size {crop} is larger than the images, {side} pixels")
+    binary = values <= {0, 255}
+    count = 2 if binary else max(values - {IGNORED}) + 1
+    if count < 2:
+        raise DataError(f"the labels in {root} know one class only; segmentation needs two")
+
+    def split(pairs: Pairs) -> StreamedSplit:
+        return StreamedSplit(
+            partial(MaskFiles, pairs, side, crop, binary),
+            image_size=side, mean=mean, std=std, workers=workers,
+        )  # fmt: skip
+
+    return Dataset(
+        name=root.name,
+        classes=["background", "foreground"] if binary else [str(i) for i in range(count)],
+        image_size=side,
+        resize_side=side,
+        mean=mean,
+        std=std,
+        train=split(train),
+        test=split(test),
+        task=Segmentation.name,
+    )
+
+
+class MaskFiles(SeededFiles):
+    """Image files with their label files."""
+
+    def __init__(
+        self, pairs: Pairs, image_size: int, crop_size: int, binary: bool, seed: int | None
+    ) -> None:
+        super().__init__(len(pairs.images), seed)
+        self._pairs = pairs
+        self._binary = binary
+        self._view = _whole(image_size) if seed is None else _random_crop(image_size, crop_size)
+
+    def read(self, index: int) -> tuple[Image.Image, np.ndarray]:
+        """See `SeededFiles.read`."""
+        labels = read_labels(self._pairs.labels[index])
+        return read_rgb(self._pairs.images[index]), labels > 0 if self._binary else labels
+
+    def view(self, held: tuple[Image.Image, np.ndarray]) -> Sample:
+        """See `SeededFiles.view`: image and labels go through the same transform."""
+        labels = torch.from_numpy(held[1].astype(np.int64))
+        image, mask = self._view(vf.pil_to_tensor(held[0]), tv_tensors.Mask(labels))
+        return torch.as_tensor(image), mask.as_subclass(torch.Tensor).contiguous()
+
+
+def read_labels(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The class indices (h, w) of a label image; of a palette its indices.
+
+    Raises:
+        DataError: it cannot be read, or has more than one channel; it is named.
+    """
+    try:
+        with Image.open(path) as image:
+            found = np.asarray(image.convert("L") if image.mode == "1" else image)
+    except Exception as error:  # decoders raise nearly every type there is on damaged files
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise DataError(f"cannot read label image {path}: {lines[0]}") from error
+    if found.ndim == 3 and (found == found[..., :1]).all():
+        found = found[..., 0]  # grey that was saved as RGB
+    if found.ndim != 2 or found.dtype.kind not in "ui" or found.max(initial=0) > 255:
+        raise DataError(
+            f"label image {path} is {found.shape} {found.dtype}; it must have one channel of "
+            "class indices up to 254"
+        )
+    return found.astype(np.uint8)
+
+
+def _whole(size: int) -> v2.Compose:
+    """The shorter side to `size`, the middle of it."""
+    return v2.Compose([v2.Resize(size, antialias=True), v2.CenterCrop(size)])
+
+
+def _random_crop(size: int, crop: int) -> v2.Compose:
+    """A square of `crop` from the image at about the size that it is tested at, or mirrored."""
+    fill = {torch.Tensor: 0, tv_tensors.Mask: IGNORED}
+    return v2.Compose([
+        v2.RandomResize(int(size * _SCALES[0]), int(size * _SCALES[1]) + 1, antialias=True),
+        v2.RandomCrop(crop, pad_if_needed=True, fill=fill),
+        v2.RandomHorizontalFlip(),
+    ])  # fmt: skip
+
+
+def _pairs(root: Path) -> tuple[Pairs, Pairs]:
+    """The training pairs and the test pairs of a folder."""
+    if (root / "train").is_dir():
+        held_out = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+        if held_out is None:
+            raise DataError(f"data folder {root} has train/ and neither test/ nor val/")
+        return _listed(root / "train"), _listed(held_out)
+    pairs = _listed(root)
+    last = slice(_TEST_EVERY - 1, None, _TEST_EVERY)
+    test = Pairs(pairs.images[last], pairs.labels[last])
+    if not test.images:
+        raise DataError(f"{root} has {len(pairs.images)} images; to hold some out it takes 5")
+    left = [i for i in range(len(pairs.images)) if i % _TEST_EVERY != _TEST_EVERY - 1]
+    return Pairs([pairs.images[i] for i in left], [pairs.labels[i] for i in left]), test
+
+
+def _listed(folder: Path) -> Pairs:
+    """Every image of a folder with the label image of its name."""
+    found: dict[str, dict[str, Path]] = {}
+    for kind in ("image", "label"):
+        if not (folder / kind).is_dir():
+            raise DataError(
+                f"data folder {folder} has no folder {kind}/; segmentation needs image/* and "
+                "label/* of equal names"
+            )
+        found[kind] = {
+            Path(entry.name).stem: Path(entry.path)
+            for entry in os.scandir(folder / kind)
+            if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and not entry.name.startswith(".")
+        }
+    for here, there in (("image", "label"), ("label", "image")):
+        alone = sorted(found[here].keys() - found[there].keys())
+        if alone:
+            more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
+            raise DataError(f"{found[here][alone[0]]}{more} has no {there} of its name in {folder}")
+    names = sorted(found["image"])
+    if not names:
+        raise DataError(f"{folder / 'image'} has no images")
+    return Pairs([found["image"][n] for n in names], [found["label"][n] for n in names])
+
+
+def _looked_at(images: list[Path], labels: list[Path]) -> tuple[set[tuple[int, int]], set[int]]:
+    """The sizes of all images, and the values of all labels.
+
+    Every file is read once before training: how many classes there are can be had no other way.
+    """
+
+    def look(pair: tuple[Path, Path]) -> tuple[tuple[int, int], set[int]]:
+        found, size = read_labels(pair[1]), read_rgb(pair[0]).size
+        if found.shape != size[::-1]:
+            raise DataError(
+                f"{pair[0]} is {size[0]} x {size[1]} pixels, its label image "
+                f"{found.shape[1]} x {found.shape[0]}"
+            )
+        return size, set(np.unique(found).tolist())
+
+    sizes: set[tuple[int, int]] = set()
+    values: set[int] = set()
+    for size, own in _threaded(look, list(zip(images, labels, strict=True))):
+        sizes.add(size)
+        values |= own
+    return sizes, values
+
+
+def _statistics(paths: list[Path]) -> tuple[Triple, Triple]:
+    """Mean and deviation of the channels over at most 200 images; of one colour ImageNet's."""
+    chosen = paths[:: max(1, len(paths) // 200)]
+
+    def sums(path: Path) -> np.ndarray[Any, np.dtype[np.float64]]:
+        pixels = np.asarray(read_rgb(path)).reshape(-1, 3).astype(np.float64) / 255
+        return np.stack([pixels.sum(0), (pixels**2).sum(0), np.full(3, len(pixels))])
+
+    total, squares, count = sum(_threaded(sums, chosen))
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    if std.min() < 1 / 255:
+        return IMAGENET_MEAN, IMAGENET_STD
+    first, second = ([round(float(value), 6) for value in values] for values in (mean, std))
+    return (first[0], first[1], first[2]), (second[0], second[1], second[2])
+
+
+def _threaded(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    pool = ThreadPoolExecutor(processor_count())
+    try:
+        return list(pool.map(function, items))
+    finally:
+        pool.shutdown(cancel_futures=True)
