@@ -13,6 +13,15 @@ WORDS = {
 _OF_TASKS = ("top1", "miou", "dice")
 
 
+def by_name(figures: Mapping[str, float | None]) -> dict[str, str]:
+    """The figures of a task by what they are called: {"top-1": "97.22 %"}."""
+    return {
+        WORDS[key]: f"{100 * value:.2f} %"
+        for key in _OF_TASKS
+        if (value := figures.get(key)) is not None
+    }
+
+
 def task_figures(figures: Mapping[str, float | None]) -> str:
     """How good a network is: "top-1 97.22 %", "mIoU 81.00 %, Dice 89.34 %"; empty without any."""
     return _listed(figures, [key for key in _OF_TASKS if figures.get(key) is not None])

@@ -11,7 +11,7 @@ from pathlib import Path
 from string import Template
 
 from polarprune.errors import ConfigError
-from polarprune.figure_words import task_figures
+from polarprune.figure_words import by_name
 from polarprune.inspecting import BundleInspection, NetworkInspection, SiteRow
 from polarprune.network_drawing import SiteTags, draw_network
 
@@ -91,8 +91,8 @@ def _summary(found: NetworkInspection) -> Iterator[str]:
         ):
             yield f"<p>{name} {left:,} of {dense:,} ({100 * left / dense:.1f} %)</p>"
         yield f"<p>residual blocks removed: {found.blocks_removed or 0} of {blocks}</p>"
-    if task_figures(found.figures):
-        yield f"<p>on the test split: {task_figures(found.figures)}</p>"
+    for name, value in by_name(found.figures).items():
+        yield f"<p>{name} on the test split {value}</p>"
     yield f'<p class="soft">{_LEGEND}</p>'
     yield '<p><button id="fit" type="button">fit the width / full size</button></p>'
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from polarprune.figure_words import sentence, task_figures
+from polarprune.figure_words import by_name, sentence, task_figures
 from polarprune.inspecting import BundleInspection, NetworkInspection, SiteRow
 from polarprune.manifest import CertificateLink
 
@@ -86,8 +86,8 @@ def _totals(found: NetworkInspection) -> Iterator[Table | str]:
         left = blocks - (found.blocks_removed or 0)
         totals.add_row("residual blocks", str(blocks), str(left), f"{100 * left / blocks:.1f} %")
     yield totals
-    if task_figures(found.figures):
-        yield f"On the test split: {task_figures(found.figures)}."
+    for name, value in by_name(found.figures).items():
+        yield f"{sentence(name)} on the test split: {value}."
 
 
 def bundle_tables(found: BundleInspection) -> Iterator[Table | str]:
