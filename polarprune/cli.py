@@ -14,6 +14,7 @@ import typer
 
 import polarprune
 from polarprune.cli_errors import OneLineErrors
+from polarprune.cli_options import AsJson, Classes, Data, ImageSize, Model, Weights
 from polarprune.errors import ConfigError, PolarpruneError
 from polarprune.figure_words import cut_figures, sentence, task_figures
 from polarprune.terminal import Terminal, progress_on
@@ -27,44 +28,6 @@ app = typer.Typer(
     help="Train an image network once, cut what it can do without, check it, ship it.",
     epilog="Start with: polarprune demo",
 )
-
-AsJson = Annotated[
-    bool,
-    typer.Option("--json", help="Last line of stdout is one JSON object; words go to stderr."),
-]
-Classes = Annotated[
-    int | None,
-    typer.Option(
-        "--num-classes", help="Classes of a MODEL.", show_default="the zoo's or data's own"
-    ),
-]
-ImageSize = Annotated[
-    int | None,
-    typer.Option(
-        "--image-size", help="Side of the square input, pixels.", show_default="the zoo's or data's"
-    ),
-]
-Model = Annotated[
-    str,
-    typer.Option(
-        help="resnet20/32/44/56/110, vgg16_bn, unet, torchvision:NAME, timm:NAME or "
-        "package:factory."
-    ),
-]
-Data = Annotated[
-    str,
-    typer.Option(
-        help="digits, cifar10, cifar100, or a folder: train/<class>/* and test/<class>/*, or, for "
-        "segmentation, image/* and label/*."
-    ),
-]
-Weights = Annotated[
-    str | None,
-    typer.Option(
-        help="Start from these: .safetensors, .pt or .pth, or `pretrained`.",
-        show_default="random",
-    ),
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -99,11 +62,24 @@ def train(
     task: Annotated[str, typer.Option(help="classification or segmentation.")] = "classification",
     method: Annotated[
         str,
-        typer.Option(help="How gates decide: consensus, relaxation, random or package:Class."),
+        typer.Option(
+            help="How gates decide: consensus, relaxation, mask-predictor, random or package:Class."
+        ),
     ] = "consensus",
     ejector: Annotated[
         str | None,
         typer.Option(help="With relaxation: gaussian or annealed.", show_default="gaussian"),
+    ] = None,
+    mass: Annotated[
+        float | None,
+        typer.Option(
+            help="With mask-predictor, in place of --target: kept share of each heat map, 0..1.",
+            show_default="0.9",
+        ),
+    ] = None,
+    heads: Annotated[
+        str | None,
+        typer.Option(help="With mask-predictor: decoupled or joint.", show_default="decoupled"),
     ] = None,
     granularity: Annotated[str, typer.Option(help="What may go: block, channel or both.")] = "both",
     align: Annotated[
@@ -170,7 +146,7 @@ def train(
 
     config = TrainConfig(
         model=model, data=data, out=out, target=target, target_params=target_params,
-        task=task, method=method, ejector=ejector, granularity=granularity,
+        task=task, method=method, ejector=ejector, mass=mass, heads=heads, granularity=granularity,
         align=align, epochs=epochs, weights=None if weights is None else Path(weights),
         teacher=teacher, compile=compile, seed=seed,
         resume=resume, checkpoint_every=checkpoint_every, batch_size=batch_size, lr=lr,

@@ -8,8 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from polarprune.datasets.splits import spread_indices
+from polarprune.decisions import macs_of
 from polarprune.gates import GatedNetwork
 from polarprune.graph.comparing import in_mode
+
+_COUNTED_IMAGES = 64
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,9 @@ class CutRecord:
         max_rel_error: of the check, float64, evaluation and training mode.
         metric_before / metric_after: what `measure` said of the network with its gates deciding
             and of the cut one.
+        dynamic_macs: mean over held-out images of what each image's own decisions left; None where
+            gates did not decide.
+        forecast_macs: what the method foresaw when the search began; None where it cannot.
         output_agreement: share of held-out images, or of their pixels, that both give one class;
             None where that has no meaning.
     """
@@ -40,6 +47,8 @@ class CutRecord:
     metric_before: float | None
     metric_after: float | None
     output_agreement: float | None
+    dynamic_macs: float | None = None
+    forecast_macs: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -72,24 +81,44 @@ def look_at(
     return Look(None if measure is None else measure(net), outputs)
 
 
+@torch.no_grad()
+def decided_by_each(gated: GatedNetwork, images: Tensor | None) -> list[Tensor]:
+    """Per site (n or 1, units): what the gates decide for each image; nothing without images."""
+    if images is None:
+        return []
+    watcher = copy.deepcopy(gated).eval()
+    watcher(images)
+    return [output.values > 0.5 for output in watcher.outputs()]
+
+
 def agreement_of(
-    gated: GatedNetwork, decisions: dict[str, Tensor], images: Tensor | None
+    gated: GatedNetwork, decisions: dict[str, Tensor], decided: list[Tensor]
 ) -> dict[str, float]:
     """Per site: share of (image, unit) pairs that are decided as they will be frozen.
 
     A gate that does not look at its input has all images agree by construction.
     """
-    if images is None:
-        return {}
-    watcher = copy.deepcopy(gated).eval()
-    with torch.no_grad():
-        watcher(images)
     found = {}
-    for site, output in zip(gated.sites, watcher.outputs(), strict=True):
-        frozen = decisions[site.name].to(output.values.device)
-        same = (output.values > 0.5) == frozen
-        found[site.name] = 1.0 if len(output.values) == 1 else float(same.double().mean())
+    for site, own in zip(gated.sites if decided else [], decided, strict=True):
+        same = own == decisions[site.name].to(own.device)
+        found[site.name] = 1.0 if len(own) == 1 else float(same.double().mean())
     return found
+
+
+def dynamic_macs(gated: GatedNetwork, decided: list[Tensor]) -> float | None:
+    """Mean MACs of at most 64 images, each computed with what its own decisions leave.
+
+    What a dynamic network would take if skipping were free: no engine does it.
+    """
+    if not decided:
+        return None
+    count = max(len(own) for own in decided)
+    chosen = spread_indices(count, _COUNTED_IMAGES)
+    each = [
+        macs_of(gated.circuit, [own[min(place, len(own) - 1)].cpu() for own in decided])
+        for place in chosen
+    ]
+    return sum(each) / len(each)
 
 
 def mean_over_units(agreement: dict[str, float], gated: GatedNetwork) -> float:

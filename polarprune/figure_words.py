@@ -9,6 +9,10 @@ WORDS = {
     "dice": "Dice",
     "agreement": "agreement of the gates",
     "pixel_agreement": "agreement of the pixels",
+    "dynamic_top1": "top-1 with the gates deciding",
+    "dynamic_miou": "mIoU with the gates deciding",
+    "dynamic_macs_ratio": "MACs that they asked for",
+    "forecast_macs_ratio": "MACs that were foreseen",
 }
 _OF_TASKS = ("top1", "miou", "dice")
 

@@ -191,7 +191,10 @@ class _Inserter:
             layers = [self._maskable(read) for read in reads]
             masked = all(layer is not None for layer in layers)
             where = torch.from_numpy(index)
-            module = ChannelGates(self.state, where, reads[0].axis, masked=masked)
+            module = ChannelGates(
+                self.state, where, reads[0].axis, masked=masked,
+                owners=self._owners_of(reads[0].units),
+            )  # fmt: skip
             tensor, gates = self.nodes[source], [self.gates[number] for number in numbers]
             gated = self._call(
                 f"channels_{count}", module, tensor, *gates, after=self._latest([tensor, *gates])
@@ -236,6 +239,15 @@ class _Inserter:
         index = np.full(len(units), sizes.sum(), dtype=np.int64)
         index[gated] = starts[np.searchsorted(numbers, modules)] + first + units[gated, 1]
         return numbers.tolist(), index
+
+    def _owners_of(self, units: np.ndarray) -> np.ndarray:
+        """The gate module and its unit that decide about these (site, unit)."""
+        of_site = np.asarray(self.plan.of_site).reshape(-1, 2)
+        gated = units[:, 0] >= 0
+        owners = np.full((len(units), 2), -1, dtype=np.int64)
+        owners[gated] = of_site[units[gated, 0]]
+        owners[gated, 1] += units[gated, 1]
+        return owners
 
     def gate_blocks(self) -> None:
         """Each residual branch, just before its addition."""

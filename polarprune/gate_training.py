@@ -1,6 +1,6 @@
 """How gates are trained: their loss, their prices and an optimizer of their own."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,8 @@ from polarprune.price_list import PriceList
 
 class GateTrainer:
     """The gates' Adam; the caller's optimizer, its rate and its schedule need not suit them."""
+
+    NO_STATE: ClassVar[dict[str, Any]] = {"gate_optimizer": {}, "prices": {}, "forecast": None}
 
     def __init__(
         self,
@@ -32,6 +34,7 @@ class GateTrainer:
         self._scaler = scaler
         self._scale = 1.0
         self._prices: PriceList | None = None
+        self.forecast: float | None = None  # MACs that the method foresaw when the search began
         parameters = list(gated.gate_parameters())
         # Adam moves a logit by about the learning rate a step: let it travel 20 in the search.
         rate = min(0.1, max(0.003, 20.0 / steps))
@@ -54,6 +57,9 @@ class GateTrainer:
         if self._scaler is not None:
             self._scale = self._scaler.get_scale()  # by step() it may be another one
         units = gated.units()
+        if progress == 0:
+            with torch.no_grad():
+                self.forecast = gated.forecast_macs()
         if self._optimizer is not None:
             check_learning(gated, units.openness)
         if self._prices is None or step % PRICED_EVERY == 0:
@@ -83,6 +89,7 @@ class GateTrainer:
             if self._optimizer is None
             else self._optimizer.state_dict()["state"],
             "prices": {} if self._prices is None else self._prices.state_dict(),
+            "forecast": self.forecast,
         }
 
     def load_state_dict(self, state: dict[str, Any], like: Tensor) -> None:
@@ -91,6 +98,7 @@ class GateTrainer:
         Args:
             like: prices are put on its device.
         """
+        self.forecast = state.get("forecast")
         if state["prices"]:
             self._prices = PriceList.from_state(state["prices"], like)
         if self._optimizer is not None and state["gate_optimizer"]:

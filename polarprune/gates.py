@@ -20,8 +20,9 @@ from polarprune.decisions import (
     smallest_decisions,
 )
 from polarprune.errors import TrainingError
+from polarprune.gate_heat import heat_of
 from polarprune.gate_insertion import base_placement, channel_axis, insert_gates, plan_gates
-from polarprune.gating import GateState, PooledFeatures, SiteGate, SourceGate
+from polarprune.gating import GateState, SiteGate, SourceGate
 from polarprune.graph.cost import CostCircuit, count_parameters
 from polarprune.graph.cut import Cut, Origin, cut_graph
 from polarprune.graph.layers import set_mode
@@ -29,7 +30,7 @@ from polarprune.graph.sites import Analysis, GateSite, Refusal
 from polarprune.graph.tracing import Draft, copied_graph
 from polarprune.graph.weight_folding import fold_weights
 from polarprune.methods import GateOutput, GateRequest, Method, Units
-from polarprune.narrowing import Shell, fill, place_gates
+from polarprune.narrowing import Shell, fill, place_gates, usual_features
 
 # All gates together: at most this share of the network's parameters (the design says under 5 %).
 _GATE_PARAMETER_SHARE = 0.04
@@ -52,7 +53,7 @@ class GatedNetwork(nn.Module):
         self.method = method
         self.align = align
         self.analysis = analysis
-        self.state = GateState(watches=method.watches)
+        self.state = GateState(watches=method.watches, steers=method.steers, senses=method.senses)
         self.circuit = CostCircuit(analysis, plain.graph)
         self._dense_parameters = count_parameters(plain)
         # Of the whole network, which decisions are about, and of what is left of it by now.
@@ -81,7 +82,11 @@ class GatedNetwork(nn.Module):
 
     def _make_gates(self, parameter_budget: int) -> list[SourceGate]:
         requests = [
-            GateRequest(units, channel_axis(self.analysis.labels, source)[1])
+            GateRequest(
+                units,
+                channel_axis(self.analysis.labels, source)[1],
+                tuple((site.kind, site.units) for site in self.sites if site.source == source),
+            )
             for source, units in zip(self._plan.sources, self._plan.sizes, strict=True)
         ]
         gates = self.method.make_gates(requests, parameter_budget)
@@ -170,7 +175,8 @@ class GatedNetwork(nn.Module):
         order = self._order.to(outputs[0].probability.device)
         probability = torch.cat([output.probability for output in outputs])[order]
         openness = torch.cat([output.openness for output in outputs])[order]
-        return Units(probability, openness, self._share.to(order.device))
+        heat = heat_of(self.body, outputs) if self.state.senses else ()
+        return Units(probability, openness, self._share.to(order.device), heat)
 
     def expected_macs_ratio(self, openness: Float[Tensor, " g"] | None = None) -> Float[Tensor, ""]:
         """Expected MACs over the dense ones, differentiable.
@@ -180,6 +186,14 @@ class GatedNetwork(nn.Module):
         """
         openness = self.units().openness if openness is None else openness
         return self._expected(self.circuit, openness)
+
+    def forecast_macs(self) -> float | None:
+        """The MACs that the method expects to end at, by the last batch; None where it has none."""
+        found = self.method.forecast(self.units())
+        if found is None:
+            return None
+        ratio = self.expected_macs_ratio(found[self._order.to(found.device)])
+        return float(ratio) * self.circuit.dense_macs
 
     def _expected(self, circuit: CostCircuit, openness: Float[Tensor, " g"]) -> Float[Tensor, ""]:
         by_site = torch.split(openness, [site.units for site in self.sites])
@@ -278,10 +292,8 @@ class GatedNetwork(nn.Module):
             budget = self.macs_budget(budget)
         gates = self.site_gates()
         if self.state.mode == "frozen" and budget is None:
-            return {
-                site.name: gate.frozen.cpu().clone()
-                for site, gate in zip(self.sites, gates, strict=True)
-            }
+            frozen = [gate.frozen.cpu().clone() for gate in gates]
+            return {site.name: kept for site, kept in zip(self.sites, frozen, strict=True)}
         scores = [gate.running.detach().cpu().masked_fill(gate.gone.cpu(), -1) for gate in gates]
         return self._fed(lambda: choose_decisions(self.analysis, scores, self.align, budget))
 
@@ -329,7 +341,9 @@ class GatedNetwork(nn.Module):
             filled = fill(whole, self.body, self._earlier)
             small = filled.graph_module
             set_mode(small, self.training)
-            usual = self._usual_features(images)
+            watcher = copy.deepcopy(self).eval()
+            watcher.search()
+            usual = usual_features(watcher, self.analysis.labels, images)
             placement = place_gates(
                 small, whole, self.analysis, self._plain_graph, self.state, usual.__getitem__
             )
@@ -373,23 +387,3 @@ class GatedNetwork(nn.Module):
             if again:
                 raise ValueError(f"site {name!r}: units {again} have been cut out of the network")
         return checked
-
-    def _usual_features(self, images: Tensor | None) -> dict[str, Tensor]:
-        """Per tensor that gates look at the mean features over some images."""
-        watcher = copy.deepcopy(self).eval()
-        watcher.search()
-        found: dict[str, Tensor] = {}
-
-        def remember(source: str, pool: PooledFeatures) -> None:
-            width = channel_axis(self.analysis.labels, source)[1]
-            found[source] = torch.zeros(width) if pool.usual is None else pool.usual.clone()
-            pool.register_forward_hook(
-                lambda _module, _args, features: found.update({source: features.mean(0)})
-            )
-
-        for pool in watcher.body.modules():
-            if isinstance(pool, PooledFeatures):
-                remember(pool.source, pool)
-        if images is not None:
-            watcher(images)
-        return found

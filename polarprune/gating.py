@@ -6,13 +6,14 @@ They share one GateState, which says what all gates do at the moment.
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polarprune.gate_arithmetic import apply_gate, mean_of_channels
-from polarprune.methods.protocol import GateOutput
+from polarprune.methods.protocol import GateOutput, Method
 from polarprune.ranks import mean_over_ranks
 
 
@@ -26,19 +27,29 @@ class GateState:
             probability; masking weights then takes the place of masking activations.
         replaced: a smaller network is trained in the place of this one.
         watches: gates look at the features of their tensor.
+        steers: and let their gradient into it.
+        senses: the strength of every gated channel is kept, batch by batch.
     """
 
     mode: Literal["open", "search", "frozen"] = "open"
     alike: bool = False
     replaced: bool = False
     watches: bool = True
+    steers: bool = False
+    senses: bool = False
+
+    @classmethod
+    def of(cls, method: Method) -> "GateState":
+        """At the start, all open."""
+        return cls(watches=method.watches, steers=method.steers, senses=method.senses)
 
 
 class PooledFeatures(nn.Module):
     """Mean over space, cut off from the gradient: a gate watches the network, it does not steer it.
 
-    Shared by all gates that look at one tensor. Gates have as many features as the tensor had
-    channels at first: in place of a channel that has been cut they see the mean that it had then.
+    (But where a method wants it to.) Shared by all gates that look at one tensor. Gates have as
+    many features as the tensor had channels at first: in place of a channel that has been cut they
+    see the mean that it had then.
     """
 
     usual: Float[Tensor, " c"] | None
@@ -76,7 +87,8 @@ class PooledFeatures(nn.Module):
             return None
         if not self.state.watches:
             return x.new_empty((len(x), 0), dtype=self.dtype)
-        x = x.detach()
+        if not self.state.steers:
+            x = x.detach()
         features = mean_of_channels(x, self.axis).to(self.dtype)
         if self.places is None or self.usual is None:
             return features
@@ -205,22 +217,37 @@ class ChannelGates(nn.Module):
 
     index: Tensor
 
-    def __init__(self, state: GateState, index: Tensor, axis: int, *, masked: bool = False) -> None:
+    def __init__(
+        self,
+        state: GateState,
+        index: Tensor,
+        axis: int,
+        *,
+        masked: bool = False,
+        owners: np.ndarray | None = None,
+    ) -> None:
         """Take gate `index[i]` for position i; the value after all gates' units is always open.
 
         Args:
             masked: the tensor's readers mask their weights where all images are decided alike.
+            owners: (positions, 2): the gate module and its unit that decide about each position,
+                (-1, -1) for none.
         """
         super().__init__()
         self.state = state
         self.axis = axis
         self.masked = masked
+        self.owners = owners
+        self.peaks: Float[Tensor, "n c"] | None = None
         self.register_buffer("index", index, persistent=False)
 
     def forward(self, x: Float[Tensor, "..."], *gates: Tensor | None) -> Float[Tensor, "..."]:
         """X with closed channels zero."""
         if self.state.mode == "open":
             return x
+        if self.state.senses and self.state.mode == "search":
+            space = [a for a in range(1, x.dim()) if a != self.axis]
+            self.peaks = x.detach().abs().amax(space).float() if space else x.detach().abs().float()
         if self.masked and self.state.mode == "search" and _alike(gates):
             return x
         shape = [-1] + [1] * (x.dim() - 1)

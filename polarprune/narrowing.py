@@ -177,6 +177,30 @@ def place_gates(
     return placement
 
 
+def usual_features(watcher: nn.Module, labels: Labels, images: Tensor | None) -> dict[str, Tensor]:
+    """Per tensor that gates look at the mean features over some images, without them zeros.
+
+    Args:
+        watcher: a copy of the gated network that decides; it is called on the images.
+        labels: of the whole network.
+    """
+    found: dict[str, Tensor] = {}
+
+    def remember(source: str, pool: PooledFeatures) -> None:
+        width = channel_axis(labels, source)[1]
+        found[source] = torch.zeros(width) if pool.usual is None else pool.usual.clone()
+        pool.register_forward_hook(
+            lambda _module, _args, features: found.update({source: features.mean(0)})
+        )
+
+    for pool in watcher.modules():
+        if isinstance(pool, PooledFeatures):
+            remember(pool.source, pool)
+    if images is not None:
+        watcher(images)
+    return found
+
+
 def _labels_of_the_whole(
     small: fx.GraphModule, labels: Labels, cut: Cut, analysis: Analysis
 ) -> np.ndarray:

@@ -16,10 +16,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from polarprune.budget import Budget
 from polarprune.certificates import Certificate, certify, top1_agreement
 from polarprune.collapsing import META, blocks_removed, collapse_with_origins
-from polarprune.cut_records import CutRecord, Look, agreement_of, look_at, mean_over_units
+from polarprune.cut_records import (
+    CutRecord,
+    Look,
+    agreement_of,
+    decided_by_each,
+    dynamic_macs,
+    look_at,
+    mean_over_units,
+)
 from polarprune.cutting import ClosedFor, CutRule, choose_cut, left_of
 from polarprune.decisions import macs_of
 from polarprune.errors import ConfigError, Refused
@@ -30,6 +37,7 @@ from polarprune.loop_mistakes import check_finite, check_held_out, check_holding
 from polarprune.optimizer_state import check_sliceable, hand_over, take_out
 from polarprune.phases import Phases
 from polarprune.ranks import as_rank_0_has_it, average_buffers
+from polarprune.targets import budget_of
 
 __all__ = ["OnePass", "Phases"]
 
@@ -99,9 +107,8 @@ class OnePass:
         self._optimizers = list(optimizer) if isinstance(optimizer, Sequence) else [optimizer]
         check_sliceable(self._optimizers)
         check_held_out(held_out)
-        self.budget = _budget(gated, target, target_params)
-        gated.check_reachable(self.budget)
-        self.phases = phases or Phases()
+        self.budget = budget_of(gated, target, target_params)
+        self.phases = phases or gated.method.phases or Phases()
         self.total_steps = total_steps
         self.network: nn.Module = gated
         self.cuts: list[CutRecord] = []
@@ -205,7 +212,7 @@ class OnePass:
             "spent_macs": self._spent_macs,
             "macs_now": self._macs_now,
             "closed_for": self._closed_for.steps.tolist(),
-            **({"gate_optimizer": {}, "prices": {}} if self.settled else self._gates.state_dict()),
+            **(GateTrainer.NO_STATE if self.settled else self._gates.state_dict()),
             "gone": {
                 name: torch.nonzero(gone).flatten().tolist()
                 for name, gone in (self._gated.gone() if self._gated is not None else {}).items()
@@ -293,7 +300,7 @@ class OnePass:
         check_finite(gated)
         average_buffers(gated)
         before = self._look_at(gated)
-        decisions = gated.decisions(self.budget)
+        decisions = gated.decisions(self.budget if gated.method.bounded else None)
         cut = self._describe(gated, decisions)
         gated.set_decisions(decisions)
         small, taken = collapse_with_origins(gated)
@@ -336,13 +343,16 @@ class OnePass:
         gone = gated.gone()
         closed = {name: int((~kept & ~gone[name]).sum()) for name, kept in decisions.items()}
         closed = {name: count for name, count in closed.items() if count}
-        agreement = agreement_of(gated, decisions, self._images()) if self.searching else {}
+        decided = decided_by_each(gated, self._images()) if self.searching else []
+        agreement = agreement_of(gated, decisions, decided)
         return {
             "step": self.steps,
             "sites": closed,
             "units": sum(closed.values()),
             "macs_before": macs_of(gated.circuit, [~out for out in gone.values()]),
             "macs_after": macs_of(gated.circuit, list(decisions.values())),
+            "dynamic_macs": dynamic_macs(gated, decided),
+            "forecast_macs": self._gates.forecast,
             "agreement": mean_over_units(agreement, gated),
             "site_agreement": {name: round(value, 6) for name, value in agreement.items()},
         }
@@ -374,15 +384,6 @@ class OnePass:
         self._gated = None
         self._last_batch = LastBatch()
         self.network = small
-
-
-def _budget(gated: GatedNetwork, target: float | None, target_params: float | None) -> Budget:
-    if (target is None) == (target_params is None):
-        raise ConfigError("give either a target (of the MACs) or target_params (of the parameters)")
-    if target_params is not None:
-        return gated.parameters_budget(target_params)
-    assert target is not None
-    return gated.macs_budget(target)
 
 
 def _checked(ema: Averaged | None) -> Averaged | None:

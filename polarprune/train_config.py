@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from polarprune.errors import ConfigError
+from polarprune.methods import build_method, is_bounded
 from polarprune.schedules import build_schedule
 from polarprune.tasks import build_task
 
@@ -23,7 +24,9 @@ class TrainConfig:
         task: "classification" or "segmentation".
         granularity: "block", "channel" or "both".
         ejector: what drives relaxed gates away from the middle, "gaussian" or "annealed"; of no
-            other method.
+            other method, as the next two.
+        mass: what a mask predictor keeps of a heat map, 0..1; it takes no target.
+        heads: of a mask predictor, "decoupled" or "joint".
         lr: peak learning rate; None is 0.2 at batch size 128, in proportion.
         teacher: a finished run whose outputs are learned from too.
         compile: let torch.compile make the steps faster; after every cut it compiles anew.
@@ -43,6 +46,8 @@ class TrainConfig:
     task: str = "classification"
     method: str = "consensus"
     ejector: str | None = None
+    mass: float | None = None
+    heads: str | None = None
     granularity: str = "both"
     align: int = 1
     epochs: int = 20
@@ -66,8 +71,8 @@ class TrainConfig:
     workers: int = 2
 
     def __post_init__(self) -> None:
-        """Half of the MACs, unless another bound is given."""
-        if self.target is None and self.target_params is None:
+        """Half of the MACs, unless another bound is given or the method takes none."""
+        if self.target is None and self.target_params is None and is_bounded(self.method):
             object.__setattr__(self, "target", 0.5)
 
     @property
@@ -78,7 +83,7 @@ class TrainConfig:
     @property
     def method_options(self) -> dict[str, Any]:
         """What only some methods take; None where it is not given."""
-        return {"ejector": self.ejector}
+        return {"ejector": self.ejector, "mass": self.mass, "heads": self.heads}
 
     def as_dict(self) -> dict[str, Any]:
         """For run.json; where it is written, and how often, does not describe the run."""
@@ -95,7 +100,9 @@ class TrainResult:
     Attributes:
         figures: of a classifier `top1`, and `agreement` of the gates when they were frozen; of a
             segmentation `miou`, `dice`, and `pixel_agreement`: the share of held-out pixels that
-            the small network gives the class that the gated one gave them then. 0..1 each.
+            the small network gives the class that the gated one gave them then. `dynamic_top1` (or
+            `dynamic_miou`) and `dynamic_macs_ratio` are of the network whose gates still decided
+            for each image, just before they were frozen. 0..1 each.
         joules: what the GPUs took that trained, by NVML; None without one.
     """
 
@@ -146,6 +153,15 @@ def check_config(config: TrainConfig) -> None:
             raise ConfigError(f"{option} must be above 0 and at most 1, got {share:g}")
     if config.target is not None and config.target_params is not None:
         raise ConfigError("give --target or --target-params, not both")
+    method = build_method(config.method, config.method_options)
+    for option, given in (
+        ("--target", config.target not in (None, 1)),
+        ("--target-params", config.target_params not in (None, 1)),
+    ):
+        if given and not method.bounded:
+            raise ConfigError(
+                f"{option} cannot be given with method {config.method}, whose --mass sets the cost"
+            )
     if config.granularity not in ("block", "channel", "both"):
         raise ConfigError(
             f"granularity {config.granularity!r} is unknown; choose one of: block, channel, both"

@@ -317,11 +317,18 @@ class _Run:
         return result
 
     def _agreement(self) -> dict[str, float]:
-        """How well the last cut agrees with what was there before: gates, or classes of pixels."""
+        """How the last cut compares with what was there before; 1 where nothing was cut."""
         cuts = RunFolder(self.config.out).cuts()
-        if self.task.name == Segmentation.name:
-            return {"pixel_agreement": cuts[-1]["output_agreement"] if cuts else 1.0}
-        return {"agreement": cuts[-1]["agreement"] if cuts else 1.0}
+        kind = "output_agreement" if self.task.name == Segmentation.name else "agreement"
+        name = "pixel_agreement" if self.task.name == Segmentation.name else "agreement"
+        found = {name: cuts[-1][kind] if cuts else 1.0}
+        if cuts and cuts[-1]["dynamic_macs"] is not None:
+            before = cuts[-1][f"{self.task.headline}_before"]
+            found[f"dynamic_{self.task.headline}"] = before
+            found["dynamic_macs_ratio"] = cuts[-1]["dynamic_macs"] / self.dense_macs
+        if cuts and cuts[-1]["forecast_macs"] is not None:
+            found["forecast_macs_ratio"] = cuts[-1]["forecast_macs"] / self.dense_macs
+        return found
 
     def _train_macs_ratio(self) -> float:
         """MACs computed over those of dense training; a teacher runs forward: a third of them."""

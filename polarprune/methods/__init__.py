@@ -12,7 +12,15 @@ from polarprune.errors import ConfigError
 from polarprune.importing import import_named
 from polarprune.methods.protocol import GateOutput, GateRequest, Method, Units
 
-__all__ = ["GateOutput", "GateRequest", "Method", "Units", "build_method", "method_names"]
+__all__ = [
+    "GateOutput",
+    "GateRequest",
+    "Method",
+    "Units",
+    "build_method",
+    "is_bounded",
+    "method_names",
+]
 
 
 def method_names() -> list[str]:
@@ -37,6 +45,14 @@ def build_method(name: str, options: dict[str, Any] | None = None) -> Method:
         if key not in kind.options:
             raise ConfigError(f"--{key} is no option of method {name!r}")
     return kind(**given)
+
+
+def is_bounded(name: str) -> bool:
+    """Whether a target decides how much a method keeps; True for names that nobody knows."""
+    try:
+        return _find(name).bounded
+    except ConfigError:
+        return True
 
 
 def _find(name: str) -> type[Method]:

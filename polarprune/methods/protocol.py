@@ -7,16 +7,22 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from polarprune.phases import Phases
+
 
 @dataclass(frozen=True)
 class GateRequest:
     """One tensor that gates look at: `units` decisions from `channels` pooled features.
 
     The units are those of all sites that look at the tensor, one site after the other.
+
+    Attributes:
+        sites: (kind, units) of each of them; kind is "block" or "channel".
     """
 
     units: int
     channels: int
+    sites: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,11 +49,15 @@ class Units:
         probability: open probability, batch mean, differentiable.
         openness: batch mean of the images' own values, differentiable.
         share: weight of each unit where all sites weigh alike; the weights add up to 1.
+        heat: per gate, as they were asked for, (n, units): the largest magnitude of each unit's
+            channels in each image before they are gated; -1 where there is none (blocks). Of a
+            method that senses.
     """
 
     probability: Float[Tensor, " g"]
     openness: Float[Tensor, " g"]
     share: Float[Tensor, " g"]
+    heat: tuple[Float[Tensor, "n u"], ...] = ()
 
 
 class Method(ABC):
@@ -61,7 +71,12 @@ class Method(ABC):
             as a whole, by its mean probability; where it is something else, gates are asked for
             their values in every step.
         watches: gates look at their input; those of a method that does not get (n, 0) features.
+        steers: the loss of gates reaches the network through what they look at.
+        senses: the loss is told how strong each channel is (Units.heat).
         weighs: an open unit may keep a weight other than 1 when decisions freeze (open_weights).
+        bounded: the user's target decides how much is kept; otherwise every unit is that is open
+            with a probability above one half, and a target is refused.
+        phases: when it searches and settles, where nobody says otherwise.
     """
 
     known: ClassVar[dict[str, "type[Method]"]] = {}
@@ -69,7 +84,11 @@ class Method(ABC):
     options: tuple[str, ...] = ()
     thresholds = True
     watches = True
+    steers = False
+    senses = False
     weighs = False
+    bounded = True
+    phases: Phases | None = None
 
     def __init_subclass__(cls) -> None:
         """Every class with a name of its own can be asked for by it."""
@@ -106,3 +125,10 @@ class Method(ABC):
         Above 0; folded into the network when it is collapsed. Only asked of a method that weighs.
         """
         raise NotImplementedError
+
+    def forecast(self, units: Units) -> Float[Tensor, " g"] | None:
+        """How open units will be, by one batch of the network as it is; None where nobody knows.
+
+        One gate's units after the other's, as `Units.heat` has them.
+        """
+        return None
