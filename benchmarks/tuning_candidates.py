@@ -10,6 +10,7 @@ from benchmarks.tuning_changes import (
     agree_at_the_target,
     keep_streams,
     take_balanced_prices,
+    take_floored_prices,
     take_root_prices,
     take_time,
 )
@@ -89,6 +90,9 @@ CANDIDATES = {
     "root-prices": Candidate("gradients of the cost: root", changes=(take_root_prices,)),
     "balanced-prices": Candidate(
         "a channel's price times the open share of its site", changes=(take_balanced_prices,)
+    ),
+    "floored-prices": Candidate(
+        "a channel's price falls to 0 where 0.6 of its site is open", changes=(take_floored_prices,)
     ),
     "random": Candidate("random decisions, blocks and channels", {"method": "random"}),
     "keep-streams": Candidate(
