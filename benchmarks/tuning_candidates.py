@@ -6,7 +6,14 @@ from typing import Any
 
 from benchmarks.pareto_settings import NARROWED, Setting
 from benchmarks.torch_pruning_rival import Rival
-from benchmarks.tuning_changes import agree_at_the_target, keep_streams, take_root_prices, take_time
+from benchmarks.tuning_changes import (
+    agree_at_the_target,
+    keep_streams,
+    take_balanced_prices,
+    take_floored_prices,
+    take_root_prices,
+    take_time,
+)
 from polarprune.phases import Phases
 
 _SHAPES = "benchmarks.tuning_shapes"
@@ -81,6 +88,13 @@ CANDIDATES = {
         one_pass={"individual_every": 8},
     ),
     "root-prices": Candidate("gradients of the cost: root", changes=(take_root_prices,)),
+    "balanced-prices": Candidate(
+        "a channel's price times the open share of its site", changes=(take_balanced_prices,)
+    ),
+    "floored-prices": Candidate(
+        "a channel's price falls to 0 where 0.6 of its site is open", changes=(take_floored_prices,)
+    ),
+    "random": Candidate("random decisions, blocks and channels", {"method": "random"}),
     "keep-streams": Candidate(
         "residual streams stay whole: blocks and the channels inside", changes=(keep_streams,)
     ),

@@ -1,11 +1,15 @@
 """Changes to the program that were tried: they last until the process ends."""
 
+from typing import ClassVar
+
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from polarprune import gate_training, training
 from polarprune.attaching import attach_gates
 from polarprune.gates import GatedNetwork
+from polarprune.graph.sites import GateSite
 from polarprune.methods import consensus
 from polarprune.price_list import PriceList
 
@@ -29,6 +33,56 @@ class RootPrices(PriceList):
 def take_root_prices() -> None:
     """Train gates by RootPrices."""
     gate_training.PriceList = RootPrices  # type: ignore[misc,attr-defined]
+
+
+class BalancedPrices(PriceList):
+    """The slope of the cost is each channel's price times the share of its site that is open.
+
+    MACs are products: of what a convolution reads with what it writes. As a stream closes, the
+    prices of the channels inside of its blocks fall and its own do not, so that what closed first
+    goes on closing. Times its own share, either side of a product has the same price (ours).
+    """
+
+    sites: ClassVar[list[GateSite]] = []
+    floor: ClassVar[float] = 0.0
+
+    def __call__(self, openness: Float[Tensor, " g"]) -> Float[Tensor, ""]:
+        """As PriceList; the value is the same, its gradient is not."""
+        exact = super().__call__(openness).detach()
+        now = openness.detach()
+        shares = [
+            torch.ones_like(part)
+            if site.kind == "block"
+            else ((part.mean() - self.floor) / (1 - self.floor)).clamp_min(0).expand(len(part))
+            for site, part in zip(
+                self.sites, torch.split(now, [site.units for site in self.sites]), strict=True
+            )
+        ]
+        slopes = self.prices * torch.cat(shares)
+        slopes = slopes * self.prices.sum() / slopes.sum().clamp_min(1e-12)
+        return exact + (slopes * (openness - now)).sum()
+
+
+def take_balanced_prices() -> None:
+    """Train gates by BalancedPrices."""
+    gate_training.PriceList = BalancedPrices  # type: ignore[misc,attr-defined]
+    training.attach_gates = _with_known_sites  # type: ignore[attr-defined]
+
+
+def take_floored_prices() -> None:
+    """The same with a price that is 0 once 0.6 of a site is open (0.85 of an even narrowing).
+
+    A random choice of blocks and channels, which narrows all sites alike, trained to a lower loss
+    than the shapes that were found, whose streams were half closed.
+    """
+    take_balanced_prices()
+    BalancedPrices.floor = 0.6
+
+
+def _with_known_sites(*args: object, **options: object) -> GatedNetwork:
+    gated = attach_gates(*args, **options)  # type: ignore[arg-type]
+    BalancedPrices.sites = gated.sites
+    return gated
 
 
 def take_time() -> None:
