@@ -25,10 +25,11 @@ import typer
 import benchmarks.pareto_methods  # noqa: F401  registers the control methods
 from benchmarks.pareto_report import write_report
 from benchmarks.pareto_settings import BATCH_SIZE, EPOCHS, NETWORK, SETTINGS, Setting
+from benchmarks.recorded_runs import recorded_run
 from benchmarks.records import describe_machine
 from benchmarks.torch_pruning_rival import prune_half_way
-from polarprune.run_folder import RUN_FILE, RunFolder
-from polarprune.training import TrainConfig, train
+from polarprune.run_folder import RUN_FILE
+from polarprune.training import TrainConfig
 
 RECORDS = Path(__file__).parent / "results" / "pareto"
 
@@ -54,22 +55,7 @@ def run_once(setting: Setting, seed: int, data: str, work: Path, epochs: int) ->
         if step % 200 == 0:
             print(f"{setting.name}-{seed} {text} {step}/{steps}", file=sys.stderr, flush=True)
 
-    result = train(config, show).as_dict()
-    folder = RunFolder(out)
-    return {
-        "result": {key: value for key, value in result.items() if key != "run"},
-        "config": {**folder.config, "data": Path(data).name},
-        "versions": folder.document["versions"],
-        "git": folder.document["git"],
-        "threads": folder.document["threads"],
-        "bf16": folder.document["bf16"],
-        "metrics": folder.metrics(),
-        "cuts": [_short(cut) for cut in folder.cuts()],
-    }
-
-
-def _short(cut: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in cut.items() if key not in ("certificate",)}
+    return recorded_run(config, show)
 
 
 @app.command()

@@ -17,9 +17,9 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.records import describe_machine
-from polarprune.run_folder import RUN_FILE, RunFolder
-from polarprune.training import TrainConfig, train
+from benchmarks.recorded_runs import recorded_run
+from polarprune.run_folder import RUN_FILE
+from polarprune.training import TrainConfig
 
 RESULTS = Path(__file__).parent / "results" / "resnet56"
 # In the order of what is wanted first.
@@ -56,21 +56,7 @@ def run_until(config: TrainConfig, deadline: float) -> dict[str, Any]:
         if time.monotonic() > deadline:
             raise TimeIsUp(f"{config.out.name}: {text}, step {step} of {steps}")
 
-    result = train(config, watch).as_dict()
-    folder = RunFolder(config.out)
-    return {
-        "result": {key: value for key, value in result.items() if key != "run"},
-        "config": {
-            **folder.config,
-            "data": Path(config.data).name,
-            "weights": bool(config.weights),
-        },
-        "machine": describe_machine(),
-        "git": folder.document["git"],
-        "bf16": folder.document["bf16"],
-        "metrics": folder.metrics(),
-        "cuts": folder.cuts(),
-    }
+    return recorded_run(config, watch)
 
 
 def _write(records: Path, name: str, record: dict[str, Any]) -> None:
