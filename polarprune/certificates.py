@@ -137,11 +137,19 @@ def _materialise(net: nn.Module) -> None:
 
 
 def top1_agreement(expected: Any, got: Any) -> float | None:
-    """Share of images, or of pixels, with the same highest class; classes lie along axis 1."""
-    left, right = scores_of(expected), scores_of(got)
-    if not (isinstance(left, Tensor) and isinstance(right, Tensor) and left.dim() >= 2):
-        return None
-    return float((left.argmax(1) == right.argmax(1)).double().mean())
+    """Share of images, or of pixels, with the same highest class; classes lie along axis 1.
+
+    Of one tensor, or of the score maps `out` of a segmentation network's dict.
+    """
+    left, right = _classes_of(expected), _classes_of(got)
+    return None if left is None or right is None else float((left == right).double().mean())
+
+
+def _classes_of(outputs: Any) -> Tensor | None:
+    scores = scores_of(outputs)
+    alone = isinstance(outputs, Tensor) and outputs.dim() >= 2
+    map_of_dict = isinstance(outputs, dict) and isinstance(scores, Tensor) and scores.dim() == 4
+    return scores.argmax(1) if alone or map_of_dict else None
 
 
 def _absolute_error(expected: Any, got: Any) -> float:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -98,16 +98,17 @@ class TrainResult:
     """What a finished run reports; the keys of `polarprune train --json`.
 
     Attributes:
-        figures: of a classifier `top1`, and `agreement` of the gates when they were frozen; of a
-            segmentation `miou`, `dice`, and `pixel_agreement`: the share of held-out pixels that
-            the small network gives the class that the gated one gave them then. `dynamic_top1` (or
-            `dynamic_miou`) and `dynamic_macs_ratio` are of the network whose gates still decided
-            for each image, just before they were frozen. 0..1 each.
         joules: what the GPUs took that trained, by NVML; None without one.
+        top1, agreement: of a classifier: on the test split, and of the gates when they were frozen,
+            0..1; NaN of another task.
+        more: of a segmentation `miou`, `dice`, and `pixel_agreement`: the share of held-out pixels
+            that the small network gives the class that the gated one gave them. `dynamic_top1` (or
+            `dynamic_miou`) and `dynamic_macs_ratio` are of the network whose gates still decided
+            for each image, just before they were frozen; `forecast_macs_ratio` is what its method
+            foresaw. 0..1 each.
     """
 
     run: str
-    figures: dict[str, float]
     dense_macs: int
     macs: int
     macs_ratio: float
@@ -117,29 +118,29 @@ class TrainResult:
     train_macs_ratio: float
     seconds: float
     joules: float | None = None
+    top1: float = math.nan
+    agreement: float = math.nan
+    more: dict[str, float] = field(default_factory=dict)
 
     @property
-    def top1(self) -> float:
-        """Of a classifier, on the test split, 0..1."""
-        return self.figures["top1"]
-
-    @property
-    def agreement(self) -> float:
-        """Of a classifier's gates when they were frozen, 0..1."""
-        return self.figures["agreement"]
+    def figures(self) -> dict[str, float]:
+        """All that says how good the network is."""
+        own = {"top1": self.top1, "agreement": self.agreement}
+        return {key: value for key, value in own.items() if not math.isnan(value)} | self.more
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """For JSON; without the figures of another task."""
         values = dataclasses.asdict(self)
-        return {"run": values.pop("run"), **values.pop("figures"), **values}
+        for name in ("top1", "agreement", "more"):
+            values.pop(name)
+        return {"run": values.pop("run"), **self.figures, **values}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainResult":
         """What as_dict gave."""
-        names = {field.name for field in dataclasses.fields(cls)}
+        names = {each.name for each in dataclasses.fields(cls)}
         own = {key: value for key, value in values.items() if key in names}
-        figures = {key: value for key, value in values.items() if key not in names}
-        return cls(**own, figures=figures)
+        return cls(**own, more={key: v for key, v in values.items() if key not in names})
 
 
 def check_config(config: TrainConfig) -> None:

@@ -298,19 +298,19 @@ class _Run:
         assert description is not None
         example = example_of(self.data, self.device)
         macs = count_macs(net, example)
-        result = TrainResult(
-            run=str(config.out),
-            figures=figures_of(net, self.data.test, task=self.task) | self._agreement(),
-            dense_macs=self.dense_macs,
-            macs=macs,
-            macs_ratio=macs / self.dense_macs,
-            params=count_parameters(net),
-            dense_params=self.dense_params,
-            blocks_removed=description.blocks_removed,
-            train_macs_ratio=self._train_macs_ratio(),
-            seconds=round(self._seconds(), 2),
-            joules=self._joules(),
-        )
+        figures = figures_of(net, self.data.test, task=self.task) | self._agreement()
+        values = {
+            "dense_macs": self.dense_macs,
+            "macs": macs,
+            "macs_ratio": macs / self.dense_macs,
+            "params": count_parameters(net),
+            "dense_params": self.dense_params,
+            "blocks_removed": description.blocks_removed,
+            "train_macs_ratio": self._train_macs_ratio(),
+            "seconds": round(self._seconds(), 2),
+            "joules": self._joules(),
+        }
+        result = TrainResult.from_dict({"run": str(config.out), **figures, **values})
         if self.writes:
             save_network(net, config.out / PRUNED)
             self._write_run_file(result)

@@ -164,7 +164,7 @@ def test_output_agreement_is_that_of_the_gated_and_the_cut_network() -> None:
     [cut] = one.cuts
     after = _evaluated(one.network, images)
     assert cut.output_agreement == float((before.argmax(1) == after.argmax(1)).double().mean())
-    assert top1_agreement({"out": before}, {"out": after}) == cut.output_agreement
+    assert top1_agreement(before, after) == cut.output_agreement
 
 
 def _evaluated(net: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -179,3 +179,5 @@ def test_pixels_agree_along_the_axis_of_classes() -> None:
     left[0, 1, 0] = 1.0
     right = torch.zeros(1, 2, 2, 2)
     assert top1_agreement(left, right) == 0.5
+    assert top1_agreement({"out": left, "aux": right}, {"out": right, "aux": left}) == 0.5
+    assert top1_agreement({"boxes": left[0]}, {"boxes": right[0]}) is None
