@@ -73,8 +73,10 @@ class GateTrainer:
             return
         parameters = self._optimizer.param_groups[0]["params"]
         gradients = [p.grad.flatten() for p in parameters if p.grad is not None]
-        # A loss scaler's overflow must not reach Adam's moments, nor its scale.
-        if gradients and bool(torch.cat(gradients).isfinite().all()):
+        # A loss scaler's overflow must not reach Adam's moments, nor its scale. Zeros alone are
+        # gates at rest, which Adam's momentum would move.
+        flat = torch.cat(gradients) if gradients else torch.zeros(1)
+        if bool(flat.isfinite().all() & flat.any()):
             if self._scale != 1:
                 for parameter in parameters:
                     if parameter.grad is not None:

@@ -287,8 +287,11 @@ def _build_dataclass(kind: Any, value: Any, where: str) -> Any:
     kinds = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}
     unknown = sorted(set(value) - set(fields))
-    missing = sorted(set(fields) - set(value))
+    # A field with a default is younger than some bundles that are about.
+    needed = {name for name, f in fields.items() if f.default is dataclasses.MISSING}
+    missing = sorted(needed - set(value))
     if unknown or missing:
         words = f"unknown {unknown[0]!r}" if unknown else f"no {missing[0]!r}"
         raise BundleError(f"{MANIFEST_NAME}: {where} has {words}; export again")
-    return kind(**{name: _build(kinds[name], value[name], f"{where}.{name}") for name in fields})
+    given = [name for name in fields if name in value]
+    return kind(**{name: _build(kinds[name], value[name], f"{where}.{name}") for name in given})

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from polarprune.attaching import attach_gates
 from polarprune.checkpoints import Checkpoint, read_checkpoint
@@ -131,8 +131,7 @@ class _Run:
         net.to(self.device).train()
         self.dense_params = count_parameters(net)
         example = example_of(self.data, self.device)
-        with torch.no_grad(), in_mode(net, training=False):
-            self.task.check(outputs_of(net, example), self.classes, tuple(example.shape))
+        self._check_outputs(net)
         pruning = config.pruning
         gated = attach_gates(
             net,
@@ -159,6 +158,13 @@ class _Run:
         self.openness_every = max(1, self.total_steps // _OPENNESS_LINES)
         self.folder_ready = False
 
+    def _check_outputs(self, net: nn.Module) -> None:
+        """Refuse a network that does not take the images, or says nothing about the classes."""
+        for side in {self.data.image_size, self.config.crop_size or self.data.image_size}:
+            images = torch.zeros(2, self.data.channels, side, side, device=self.device)
+            with torch.no_grad(), in_mode(net, training=False):
+                self.task.check(outputs_of(net, images), self.classes, tuple(images.shape))
+
     def _one_pass(self, gated: GatedNetwork) -> OnePass:
         # Test images on which agreement is measured; they decide nothing.
         count = images_at_once(self.data.image_size)
@@ -166,7 +172,7 @@ class _Run:
         return OnePass(
             gated,
             self.optimizer,
-            target=self.config.target,
+            target=self.config.target if gated.method.bounded else None,
             target_params=self.config.target_params,
             total_steps=self.total_steps,
             held_out=held_out.to(self.device),

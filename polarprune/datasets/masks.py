@@ -6,7 +6,6 @@ two classes; otherwise they are class indices, and 255 belongs to no class (a bo
 VOC).
 """
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -72,7 +71,7 @@ def load_masks(
     if crop > side:
         raise ConfigError(f"--crop-size {crop} is larger than the images, {side} pixels")
     binary = values <= {0, 255}
-    count = 2 if binary else max(values - {IGNORED}) + 1
+    count = len(values) if binary else max(values - {IGNORED}) + 1
     if count < 2:
         raise DataError(f"the labels in {root} know one class only; segmentation needs two")
 
@@ -180,11 +179,12 @@ def _listed(folder: Path) -> Pairs:
                 f"data folder {folder} has no folder {kind}/; segmentation needs image/* and "
                 "label/* of equal names"
             )
-        found[kind] = {
-            Path(entry.name).stem: Path(entry.path)
-            for entry in os.scandir(folder / kind)
-            if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and not entry.name.startswith(".")
-        }
+        found[kind] = {}
+        for path in sorted((folder / kind).iterdir()):
+            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
+                other = found[kind].setdefault(path.stem, path)
+                if other != path:
+                    raise DataError(f"{other} and {path.name} have one name; remove one of them")
     for here, there in (("image", "label"), ("label", "image")):
         alone = sorted(found[here].keys() - found[there].keys())
         if alone:

@@ -75,7 +75,8 @@ class _Search:
             if len(terms) == 2 and terms[0] is not None and terms[1] is not None:
                 return terms[0] + terms[1]
             return None
-        if operator_name(node) == "mul":
+        factors = [argument for argument in node.args if isinstance(argument, fx.Node)]
+        if operator_name(node) == "mul" and len(factors) == len(node.all_input_nodes):
             return next((t for t in map(self.takers, node.all_input_nodes) if t is not None), None)
         if self._is_homogeneous(node, module) and len(node.all_input_nodes) == 1:
             return self.takers(node.all_input_nodes[0])

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
+from polarprune.errors import Refused
 from polarprune.graph.branches import branch_of
 from polarprune.graph.factors import takers_of_factor
 from polarprune.graph.inputs_left import inputs_left
@@ -35,6 +37,9 @@ def fold_weights(
         origins: where its tensors come from in the whole network; whole ones may be missing.
         analysis: of the whole network.
         weights: per site (units,); of what is not there any more they are not looked at.
+
+    Raises:
+        Refused: a weight is computed from others; a collapsed network has none that are.
 
     Exactness: one rounding of each weight to the dtype of its layer.
     """
@@ -71,6 +76,8 @@ def _factors(units: np.ndarray, weights: list[Tensor]) -> Float[Tensor, " c"]:
 
 def _scale_inputs(layer: nn.Module, factors: Tensor) -> None:
     """Multiply a mixing layer's weight along what it reads."""
+    if parametrize.is_parametrized(layer):
+        raise Refused("a weight that is computed from others cannot be folded into")
     weight = layer.weight
     assert isinstance(weight, Tensor)
     groups = int(getattr(layer, "groups", 1))

@@ -5,10 +5,11 @@ package.module:Class.
 """
 
 import importlib
+import inspect
 import pkgutil
 from typing import Any
 
-from polarprune.errors import ConfigError
+from polarprune.errors import ConfigError, PolarpruneError
 from polarprune.importing import import_named
 from polarprune.methods.protocol import GateOutput, GateRequest, Method, Units
 
@@ -44,7 +45,15 @@ def build_method(name: str, options: dict[str, Any] | None = None) -> Method:
     for key in given:
         if key not in kind.options:
             raise ConfigError(f"--{key} is no option of method {name!r}")
-    return kind(**given)
+    if inspect.isabstract(kind):
+        lacking = ", ".join(sorted(kind.__abstractmethods__))
+        raise ConfigError(f"method {name!r} does not define {lacking}")
+    try:
+        return kind(**given)
+    except PolarpruneError:
+        raise
+    except Exception as error:  # somebody else's code
+        raise ConfigError(f"method {name!r} failed: {type(error).__name__}: {error}") from error
 
 
 def is_bounded(name: str) -> bool:

@@ -47,11 +47,12 @@ class MaskHead(nn.Module):
     def forward(self, pooled: Float[Tensor, "n c"]) -> GateOutput:
         """1 where the sigmoid is above one half, without a gradient: the task trains no head."""
         self.logits = self.head(pooled.softmax(1))
-        values = ((self.logits > 0) | self.blocks).to(pooled.dtype)
+        hard = ((self.logits > 0) | self.blocks).to(pooled.dtype)
+        # A gradient of zero: heads belong to the output (DDP asks), and are not taught by it.
+        values = hard + 0.0 * (self.logits - self.logits.detach())
         share = values.mean(0)
         probability = (share / (2 * _NEARLY_NEVER)).clamp_max(1.0)
-        nothing = 0.0 * self.logits.mean(0)  # so that a batch without gradients is told from others
-        return GateOutput(values, probability, share + nothing)
+        return GateOutput(values, probability, share)
 
     def __getstate__(self) -> dict[str, object]:
         """Without the last logits, whose autograd graph cannot be copied."""
@@ -87,7 +88,13 @@ class MaskPredictor(Method):
         self.heads: list[MaskHead] = []
 
     def make_gates(self, requests: list[GateRequest], parameter_budget: int) -> list[nn.Module]:
-        """One head a tensor, with the rows of all its sites."""
+        """One head a tensor, with the rows of all its sites.
+
+        Raises:
+            ConfigError: there are blocks alone, for which nothing can be predicted.
+        """
+        if requests and not any(kind == "channel" for r in requests for kind, _ in r.sites):
+            raise ConfigError(f"method {self.name} masks channels, and there are only blocks here")
         self.heads = [MaskHead(request) for request in requests]
         return list(self.heads)
 
@@ -109,7 +116,7 @@ class MaskPredictor(Method):
                 torch.split(heat, head.sizes, 1),
                 strict=True,
             ):
-                if bool((strength[0] >= 0).all()):
+                if _is_known(strength):
                     wanted = heavy_channels(strength, self.mass).to(logits.dtype)
                     losses.append(_entropy(logits, wanted))
         return torch.stack(losses).mean() if losses else torch.zeros_like(ratio)
@@ -119,10 +126,15 @@ class MaskPredictor(Method):
         found = []
         for head, heat in zip(self.heads, units.heat, strict=True):
             for strength in torch.split(heat, head.sizes, 1):
-                known = bool((strength[0] >= 0).all())
+                known = _is_known(strength)
                 open_ = heavy_channels(strength, self.mass) if known else torch.ones_like(strength)
                 found.append(open_.to(strength.dtype).mean(0))
         return torch.cat(found)
+
+
+def _is_known(strength: Float[Tensor, "n c"]) -> bool:
+    """Whether the heat of a site's units was seen; of a block there is none."""
+    return bool((strength >= 0).all()) and len(strength) > 0
 
 
 def _entropy(logits: Tensor, wanted: Tensor) -> Tensor:

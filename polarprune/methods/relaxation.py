@@ -45,7 +45,7 @@ class RelaxedGate(nn.Module):
 
     def weights(self) -> Float[Tensor, " g"]:
         """W of each unit, in (0, 1)."""
-        return torch.sigmoid(self.steepness.clone() * self.s)  # it changes before backward
+        return torch.sigmoid(self.steepness * self.s)
 
     def forward(self, pooled: Float[Tensor, "n 0"]) -> GateOutput:
         """W as it is; below 0.02 exactly 0, with the gradient of w."""
@@ -105,14 +105,17 @@ class Relaxation(Method):
         ejection = cubic_ramp(progress, *_EJECTION)
         if self.ejector == "annealed":
             for gate in self.gates:
-                gate.steepness.fill_(_STEEPNESS + (_STEEPEST - _STEEPNESS) * ejection)
+                # Another tensor: the backward pass still needs the one of the forward pass.
+                gate.steepness = torch.full_like(
+                    gate.steepness, _STEEPNESS + (_STEEPEST - _STEEPNESS) * ejection
+                )
             return structure
         return structure + _FENCE_SITTERS * ejection * fence_sitter_loss(units.probability)
 
 
 def fence_sitter_loss(w: Float[Tensor, " g"]) -> Float[Tensor, ""]:
     """Root mean square of exp(-(s / 2 sigma^2)^2) over units, s = logit(w) / k (paper B's code)."""
-    s = torch.logit(w, eps=1e-6) / _STEEPNESS
+    s = torch.logit(w.float(), eps=1e-6) / _STEEPNESS  # half precision has no 1 - 1e-6
     bump = torch.exp(-((s / (2 * _SIGMA**2)) ** 2))
     return bump.square().mean().clamp_min(1e-12).sqrt()
 

@@ -89,7 +89,7 @@ class Overlap:
 
     def figures(self) -> dict[str, float]:
         """See `Tally.figures`."""
-        if self._pairs is None:
+        if self._pairs is None or not bool(self._pairs.any()):
             return {"miou": 0.0, "dice": 0.0}
         pairs = self._pairs.double()
         both, either = pairs.diagonal(), pairs.sum(0) + pairs.sum(1)

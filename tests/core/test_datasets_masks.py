@@ -138,6 +138,14 @@ BAD = {
     "a label without an image": (
         lambda tree: (tree / "image" / "02.png").unlink(), "02.png has no image of its name"
     ),
+    "two files of one name": (
+        lambda tree: shutil.copy(tree / "image" / "02.png", tree / "image" / "02.jpg"),
+        "02.jpg and 02.png have one name",
+    ),
+    "one class": (
+        lambda tree: [Image.new("L", (32, 32)).save(f) for f in (tree / "label").iterdir()],
+        "know one class only",
+    ),
     "no labels": (lambda tree: shutil.rmtree(tree / "label"), "has no folder label/"),
     "another size": (
         lambda tree: Image.new("L", (8, 32)).save(tree / "label" / "02.png"),

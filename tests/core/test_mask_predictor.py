@@ -1,6 +1,7 @@
 """Mask prediction: the target against the authors' loop, honest counts, what is static of it."""
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -233,7 +234,31 @@ def test_a_run_says_what_is_dynamic_and_what_is_static(tmp_path) -> None:
     assert result.train_macs_ratio >= 1  # dense to the end, heads on top: counted
 
 
+def test_heads_at_rest_are_not_moved_by_momentum() -> None:
+    gated = _searching()
+    one = OnePass(
+        gated, torch.optim.SGD(gated.parameters(), lr=0.01), total_steps=12,
+        phases=Phases(search=0, settle=1),
+    )  # fmt: skip
+    seen = []
+    for _ in range(11):
+        (one.network(image()).square().mean() + one.loss()).backward()
+        seen.append([head.head.weight.detach().clone() for head in gated.method.heads])
+        one.step()
+    moved = [
+        any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        for before, after in pairwise(seen)
+    ]
+    assert moved == [True] * 6 + [False] * 4  # the loss ends at half of the search
+
+
+def test_dense_training_takes_a_target_of_1(tmp_path) -> None:
+    result = train(config(tmp_path / "run", method="mask-predictor", target=1.0, epochs=1))
+    assert result.macs == result.dense_macs
+
+
 BAD = {
+    "blocks alone": ({"granularity": "block"}, "masks channels, and there are only blocks here"),
     "a target": ({"target": 0.5}, "--target cannot be given with method mask-predictor"),
     "parameters": ({"target_params": 0.5}, "--target-params cannot be given with method"),
     "no mass": ({"mass": 0.0}, "--mass must be above 0 and at most 1, got 0"),

@@ -80,6 +80,7 @@ BAD = {
     "no such module": ("no_such_module:M", {}, "cannot import 'no_such_module'"),
     "no such name": ("json:Nothing", {}, "json has no callable 'Nothing'"),
     "no method": ("json:JSONDecoder", {}, "is no subclass of polarprune.methods.Method"),
+    "half a method": ("polarprune.methods:Method", {}, "does not define loss, make_gates"),
     "an option of another": ("consensus", {"ejector": "gaussian"}, "--ejector is no option of"),
 }
 

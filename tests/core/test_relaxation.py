@@ -35,6 +35,41 @@ def test_the_fence_sitter_loss_is_the_formula_of_the_authors_code() -> None:
     assert float(fence_sitter_loss(w)) == pytest.approx(expected, rel=1e-4)
 
 
+def test_half_precision_gives_it_a_gradient_without_holes() -> None:
+    s = torch.tensor([3.0, 1.0, 0.2], dtype=torch.bfloat16, requires_grad=True)
+    fence_sitter_loss(torch.sigmoid(5 * s)).backward()
+    assert s.grad is not None
+    assert bool(s.grad.isfinite().all())
+    assert float(s.grad[2]) < 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ejector", ["gaussian", "annealed"])
+def test_a_compiled_search_goes_where_an_eager_one_goes(ejector: str) -> None:
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        gated = polarprune.attach_gates(
+            small(_block).float(), image().float(), method="relaxation",
+            method_options={"ejector": ejector},
+        ).train()  # fmt: skip
+        gated.search()
+        if compiled:
+            torch.compiler.reset()
+            gated.compile(backend="aot_eager")
+        optimizer = torch.optim.SGD(gated.parameters(), lr=0.1)
+        for step in range(6):
+            loss = gated(image().float()).square().mean()
+            ratio = gated.expected_macs_ratio()
+            loss = loss + gated.method.loss(gated.units(), ratio, 0.5, 0.5 + step / 12)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        found.append([w.detach() for w in gated.open_weights()])
+    for eager, other in zip(*found, strict=True):
+        torch.testing.assert_close(eager, other, rtol=1e-4, atol=1e-5)
+
+
 def test_its_gradient_drives_weights_away_from_the_middle() -> None:
     w = torch.tensor([0.2, 0.8], requires_grad=True)
     fence_sitter_loss(w).backward()

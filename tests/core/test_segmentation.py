@@ -122,6 +122,7 @@ UNFIT = {
     "a size that two poolings do not divide": (
         {"image_size": 30, "crop_size": 20}, "cannot take images of"
     ),
+    "a crop that two poolings do not divide": ({"crop_size": 30}, "images of .30, 30. pixels"),
     "fewer classes than the labels": ({"num_classes": 1}, "--num-classes is 1"),
 }  # fmt: skip
 

@@ -81,6 +81,12 @@ def test_a_perfect_segmentation_has_no_loss_and_full_figures() -> None:
     assert tally.figures() == {"miou": 1.0, "dice": 1.0}
 
 
+def test_pixels_of_no_class_give_no_figures() -> None:
+    tally = build_task("segmentation").tally()
+    tally.add(torch.zeros(1, 2, 4, 4), torch.full((1, 4, 4), IGNORED))
+    assert tally.figures() == {"miou": 0.0, "dice": 0.0}
+
+
 def test_an_auxiliary_head_counts_half() -> None:
     scores, labels = _drawn(1, 3, 0.0)
     other, _ = _drawn(2, 3, 0.0)

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 import polarprune
 from polarprune import certificates, gates
-from polarprune.errors import ParityError
+from polarprune.errors import ParityError, Refused
 from polarprune.gates import GatedNetwork
 from polarprune.graph.factors import takers_of_factor
 
@@ -134,6 +134,18 @@ def test_a_cut_in_between_leaves_the_weights_that_are_left() -> None:
     assert polarprune.certify(gated, polarprune.collapse(gated), x).passed
 
 
+def test_a_computed_weight_is_not_folded_into_behind_its_back() -> None:
+    layer = nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 3, padding=1))
+    net = small(lambda s, x: s.head(s.one(F.relu(s.stem(x)))), one=layer).eval()
+    gated = _relaxed(net, image())
+    gated.set_decisions({})
+    with pytest.raises(Refused, match="computed from others"):
+        copy.deepcopy(gated).fold()
+    collapsed = polarprune.collapse(gated)
+    assert largest_relative_error(gated(image()), collapsed(image())) <= EXACT
+    assert polarprune.certify(gated, collapsed, image()).max_rel_error <= EXACT
+
+
 # What a branch ends with, and who takes a factor on it; None: nobody can.
 ENDS = {
     "a convolution": (lambda s, y: s.two(y), ["two.weight", "two.bias"]),
@@ -156,6 +168,7 @@ ENDS = {
     ),
     "a sum with the image's features": (lambda s, y: s.two(y) + y, None),
     "a layer that is called twice": (lambda s, y: s.two(F.relu(s.two(y))), None),
+    "a square": (lambda s, y: (lambda h: h * h)(s.two(y)), None),
     "a gelu": (lambda s, y: F.gelu(s.two(y)), None),
 }  # fmt: skip
 
