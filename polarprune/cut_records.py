@@ -88,7 +88,8 @@ def decided_by_each(gated: GatedNetwork, images: Tensor | None) -> list[Tensor]:
         return []
     watcher = copy.deepcopy(gated).eval()
     watcher(images)
-    return [output.values > 0.5 for output in watcher.outputs()]
+    least = 0.0 if gated.method.weighs else 0.5  # what has a weight is computed, however small
+    return [output.values > least for output in watcher.outputs()]
 
 
 def agreement_of(

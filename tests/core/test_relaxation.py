@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import polarprune
+from polarprune.cut_records import decided_by_each
 from polarprune.errors import ConfigError
 from polarprune.gates import GatedNetwork
 from polarprune.methods import Units, build_method
@@ -101,6 +102,18 @@ def test_a_weight_below_the_threshold_is_0_and_keeps_its_gradient() -> None:
     assert torch.equal(output.probability, w)
     output.values.sum().backward()
     torch.testing.assert_close(gate.s.grad, 5 * w * (1 - w))
+
+
+def test_what_has_a_weight_is_computed_however_small() -> None:
+    gated = polarprune.attach_gates(small(_block), image(), method="relaxation")
+    gated.search()
+    with torch.no_grad():
+        for gate in gated.gate_modules():
+            gate.gate.s.fill_(-0.3)  # w = 0.18
+            gate.gate.s[0] = -1.0  # w = 0.007, below the threshold
+    for site, decided in zip(gated.sites, decided_by_each(gated, image()), strict=True):
+        assert int(decided.sum()) >= site.units - 1
+        assert decided.shape == (1, site.units)
 
 
 def test_the_expected_cost_is_the_relaxed_one() -> None:
