@@ -65,11 +65,7 @@ class Dropping(Method):
         return list(self.gates)
 
     def loss(
-        self,
-        units: Units,
-        ratio: Float[Tensor, ""],
-        target: float,
-        progress: float,
+        self, units: Units, ratio: Float[Tensor, ""], target: float, progress: float
     ) -> Float[Tensor, ""]:
         """Nothing is learned; units are dropped more and more often, as the target asks."""
         for gate in self.gates:

@@ -22,6 +22,7 @@ from polarprune.datasets.splits import IMAGENET_MEAN, IMAGENET_STD, Dataset, Tri
 from polarprune.datasets.streaming import (
     ImageFiles,
     StreamedSplit,
+    in_threads,
     processor_count,
     resize_side,
 )
@@ -90,7 +91,7 @@ def load_folder(
         )
     if len(train.paths) + len(test.paths) <= _CHECKED_FILES:
         with quiet_decoding():
-            _check_readable(train.paths + test.paths)
+            in_threads(lambda path: read_rgb(path).size, train.paths + test.paths)
     mean, std = mean_std or (IMAGENET_MEAN, IMAGENET_STD)
     side = image_size or _DEFAULT_STREAM_SIZE
 
@@ -191,12 +192,3 @@ def _decode(paths: list[Path], side: int) -> UInt8[Tensor, "n s s 3"] | None:
     finally:
         pool.shutdown(cancel_futures=True)  # after an error or an odd size, read no further
     return torch.from_numpy(pixels) if alike else None
-
-
-def _check_readable(paths: list[Path]) -> None:
-    pool = ThreadPoolExecutor(processor_count())
-    try:
-        for _ in pool.map(lambda path: read_rgb(path).size, paths):
-            pass
-    finally:
-        pool.shutdown(cancel_futures=True)

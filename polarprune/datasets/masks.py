@@ -6,8 +6,6 @@ two classes; otherwise they are class indices, and 255 belongs to no class (a bo
 VOC).
 """
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,8 +19,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as vf
 
 from polarprune.datasets.decoding import IMAGE_SUFFIXES, quiet_decoding, read_rgb
-from polarprune.datasets.splits import IMAGENET_MEAN, IMAGENET_STD, Dataset, Triple
-from polarprune.datasets.streaming import Sample, SeededFiles, StreamedSplit, processor_count
+from polarprune.datasets.memory import statistics_of_chunks
+from polarprune.datasets.splits import Dataset, Triple
+from polarprune.datasets.streaming import Sample, SeededFiles, StreamedSplit, in_threads
 from polarprune.errors import ConfigError, DataError
 from polarprune.tasks.segmentation import IGNORED, Segmentation
 
@@ -213,32 +212,15 @@ def _looked_at(images: list[Path], labels: list[Path]) -> tuple[set[tuple[int, i
 
     sizes: set[tuple[int, int]] = set()
     values: set[int] = set()
-    for size, own in _threaded(look, list(zip(images, labels, strict=True))):
+    for size, own in in_threads(look, list(zip(images, labels, strict=True))):
         sizes.add(size)
         values |= own
     return sizes, values
 
 
 def _statistics(paths: list[Path]) -> tuple[Triple, Triple]:
-    """Mean and deviation of the channels over at most 200 images; of one colour ImageNet's."""
+    """Mean and deviation of the channels over at most 200 images."""
     chosen = paths[:: max(1, len(paths) // 200)]
-
-    def sums(path: Path) -> np.ndarray[Any, np.dtype[np.float64]]:
-        pixels = np.asarray(read_rgb(path)).reshape(-1, 3).astype(np.float64) / 255
-        return np.stack([pixels.sum(0), (pixels**2).sum(0), np.full(3, len(pixels))])
-
-    total, squares, count = sum(_threaded(sums, chosen))
-    mean = total / count
-    std = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    if std.min() < 1 / 255:
-        return IMAGENET_MEAN, IMAGENET_STD
-    first, second = ([round(float(value), 6) for value in values] for values in (mean, std))
-    return (first[0], first[1], first[2]), (second[0], second[1], second[2])
-
-
-def _threaded(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-    pool = ThreadPoolExecutor(processor_count())
-    try:
-        return list(pool.map(function, items))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return statistics_of_chunks(
+        torch.from_numpy(np.array(read_rgb(path))).unsqueeze(0) for path in chosen
+    )

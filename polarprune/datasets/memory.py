@@ -4,7 +4,7 @@ One thread delivers some 40,000 augmented CIFAR images a second (benchmarks/load
 which is several times what a small network trains on, so that no worker process is needed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -138,18 +138,24 @@ def _reflected(index: Tensor, side: int) -> Tensor:
 
 
 def channel_statistics(images: UInt8[Tensor, "n h w 3"]) -> tuple[Triple, Triple]:
-    """Mean and standard deviation of each channel over all pixels, on the 0..1 scale.
+    """Mean and standard deviation of each channel over all pixels, on the 0..1 scale."""
+    return statistics_of_chunks(torch.split(images, 256))
+
+
+def statistics_of_chunks(chunks: Iterable[UInt8[Tensor, "n h w 3"]]) -> tuple[Triple, Triple]:
+    """The same of images that come a few at a time, of any sizes.
 
     Sums are of integers, so the result does not depend on the order of the images.
     """
     total = torch.zeros(3, dtype=torch.int64)
     total_of_squares = torch.zeros(3, dtype=torch.int64)
-    for chunk in torch.split(images, 256):
+    pixels = 0
+    for chunk in chunks:
+        pixels += chunk.numel() // 3
         # Rows of an image at once: a sum along rows of three numbers is several times slower.
         rows = chunk.flatten(0, 1).flatten(1).to(torch.int32)  # (n h, w 3)
         total += rows.sum(0).view(-1, 3).sum(0)
         total_of_squares += (rows * rows).sum(0).view(-1, 3).sum(0)
-    pixels = images.numel() // 3
     mean = total.double() / pixels
     variance = total_of_squares.double() / pixels - mean * mean
     # One grey level at least: a channel of one colour must not be divided by zero.

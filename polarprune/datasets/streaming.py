@@ -6,7 +6,9 @@ the epoch's seed and the image's number, so that the batches do not depend on th
 
 import os
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,15 @@ def processor_count() -> int:
     return os.cpu_count() or 1
 
 
+def in_threads(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    """What a function makes of each item; after an error it is not asked about the others."""
+    pool = ThreadPoolExecutor(processor_count())
+    try:
+        return list(pool.map(function, items))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def resize_side(image_size: int) -> int:
     """What the shorter side becomes before the centre is cropped."""
     return round(image_size * _RESIZE_RATIO)
@@ -62,7 +73,7 @@ class _BrokenImage:
 Sample = tuple[Tensor, Tensor]  # uint8 pixels (3, h, w); a class, or one a pixel
 
 
-class SeededFiles(TorchDataset[Sample | _BrokenImage]):
+class SeededFiles(TorchDataset[Sample | _BrokenImage], ABC):
     """Files that are read as they are needed; `seed` None means the evaluation view of each."""
 
     def __init__(self, count: int, seed: int | None) -> None:
@@ -72,17 +83,17 @@ class SeededFiles(TorchDataset[Sample | _BrokenImage]):
     def __len__(self) -> int:
         return self._count
 
+    @abstractmethod
     def read(self, index: int) -> Any:
         """What a file holds, before any transform.
 
         Raises:
             DataError: it cannot be read; it is named.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def view(self, held: Any) -> Sample:
         """A sample of what a file holds; for training a random one."""
-        raise NotImplementedError
 
     def __getitem__(self, index: int) -> Sample | _BrokenImage:
         try:

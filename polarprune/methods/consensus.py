@@ -66,11 +66,7 @@ class Consensus(Method):
         return [ConsensusGate(r, h) for r, h in zip(requests, hidden, strict=True)]
 
     def loss(
-        self,
-        units: Units,
-        ratio: Float[Tensor, ""],
-        target: float,
-        progress: float,
+        self, units: Units, ratio: Float[Tensor, ""], target: float, progress: float
     ) -> Float[Tensor, ""]:
         """Budget loss and polarization loss, both ours in form."""
         aim = 1.0 + (target - 1.0) * min(1.0, progress / _APPROACH)

@@ -99,11 +99,7 @@ class MaskPredictor(Method):
         return list(self.heads)
 
     def loss(
-        self,
-        units: Units,
-        ratio: Float[Tensor, ""],
-        target: float,
-        progress: float,
+        self, units: Units, ratio: Float[Tensor, ""], target: float, progress: float
     ) -> Float[Tensor, ""]:
         """Mean over sites of the sum over channels of the binary cross-entropy (the authors')."""
         if progress >= _LEARNING:

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -73,7 +74,6 @@ class Method(ABC):
         watches: gates look at their input; those of a method that does not get (n, 0) features.
         steers: the loss of gates reaches the network through what they look at.
         senses: the loss is told how strong each channel is (Units.heat).
-        weighs: an open unit may keep a weight other than 1 when decisions freeze (open_weights).
         bounded: the user's target decides how much is kept; otherwise every unit is that is open
             with a probability above one half, and a target is refused.
         phases: when it searches and settles, where nobody says otherwise.
@@ -86,7 +86,6 @@ class Method(ABC):
     watches = True
     steers = False
     senses = False
-    weighs = False
     bounded = True
     phases: Phases | None = None
 
@@ -105,11 +104,7 @@ class Method(ABC):
 
     @abstractmethod
     def loss(
-        self,
-        units: Units,
-        ratio: Float[Tensor, ""],
-        target: float,
-        progress: float,
+        self, units: Units, ratio: Float[Tensor, ""], target: float, progress: float
     ) -> Float[Tensor, ""]:
         """What is added to the task loss.
 
@@ -122,9 +117,14 @@ class Method(ABC):
     def open_weights(self, gate: nn.Module) -> Float[Tensor, " g"]:
         """What each unit of a gate is multiplied by if it stays open when decisions freeze.
 
-        Above 0; folded into the network when it is collapsed. Only asked of a method that weighs.
+        Above 0; folded into the network when it is collapsed. 1 unless a method says otherwise.
         """
-        raise NotImplementedError
+        return torch.ones(())
+
+    @property
+    def weighs(self) -> bool:
+        """Whether an open unit may keep a weight other than 1: whoever says which, does."""
+        return type(self).open_weights is not Method.open_weights
 
     def forecast(self, units: Units) -> Float[Tensor, " g"] | None:
         """How open units will be, by one batch of the network as it is; None where nobody knows.

@@ -35,11 +35,7 @@ class RandomControl(Method):
         return [RandomGate(request) for request in requests]
 
     def loss(
-        self,
-        units: Units,
-        ratio: Float[Tensor, ""],
-        target: float,
-        progress: float,
+        self, units: Units, ratio: Float[Tensor, ""], target: float, progress: float
     ) -> Float[Tensor, ""]:
         """Nothing is learned."""
         return torch.zeros_like(ratio)

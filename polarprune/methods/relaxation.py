@@ -64,7 +64,6 @@ class Relaxation(Method):
     options = ("ejector",)
     thresholds = False
     watches = False
-    weighs = True
 
     def __init__(self, ejector: str = "gaussian") -> None:
         """Choose what drives units away from the middle.
@@ -92,11 +91,7 @@ class Relaxation(Method):
         return gate.weights()
 
     def loss(
-        self,
-        units: Units,
-        ratio: Float[Tensor, ""],
-        target: float,
-        progress: float,
+        self, units: Units, ratio: Float[Tensor, ""], target: float, progress: float
     ) -> Float[Tensor, ""]:
         """Structure loss, and the fence-sitter loss or a steeper k."""
         aim = 1.0 + (target - 1.0) * min(1.0, progress / _APPROACH)
