@@ -1,13 +1,13 @@
 """What do searching gates add to a training step?
 
-    OMP_NUM_THREADS=2 python -m benchmarks.gate_cost             # about four minutes on two cores
-    python -m benchmarks.gate_cost --rounds 6 --record FILE      # a rehearsal
+    OMP_NUM_THREADS=2 python -m benchmarks.gate_cost             # about six minutes on two cores
+    python -m benchmarks.gate_cost --rounds 10 --record FILE     # a rehearsal
 
 Paired: each round trains sixteen steps on each side, in random order, on one batch: the network
-without gates (twice: the control), with gates as OnePass runs them by default, and with gates that
-decide for each image in every step. A step is forward, losses, backward, the optimizer's step and
-OnePass.step(); nothing is cut meanwhile. The recipe is that of `polarprune train`: bfloat16 where
-the CPU has it, channels last, SGD with momentum, batch size 128.
+without gates (twice: the control), with gates as OnePass runs them by default, with gates that
+decide for each image in every step, and with those of the other methods. A step is forward, losses,
+backward, the optimizer's step and OnePass.step(); nothing is cut meanwhile. The recipe is that of
+`polarprune train`: bfloat16 where the CPU has it, channels last, SGD with momentum, batch size 128.
 """
 
 import json
@@ -15,6 +15,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,17 +32,31 @@ from polarprune_deploy.statistics import corrected_confidence, paired_ratio
 RECORD = Path(__file__).parent / "results" / "gate_cost.json"
 STEPS = 16  # in one of them each image decides for itself, by default
 NETWORKS = ("resnet20", "resnet56")
-# What OnePass is given; None is no gates.
-SIDES: dict[str, dict[str, Any] | None] = {
-    "control": None, "gated": {}, "individual": {"individual_every": 1}
-}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Gating:
+    """How gates are attached and run; the fields are what attach_gates and OnePass are given."""
+
+    method: str = "consensus"
+    one_pass: dict[str, Any] = field(default_factory=dict)
+
+
+# None is no gates.
+SIDES = {
+    "control": None,
+    "gated": Gating(),
+    "individual": Gating(one_pass={"individual_every": 1}),
+    "relaxation": Gating("relaxation"),
+    "mask-predictor": Gating("mask-predictor"),
+}
 
 Step = Callable[[], None]
 _CPU = torch.device("cpu")
 
 
-def make_step(model: str, batch_size: int, given: dict[str, Any] | None) -> Step:
-    """One training step of a fresh network; without gates where nothing is given."""
+def make_step(model: str, batch_size: int, gating: Gating | None) -> Step:
+    """One training step of a fresh network; without gates where there is no gating."""
     torch.manual_seed(0)
     images = torch.randn(batch_size, 3, 32, 32)
     labels = torch.randint(0, 10, (batch_size,))
@@ -50,13 +65,15 @@ def make_step(model: str, batch_size: int, given: dict[str, Any] | None) -> Step
     net.to(memory_format=layout)
     images = images.to(memory_format=layout)
     bf16 = choose_bf16("auto", _CPU)
-    gated = attach_gates(net, images[:2]) if given is not None else None
+    gated = None if gating is None else attach_gates(net, images[:2], method=gating.method)
     module = net if gated is None else gated
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9, nesterov=True)
     one = None
-    if gated is not None and given is not None:
-        phases = Phases(search=0.0, settle=1.0)
-        one = OnePass(gated, optimizer, target=0.5, total_steps=10**6, phases=phases, **given)
+    if gated is not None and gating is not None:
+        one = OnePass(
+            gated, optimizer, target=0.5 if gated.method.bounded else None, total_steps=10**6,
+            phases=Phases(search=0.0, settle=1.0), **gating.one_pass,
+        )  # fmt: skip
 
     def step() -> None:
         with autocast(_CPU, bf16):
@@ -76,7 +93,7 @@ def make_step(model: str, batch_size: int, given: dict[str, Any] | None) -> Step
 def measure(model: str, batch_size: int, rounds: int, family: int) -> dict[str, Any]:
     """Every side against the network without gates."""
     steps = {"dense": make_step(model, batch_size, None)}
-    steps |= {side: make_step(model, batch_size, given) for side, given in SIDES.items()}
+    steps |= {side: make_step(model, batch_size, gating) for side, gating in SIDES.items()}
     seconds: dict[str, list[float]] = {side: [] for side in steps}
     for number in range(rounds + 1):  # the first one warms up
         for side in random.Random(number).sample(sorted(steps), len(steps)):

@@ -14,9 +14,6 @@ The test split is evaluated for metrics.jsonl after every epoch and decides noth
 run is that of its last epoch.
 """
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +22,7 @@ import typer
 import benchmarks.pareto_methods  # noqa: F401  registers the control methods
 from benchmarks.pareto_report import write_report
 from benchmarks.pareto_settings import BATCH_SIZE, EPOCHS, NETWORK, SETTINGS, Setting
-from benchmarks.recorded_runs import recorded_run
+from benchmarks.recorded_runs import Record, record_missing, recorded_run
 from benchmarks.records import describe_machine
 from benchmarks.torch_pruning_rival import prune_half_way
 from polarprune.run_folder import RUN_FILE
@@ -36,7 +33,7 @@ RECORDS = Path(__file__).parent / "results" / "pareto"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 
-def run_once(setting: Setting, seed: int, data: str, work: Path, epochs: int) -> dict[str, Any]:
+def run_once(setting: Setting, seed: int, data: str, work: Path, epochs: int) -> Record:
     """Train one row with one seed, or go on with it; what is recorded of it.
 
     Args:
@@ -50,12 +47,7 @@ def run_once(setting: Setting, seed: int, data: str, work: Path, epochs: int) ->
     if setting.rival is not None:
         return prune_half_way(setting.rival, out, data=data, seed=seed, **options)
     config = TrainConfig(**options, data=data, out=out, seed=seed, resume=(out / RUN_FILE).exists())
-
-    def show(text: str, step: int, steps: int, figures: dict[str, float]) -> None:
-        if step % 200 == 0:
-            print(f"{setting.name}-{seed} {text} {step}/{steps}", file=sys.stderr, flush=True)
-
-    return recorded_run(config, show)
+    return recorded_run(config)
 
 
 @app.command()
@@ -69,38 +61,34 @@ def run(
     commit: Annotated[bool, typer.Option(help="Commit every record.")] = False,
 ) -> None:
     """Make the runs that are not recorded yet."""
-    names = only.split(",") if only else [setting.name for setting in SETTINGS]
-    unknown = set(names) - {setting.name for setting in SETTINGS}
+    rows = {setting.name: setting for setting in SETTINGS}
+    names = only.split(",") if only else list(rows)
+    unknown = set(names) - set(rows)
     if unknown:
         raise SystemExit(f"error: there is no row {', '.join(sorted(unknown))}")
-    records.mkdir(parents=True, exist_ok=True)
-    for seed in range(seeds):
-        for setting in SETTINGS:
-            path = records / f"{setting.name}-{seed}.json"
-            if setting.name not in names or seed >= setting.seeds or path.exists():
-                continue
-            record = {
-                "setting": setting.name,
-                "what": setting.what,
-                "group": setting.group,
-                "seed": seed,
-                "machine": describe_machine(),
-                **run_once(setting, seed, data, work, epochs),
-            }
-            path.write_text(json.dumps(record, indent=1) + "\n")
-            top1 = record["result"]["top1"]
-            print(f"{setting.name}-{seed}: top-1 {100 * top1:.2f} %", flush=True)
-            if commit:
-                _commit(path, f"Record {setting.name}, seed {seed}: {100 * top1:.2f} %")
+
+    def make(name: str, seed: int) -> Record:
+        return {
+            "setting": name,
+            "what": rows[name].what,
+            "group": rows[name].group,
+            "seed": seed,
+            "machine": describe_machine(),
+            **run_once(rows[name], seed, data, work, epochs),
+        }
+
+    runs = [
+        (name, seed)
+        for seed in range(seeds)
+        for name, setting in rows.items()
+        if name in names and seed < setting.seeds
+    ]
+    record_missing(runs, make, top1_of, records, commit=commit)
 
 
-def _commit(path: Path, message: str) -> None:
-    where = ["git", "-C", str(path.parent)]
-    for command in (["add", path.name], ["commit", "-q", "-m", message, "--", path.name]):
-        done = subprocess.run([*where, *command], check=False)
-        if done.returncode:
-            print(f"not committed: {path.name}", file=sys.stderr)
-            return
+def top1_of(record: Record) -> str:
+    """The headline of a record, in words."""
+    return f"{100 * record['result']['top1']:.2f} %"
 
 
 @app.command()

@@ -17,7 +17,7 @@ TABLE, PICTURE, SUMMARY = "pareto.md", "pareto.png", "pareto.json"
 _CONFIDENCE = 0.95
 _COLOURS = {
     "dense": "#333333", "ours": "#c0392b", "narrowed": "#2c6fbb", "control": "#8a8a8a",
-    "torch-pruning": "#2e8b57", "published": "#b8860b",
+    "torch-pruning": "#2e8b57", "papers B and C": "#7d3c98", "published": "#b8860b",
 }  # fmt: skip
 
 # The field's own figures, for orientation only: another network, other recipes, 200 epochs and
@@ -48,7 +48,7 @@ def write_report(folder: Path) -> str:
     records = read_records(folder)
     if not records:
         raise SystemExit(f"error: no records in {folder.name}; make some with: run")
-    table = table_of(records)
+    table = table_of(records) + dynamic_table(records)
     (folder.parent / TABLE).write_text(table + "\n")
     draw(records, folder.parent / PICTURE)
     summary = {"rows": [asdict(row) for row in rows_of(records)]}
@@ -109,10 +109,10 @@ def rows_of(records: Records) -> list[Row]:
                 training=_mean(runs, lambda run: _spent(run) / (macs * EPOCHS)),
                 seconds=seconds,
                 seconds_ratio=seconds / usual,
-                minus_dense="" if name == "dense" else _words(difference(_top1(runs), dense)),
+                minus_dense="" if name == "dense" else in_words(difference(_top1(runs), dense)),
                 minus_narrowed=""
                 if name == "narrowed"
-                else _words(difference(_top1(runs), narrowed)),
+                else in_words(difference(_top1(runs), narrowed)),
             )
         )  # fmt: skip
     return rows
@@ -127,13 +127,42 @@ def table_of(records: Records) -> str:
     ]
     for row in rows_of(records):
         lines.append(
-            f"| {row.name}: {row.what} | {len(row.top1)} | {row.mean:.2f} "
-            f"({', '.join(f'{value:.2f}' for value in row.top1)}) | {row.macs:.3f} | "
+            f"| {row.name}: {row.what} | {len(row.top1)} | {_each(row.top1)} | {row.macs:.3f} | "
             f"{row.params:.3f} | {row.training:.2f} | "
             f"{row.seconds:.0f} ({row.seconds_ratio:.2f} x dense) | "
             f"{row.minus_dense} | {row.minus_narrowed} |"
         )
     return "\n".join(lines)
+
+
+def dynamic_table(records: Records) -> str:
+    """Methods without a target: what the gates ask for each image beside what of it is static.
+
+    Empty where there are none. Dynamic MACs are what skipping would save if it were free; no engine
+    does it.
+    """
+    lines = [
+        "", "",
+        "| row | n | dynamic top-1, % (each run) | dynamic MACs | MACs foreseen | "
+        "static top-1, % (each run) | static MACs | training MACs |",
+        "|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    found = {
+        name: runs for name, runs in records.items() if "forecast_macs_ratio" in runs[0]["result"]
+    }
+    for name, runs in found.items():
+        dynamic = [100 * run["result"]["dynamic_top1"] for run in runs]
+        cells = [f"{name}: {runs[0]['what']}", str(len(runs)), _each(dynamic)]
+        cells += [f"{_mean(runs, lambda run: run['result']['dynamic_macs_ratio']):.3f}"]
+        cells += [f"{_mean(runs, lambda run: run['result']['forecast_macs_ratio']):.3f}"]
+        cells += [_each(_top1(runs)), f"{_mean(runs, lambda run: run['result']['macs_ratio']):.3f}"]
+        cells += [f"{_mean(runs, lambda run: run['result']['train_macs_ratio']):.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) if found else ""
+
+
+def _each(values: list[float]) -> str:
+    return f"{np.mean(values):.2f} ({', '.join(f'{value:.2f}' for value in values)})"
 
 
 def _least(runs: list[Run]) -> float:
@@ -155,7 +184,8 @@ def _spent(run: Run) -> float:
     return float(result["train_macs_ratio"] * result["dense_macs"] * run["config"]["epochs"])
 
 
-def _words(found: tuple[float, float, float] | None) -> str:
+def in_words(found: tuple[float, float, float] | None) -> str:
+    """A difference with its interval, or nothing."""
     return "" if found is None else f"{found[0]:+.2f} [{found[1]:+.2f}, {found[2]:+.2f}]"
 
 

@@ -1,5 +1,9 @@
-"""One training run as a record: its result, how it came about, where it was made."""
+"""Training runs as records: what each gave, how it came about, where it was made."""
 
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +11,18 @@ from benchmarks.records import describe_machine
 from polarprune.run_folder import RunFolder
 from polarprune.training import Progress, TrainConfig, train
 
+_SHOWN_EVERY = 200  # steps
 
-def recorded_run(config: TrainConfig, progress: Progress | None = None) -> dict[str, Any]:
-    """Train, or go on with it; what is recorded of it, without a path of this machine."""
-    result = train(config, progress).as_dict()
+Record = dict[str, Any]
+
+
+def recorded_run(config: TrainConfig, progress: Progress | None = None) -> Record:
+    """Train, or go on with it; what is recorded of it, without a path of this machine.
+
+    Args:
+        progress: as train takes it; None prints a line now and then to stderr.
+    """
+    result = train(config, progress or _printed(config.out.name)).as_dict()
     folder = RunFolder(config.out)
     return {
         "result": {key: value for key, value in result.items() if key != "run"},
@@ -30,5 +42,49 @@ def recorded_run(config: TrainConfig, progress: Progress | None = None) -> dict[
     }
 
 
-def _short(cut: dict[str, Any]) -> dict[str, Any]:
+def record_missing(
+    runs: Iterable[tuple[str, int]],
+    make: Callable[[str, int], Record],
+    say: Callable[[Record], str],
+    records: Path,
+    *,
+    commit: bool = False,
+) -> None:
+    """Make the runs that are not recorded yet, one file each.
+
+    Args:
+        runs: (row, seed) of each, in the order in which they are made.
+        say: the figures of a record in a few words.
+        commit: make a git commit of every new record.
+    """
+    records.mkdir(parents=True, exist_ok=True)
+    for row, seed in runs:
+        path = records / f"{row}-{seed}.json"
+        if path.exists():
+            continue
+        record = make(row, seed)
+        path.write_text(json.dumps(record, indent=1) + "\n")
+        print(f"{path.stem}: {say(record)}", flush=True)
+        if commit:
+            _commit(path, f"Record {row}, seed {seed}: {say(record)}")
+
+
+def _printed(name: str) -> Progress:
+    def show(text: str, step: int, steps: int, _: dict[str, float]) -> None:
+        if step % _SHOWN_EVERY == 0:
+            print(f"{name} {text} {step}/{steps}", file=sys.stderr, flush=True)
+
+    return show
+
+
+def _commit(path: Path, message: str) -> None:
+    where = ["git", "-C", str(path.parent)]
+    for command in (["add", path.name], ["commit", "-q", "-m", message, "--", path.name]):
+        done = subprocess.run([*where, *command], check=False)
+        if done.returncode:
+            print(f"not committed: {path.name}", file=sys.stderr)
+            return
+
+
+def _short(cut: Record) -> Record:
     return {key: value for key, value in cut.items() if key != "certificate"}

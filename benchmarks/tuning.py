@@ -17,8 +17,9 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.pareto import run_once
+from benchmarks.pareto import run_once, top1_of
 from benchmarks.pareto_settings import EPOCHS
+from benchmarks.recorded_runs import Record, record_missing
 from benchmarks.records import describe_machine
 from benchmarks.tuning_candidates import CANDIDATES
 from polarprune import training
@@ -44,24 +45,21 @@ def run(
         sys.exit(f"error: there is no candidate {', '.join(sorted(unknown))}")
     if len(names) > 1 and any(CANDIDATES[name].changes for name in names):
         sys.exit("error: a candidate that changes the program must be the only one")
-    records.mkdir(parents=True, exist_ok=True)
-    for seed in (int(text) for text in seeds.split(",")):
-        for name in names:
-            path = records / f"{name}-{seed}.json"
-            if path.exists():
-                continue
-            candidate = CANDIDATES[name]
-            for change in candidate.changes:
-                change()
-            # What is tried is given to OnePass where `train` makes one.
-            training.OnePass = functools.partial(OnePass, **candidate.one_pass)  # type: ignore
-            made = run_once(candidate.setting(name), seed, data, work, EPOCHS)
-            record = {
-                "candidate": name, "what": candidate.what, "seed": seed,
-                "machine": describe_machine(), **made,
-            }  # fmt: skip
-            path.write_text(json.dumps(record, indent=1) + "\n")
-            print(f"{name}-{seed}: top-1 {100 * made['result']['top1']:.2f} %", flush=True)
+
+    def make(name: str, seed: int) -> Record:
+        candidate = CANDIDATES[name]
+        for change in candidate.changes:
+            change()
+        # What is tried is given to OnePass where `train` makes one.
+        training.OnePass = functools.partial(OnePass, **candidate.one_pass)  # type: ignore
+        return {
+            "candidate": name, "what": candidate.what, "seed": seed,
+            "machine": describe_machine(),
+            **run_once(candidate.setting(name), seed, data, work, EPOCHS),
+        }  # fmt: skip
+
+    runs = [(name, int(seed)) for seed in seeds.split(",") for name in names]
+    record_missing(runs, make, top1_of, records)
 
 
 def _agreement(runs: list[dict[str, Any]]) -> str:

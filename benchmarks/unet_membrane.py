@@ -10,14 +10,13 @@ recorded one is not repeated. A rehearsal: run ... --model unet-d2-w4 --epochs 1
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 
-from benchmarks.recorded_runs import recorded_run
+from benchmarks.recorded_runs import Record, record_missing, recorded_run
 from polarprune.datasets import load_dataset
 from polarprune.run_folder import RUN_FILE, RunFolder
 from polarprune.training import TrainConfig
@@ -42,33 +41,21 @@ def run(
     only: Annotated[str, typer.Option(help="Rows, with commas.")] = ",".join(TARGETS),
     seeds: Annotated[int, typer.Option(help="Runs a row.")] = 2,
     records: Records = RESULTS,
+    commit: Annotated[bool, typer.Option(help="Commit every record.")] = False,
 ) -> None:
     """Make the runs that are not recorded yet."""
-    records.mkdir(parents=True, exist_ok=True)
-    for seed in range(seeds):
-        for row in only.split(","):
-            name = f"{row}-{seed}"
-            path, out = records / f"{name}.json", work / name
-            if path.exists():
-                continue
-            config = TrainConfig(
-                model=model, task="segmentation", data=str(data), out=out, image_size=512,
-                crop_size=256, epochs=epochs, batch_size=4, lr=0.1, target=TARGETS[row],
-                method=method, seed=seed, workers=1, resume=(out / RUN_FILE).exists(),
-            )  # fmt: skip
 
-            def show(
-                text: str, step: int, steps: int, _: dict[str, float], name: str = name
-            ) -> None:
-                print(f"{name} {text} {step}/{steps}", file=sys.stderr, flush=True)
+    def make(row: str, seed: int) -> Record:
+        out = work / f"{row}-{seed}"
+        config = TrainConfig(
+            model=model, task="segmentation", data=str(data), out=out, image_size=512,
+            crop_size=256, epochs=epochs, batch_size=4, lr=0.1, target=TARGETS[row],
+            method=method, seed=seed, workers=1, resume=(out / RUN_FILE).exists(),
+        )  # fmt: skip
+        return {"name": row, "seed": seed, **recorded_run(config)}
 
-            record = {"name": row, "seed": seed, **recorded_run(config, show)}
-            path.write_text(json.dumps(record, indent=1) + "\n")
-            print(f"{name}: {_figures(record)}", flush=True)
-
-
-def _show(name: str, text: str, step: int, steps: int, _: dict[str, float]) -> None:
-    print(f"{name} {text} {step}/{steps}", file=sys.stderr, flush=True)
+    runs = [(row, seed) for seed in range(seeds) for row in only.split(",")]
+    record_missing(runs, make, _figures, records, commit=commit)
 
 
 def _figures(record: dict[str, Any]) -> str:

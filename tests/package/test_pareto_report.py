@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.pareto_report import difference, read_records, table_of
+from benchmarks.pareto_report import difference, dynamic_table, read_records, table_of
 from benchmarks.pareto_settings import SETTINGS
 
 
-def _write(folder: Path, name: str, seed: int, top1: float, macs: int = 50) -> None:
+def _write(folder: Path, name: str, seed: int, top1: float, macs: int = 50, **more: float) -> None:
     result = {
         "top1": top1, "dense_macs": 100, "macs": macs, "params": 5, "dense_params": 10,
-        "train_macs_ratio": 0.7, "seconds": 10.0,
+        "train_macs_ratio": 0.7, "seconds": 10.0, "macs_ratio": macs / 100, **more,
     }  # fmt: skip
     record = {
         "setting": name, "what": "w", "group": "ours", "seed": seed, "result": result,
@@ -47,6 +47,18 @@ def test_rows_stand_with_their_runs_and_differences(tmp_path: Path) -> None:
     assert "-1.00 [" in line
 
 
+def test_what_gates_decide_stands_beside_what_of_it_is_static(tmp_path: Path) -> None:
+    _write(tmp_path, "ours", 0, 0.9)
+    assert dynamic_table(read_records(tmp_path)) == ""
+    for seed, (dynamic, static) in enumerate([(0.80, 0.70), (0.82, 0.74)]):
+        _write(
+            tmp_path, "mask-predictor", seed, static, macs=98, dynamic_top1=dynamic,
+            dynamic_macs_ratio=0.5 + 0.1 * seed, forecast_macs_ratio=0.4,
+        )  # fmt: skip
+    [line] = dynamic_table(read_records(tmp_path)).splitlines()[4:]
+    assert "| 2 | 81.00 (80.00, 82.00) | 0.550 | 0.400 | 72.00 (70.00, 74.00) | 0.980 |" in line
+
+
 def test_rows_have_names_of_their_own() -> None:
     assert len({setting.name for setting in SETTINGS}) == len(SETTINGS)
 
@@ -60,4 +72,5 @@ def test_every_row_is_the_same_recipe_but_for_what_it_says(setting) -> None:
         "epochs",
         "granularity",
         "method",
+        "mass",
     }

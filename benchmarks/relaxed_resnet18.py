@@ -1,0 +1,129 @@
+"""How far down does relaxation take a narrow ResNet-18 without loss, in one pass?
+
+    export OMP_NUM_THREADS=1
+    python -m benchmarks.relaxed_resnet18 run --data TREE --work FOLDER
+    python -m benchmarks.relaxed_resnet18 report
+
+ResNet-18 with a quarter of its channels (16 to 128) and a stem for images of 32 x 32, on CIFAR-10
+with the recipe of `pareto`: 12 epochs, test images used once, on the last epoch. Bounds on MACs and
+bounds on parameters, against dense runs of the same network. A run that was stopped goes on, a
+recorded one is not repeated. A rehearsal: run --data digits --epochs 1 --seeds 1 --records FOLDER.
+
+The authors' notes, width 64 and a search of several stages: 91.04 % at 13.2 % of the parameters and
+24.9 % of the MACs, dense 91.58 % (papers.md, B.7).
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import timm.models.resnet
+import typer
+from torch import nn
+
+from benchmarks.pareto import top1_of
+from benchmarks.pareto_report import difference, in_words
+from benchmarks.pareto_settings import BATCH_SIZE, EPOCHS
+from benchmarks.recorded_runs import Record, record_missing, recorded_run
+from polarprune.run_folder import RUN_FILE
+from polarprune.training import TrainConfig
+
+RESULTS = Path(__file__).parent / "results" / "relaxed_resnet18"
+# Round by round, what is asked first is what decides most.
+ROWS: dict[str, dict[str, Any]] = {
+    "dense": {"target": 1.0},
+    "macs-0.5": {"target": 0.5},
+    "macs-0.25": {"target": 0.25},
+    "params-0.25": {"target_params": 0.25},
+    "params-0.13": {"target_params": 0.13},
+    "macs-0.7": {"target": 0.7},
+}
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+Records = Annotated[Path, typer.Option(help="Folder of the records.")]
+
+
+def resnet18_width16(num_classes: int = 10) -> nn.Module:
+    """ResNet-18 of timm with 16, 32, 64 and 128 channels; no pooling after a 3 x 3 stem."""
+    block = timm.models.resnet.BasicBlock
+    net = timm.models.resnet.ResNet(
+        block, (2, 2, 2, 2), num_classes, stem_width=16, channels=(16, 32, 64, 128)
+    )
+    net.conv1 = nn.Conv2d(3, net.conv1.out_channels, 3, padding=1, bias=False)
+    net.maxpool = nn.Identity()  # type: ignore[assignment]
+    return net
+
+
+resnet18_width16.input_size = (3, 32, 32)  # type: ignore[attr-defined]
+
+
+@app.command()
+def run(
+    data: Annotated[str, typer.Option(help="A class-folder tree, or digits for a rehearsal.")],
+    work: Annotated[Path, typer.Option(help="Where run folders are kept.")],
+    only: Annotated[str, typer.Option(help="Rows, with commas.")] = ",".join(ROWS),
+    seeds: Annotated[int, typer.Option(help="Runs a row.")] = 2,
+    epochs: Annotated[int, typer.Option(help="Of each run.")] = EPOCHS,
+    records: Records = RESULTS,
+    commit: Annotated[bool, typer.Option(help="Commit every record.")] = False,
+) -> None:
+    """Make the runs that are not recorded yet."""
+    unknown = set(only.split(",")) - set(ROWS)
+    if unknown:
+        raise SystemExit(f"error: there is no row {', '.join(sorted(unknown))}")
+
+    def make(row: str, seed: int) -> Record:
+        out = work / f"resnet18-{row}-{seed}"
+        config = TrainConfig(
+            model="benchmarks.relaxed_resnet18:resnet18_width16", data=data, out=out,
+            method="relaxation", epochs=epochs, batch_size=BATCH_SIZE, seed=seed,
+            resume=(out / RUN_FILE).exists(), **ROWS[row],
+        )  # fmt: skip
+        return {"name": row, "seed": seed, **recorded_run(config)}
+
+    runs = [(row, seed) for seed in range(seeds) for row in only.split(",")]
+    record_missing(runs, make, top1_of, records, commit=commit)
+
+
+@app.command()
+def report(records: Records = RESULTS) -> None:
+    """Write the table beside the records."""
+    found = {
+        row: [json.loads(p.read_text())["result"] for p in sorted(records.glob(f"{row}-?.json"))]
+        for row in ROWS
+    }
+    lines = [
+        "| row | n | top-1, % (each run) | kept MACs | kept parameters | blocks removed | "
+        "training MACs | minus dense, points |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    dense = _top1(found["dense"])
+    for row, results in found.items():
+        if not results:
+            continue
+        top1 = _top1(results)
+        minus = "" if row == "dense" else in_words(difference(top1, dense))
+        lines.append(
+            f"| {row} | {len(results)} | {sum(top1) / len(top1):.2f} "
+            f"({', '.join(f'{value:.2f}' for value in top1)}) | "
+            f"{_mean(results, 'macs', 'dense_macs'):.3f} | "
+            f"{_mean(results, 'params', 'dense_params'):.3f} | "
+            f"{', '.join(str(result['blocks_removed']) for result in results)} | "
+            f"{sum(result['train_macs_ratio'] for result in results) / len(results):.2f} | "
+            f"{minus} |"
+        )
+    text = "\n".join(lines) + "\n"
+    records.with_suffix(".md").write_text(text)
+    print(text)
+
+
+def _top1(results: list[Record]) -> list[float]:
+    return [100 * result["top1"] for result in results]
+
+
+def _mean(results: list[Record], part: str, whole: str) -> float:
+    return sum(result[part] / result[whole] for result in results) / len(results)
+
+
+if __name__ == "__main__":
+    app()
