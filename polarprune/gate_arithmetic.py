@@ -1,4 +1,4 @@
-"""What gates compute on whole activations: a mean over space, and a product with its gradient.
+"""What gates compute on whole activations: mean and peak over space, a product with its gradient.
 
 Torch reduces bfloat16 on a CPU by way of float32 copies, in about three times the time of the
 matrix products that stand in for it here (measured on AVX-512 with AMX: 0.14 ms against 0.45 ms for
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import adaptive_max_pool2d
 
 
 def mean_of_channels(x: Float[Tensor, "n ..."], axis: int) -> Float[Tensor, "n c"]:
@@ -21,6 +22,20 @@ def mean_of_channels(x: Float[Tensor, "n ..."], axis: int) -> Float[Tensor, "n c
         return x.mean(dim=space)
     flat = x.movedim(axis, 1).flatten(2)
     return flat @ flat.new_full((flat.shape[2],), 1 / flat.shape[2])
+
+
+def peaks_of_channels(x: Float[Tensor, "n ..."], axis: int) -> Float[Tensor, "n c"]:
+    """Largest magnitude over all axes but the batch's and the channels'.
+
+    On a CPU torch's reduction over the pixels of a channels-last image is slow where channels are
+    few (9 ms for 128 x 16 x 32 x 32 in bfloat16, pooling 1 ms); everywhere else pooling is.
+    """
+    space = tuple(a for a in range(1, x.dim()) if a != axis)
+    if not space:
+        return x.abs()
+    if axis == 1 and x.dim() == 4 and x.stride(1) == 1 and x.numel() and x.device.type == "cpu":
+        return adaptive_max_pool2d(x.abs(), 1).flatten(1)
+    return x.abs().amax(space)
 
 
 def apply_gate(x: Float[Tensor, "n ..."], values: Float[Tensor, "k ..."]) -> Float[Tensor, "n ..."]:

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polarprune.gate_arithmetic import apply_gate, mean_of_channels
+from polarprune.gate_arithmetic import apply_gate, mean_of_channels, peaks_of_channels
 from polarprune.methods.protocol import GateOutput, Method
 from polarprune.ranks import mean_over_ranks
 
@@ -246,8 +246,7 @@ class ChannelGates(nn.Module):
         if self.state.mode == "open":
             return x
         if self.state.senses and self.state.mode == "search":
-            space = [a for a in range(1, x.dim()) if a != self.axis]
-            self.peaks = x.detach().abs().amax(space).float() if space else x.detach().abs().float()
+            self.peaks = peaks_of_channels(x.detach(), self.axis).float()
         if self.masked and self.state.mode == "search" and _alike(gates):
             return x
         shape = [-1] + [1] * (x.dim() - 1)

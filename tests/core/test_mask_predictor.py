@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import polarprune
 from polarprune.cut_records import decided_by_each, dynamic_macs
 from polarprune.errors import ConfigError
+from polarprune.gate_arithmetic import peaks_of_channels
 from polarprune.gates import GatedNetwork
 from polarprune.methods import build_method
 from polarprune.methods.mask_predictor import MaskHead, heavy_channels
@@ -105,6 +106,30 @@ def _seen(gated: GatedNetwork, x: Tensor, layer: str) -> Tensor:
     gated(x)
     hook.remove()
     return found[-1].detach()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("axis", [1, 2, 3])
+@pytest.mark.parametrize(
+    "shape", [(5, 4), (5, 4, 6), (5, 4, 6, 3), (5, 4, 1, 1), (5, 1, 6, 3), (5, 4, 2, 3, 3)]
+)
+def test_peaks_are_the_same_in_every_layout(
+    shape: tuple[int, ...], axis: int, dtype: torch.dtype
+) -> None:
+    if axis >= len(shape):
+        axis = 1
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    layouts = [x, x.transpose(0, -1).contiguous().transpose(0, -1)]
+    layouts += [x.contiguous(memory_format=torch.channels_last)] if x.dim() == 4 else []
+    wanted = [
+        [
+            max(abs(float(v)) for v in image.select(axis - 1, c).flatten())
+            for c in range(shape[axis])
+        ]
+        for image in x
+    ]
+    for laid_out in layouts:
+        assert peaks_of_channels(laid_out, axis).tolist() == wanted
 
 
 def test_the_loss_is_the_cross_entropy_of_each_site_and_stops_halfway() -> None:
