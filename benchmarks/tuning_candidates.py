@@ -120,5 +120,16 @@ CANDIDATES = {
         one_pass={"phases": Phases(search=0.05, settle=0.35)},
         changes=(agree_at_the_target,),
     ),
+    "relaxation-gaussian": Candidate(
+        "relaxation, fence-sitter loss", {"method": "relaxation", "ejector": "gaussian"}
+    ),
+    "relaxation-annealed": Candidate(
+        "relaxation, annealed", {"method": "relaxation", "ejector": "annealed"}
+    ),
+    "relaxation-annealed-60": Candidate(
+        "relaxation, annealed, search from 0.1, settle at 0.6",
+        {"method": "relaxation", "ejector": "annealed"},
+        one_pass={"phases": Phases(search=0.1, settle=0.6)},
+    ),
     "every-1": Candidate("each image decides in every step", one_pass={"individual_every": 1}),
 }
