@@ -304,7 +304,7 @@ class OnePass:
         cut = self._describe(gated, decisions)
         gated.set_decisions(decisions)
         small, taken = collapse_with_origins(gated)
-        certificate = self._certify(gated, small)
+        certificate = self._certify(gated, small) if gated.sites else None
         old = dict(gated.body.named_parameters(remove_duplicate=False))
         hand_over(self._optimizers, old, small, taken)
         self._macs_now = macs_of(gated.circuit, list(decisions.values()))
@@ -313,7 +313,7 @@ class OnePass:
             averaged.set_decisions(decisions)
             self._ema.module = collapse_with_origins(averaged)[0]
         self._become(small)
-        if not gated.sites:
+        if certificate is None:  # nothing could go
             return None
         gone = small.meta[META].blocks_removed
         return self._record(cut, certificate, gone, before, self._look_at(small))
