@@ -20,8 +20,8 @@ from torch import Tensor
 
 from benchmarks.records import describe_machine
 from polarprune import GatedNetwork, attach_gates, build_network
-from polarprune.cut_records import dynamic_macs
 from polarprune.datasets import load_dataset
+from polarprune.dynamic_cost import dynamic_macs, forecast_macs
 from polarprune.methods.mask_predictor import heavy_channels
 from polarprune.networks import weights_normalisation
 
@@ -58,7 +58,7 @@ def forecasts(model: str, weights: Path | None, data: str, images: int) -> list[
         with torch.no_grad():
             gated(batch)
         dense = gated.circuit.dense_macs
-        foreseen, each = gated.forecast_macs(), dynamic_macs(gated, own_decisions(gated, mass))
+        foreseen, each = forecast_macs(gated), dynamic_macs(gated, own_decisions(gated, mass))
         assert foreseen is not None
         assert each is not None
         rows.append({"mass": mass, "forecast": foreseen / dense, "own": each / dense})

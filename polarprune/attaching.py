@@ -34,7 +34,8 @@ def attach_gates(
 
     Raises:
         Refused: the network cannot be traced.
-        ConfigError: an unknown method or option, or an align below 1.
+        ConfigError: an unknown method or option, an align below 1, or nothing to gate for a method
+            that takes no target (with a target, it is the target that cannot be reached).
     """
     if align < 1:
         raise ConfigError(f"align must be at least 1, got {align}")
@@ -43,4 +44,8 @@ def attach_gates(
         plain = normalise(net, example_input)
         shape = (1, *example_input.shape[1:])
         analysis = analyse(plain, shape, blocks=blocks, channels=channels, weighed=driver.weighs)
+        if (blocks or channels) and not analysis.sites and not driver.bounded:
+            raise ConfigError(
+                f"there is nothing in this {type(net).__name__} that method {method} could gate"
+            )
         return GatedNetwork(plain, analysis, driver, align)

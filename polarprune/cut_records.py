@@ -8,12 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polarprune.datasets.splits import spread_indices
-from polarprune.decisions import macs_of
 from polarprune.gates import GatedNetwork
 from polarprune.graph.comparing import in_mode
-
-_COUNTED_IMAGES = 64
 
 
 @dataclass(frozen=True)
@@ -27,8 +23,8 @@ class CutRecord:
         max_rel_error: of the check, float64, evaluation and training mode.
         metric_before / metric_after: what `measure` said of the network with its gates deciding
             and of the cut one.
-        dynamic_macs: mean over held-out images of what each image's own decisions left; None where
-            gates did not decide.
+        dynamic_macs: mean over held-out images of what each takes by its own decisions
+            (dynamic_cost.py); None where all decide alike.
         forecast_macs: what the method foresaw when the search began; None where it cannot.
         output_agreement: share of held-out images, or of their pixels, that both give one class;
             None where that has no meaning.
@@ -97,29 +93,12 @@ def agreement_of(
 ) -> dict[str, float]:
     """Per site: share of (image, unit) pairs that are decided as they will be frozen.
 
-    A gate that does not look at its input has all images agree by construction.
+    A gate that does not look at its input decides alike for all; the target may still close more.
     """
-    found = {}
-    for site, own in zip(gated.sites if decided else [], decided, strict=True):
-        same = own == decisions[site.name].to(own.device)
-        found[site.name] = 1.0 if len(own) == 1 else float(same.double().mean())
-    return found
-
-
-def dynamic_macs(gated: GatedNetwork, decided: list[Tensor]) -> float | None:
-    """Mean MACs of at most 64 images, each computed with what its own decisions leave.
-
-    What a dynamic network would take if skipping were free: no engine does it.
-    """
-    if not decided:
-        return None
-    count = max(len(own) for own in decided)
-    chosen = spread_indices(count, _COUNTED_IMAGES)
-    each = [
-        macs_of(gated.circuit, [own[min(place, len(own) - 1)].cpu() for own in decided])
-        for place in chosen
-    ]
-    return sum(each) / len(each)
+    return {
+        site.name: float((own == decisions[site.name].to(own.device)).double().mean())
+        for site, own in zip(gated.sites if decided else [], decided, strict=True)
+    }
 
 
 def mean_over_units(agreement: dict[str, float], gated: GatedNetwork) -> float:

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polarprune.budget import Budget
+from polarprune.dynamic_cost import forecast_macs
 from polarprune.gates import GatedNetwork
 from polarprune.loop_mistakes import check_learning
 from polarprune.price_list import EVERY as PRICED_EVERY
@@ -59,7 +60,7 @@ class GateTrainer:
         units = gated.units()
         if progress == 0:
             with torch.no_grad():
-                self.forecast = gated.forecast_macs()
+                self.forecast = forecast_macs(gated)
         if self._optimizer is not None:
             check_learning(gated, units.openness)
         if self._prices is None or step % PRICED_EVERY == 0:

@@ -187,13 +187,10 @@ class GatedNetwork(nn.Module):
         openness = self.units().openness if openness is None else openness
         return self._expected(self.circuit, openness)
 
-    def forecast_macs(self) -> float | None:
-        """The MACs that the method expects to end at, by the last batch; None where it has none."""
-        found = self.method.forecast(self.units())
-        if found is None:
-            return None
-        ratio = self.expected_macs_ratio(found[self._order.to(found.device)])
-        return float(ratio) * self.circuit.dense_macs
+    def by_site(self, values: Tensor) -> list[Tensor]:
+        """Per site (units,), of values that lie one gate module after the other."""
+        ordered = values[self._order.to(values.device)]
+        return list(torch.split(ordered, [site.units for site in self.sites]))
 
     def _expected(self, circuit: CostCircuit, openness: Float[Tensor, " g"]) -> Float[Tensor, ""]:
         by_site = torch.split(openness, [site.units for site in self.sites])
@@ -349,7 +346,7 @@ class GatedNetwork(nn.Module):
             )
             self._present_graph = copied_graph(small.graph)
             self.body = insert_gates(small, placement, self._plan, self.gate_modules(), self.state)
-        left = torch.from_numpy(np.concatenate(placement.left(self.sites)))
+        left = torch.from_numpy(np.concatenate([np.zeros(0, bool), *placement.left(self.sites)]))
         in_modules = torch.empty_like(left)
         in_modules[self._order] = left
         for gate, kept in zip(

@@ -22,6 +22,7 @@ from polarprune.graph.inputs_left import inputs_left
 from polarprune.graph.label_pass import label_graph
 from polarprune.graph.labels import Labels
 from polarprune.graph.operator_tables import TRANSPOSED
+from polarprune.graph.operators import fed_by_the_image
 from polarprune.graph.sites import Analysis, example_like
 from polarprune.graph.tracing import Draft, copied_graph
 
@@ -258,8 +259,11 @@ class _Sources:
 
     def __init__(self, analysis: Analysis, whole: fx.Graph, nodes: dict[str, fx.Node]) -> None:
         self.nodes = nodes
+        fed = fed_by_the_image(whole)
         self.before = {
-            node.name: node.all_input_nodes[0].name for node in whole.nodes if node.all_input_nodes
+            node.name: next(source.name for source in node.all_input_nodes if source in fed)
+            for node in whole.nodes
+            if node in fed and node.op != "placeholder"
         }
         self.before |= {a.addition: a.shortcut for a in analysis.additions.values()}
         self.labelled = analysis.labels.tensors

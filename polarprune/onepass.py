@@ -23,12 +23,12 @@ from polarprune.cut_records import (
     Look,
     agreement_of,
     decided_by_each,
-    dynamic_macs,
     look_at,
     mean_over_units,
 )
 from polarprune.cutting import ClosedFor, CutRule, choose_cut, left_of
 from polarprune.decisions import macs_of
+from polarprune.dynamic_cost import dynamic_macs
 from polarprune.errors import ConfigError, Refused
 from polarprune.gate_training import GateTrainer
 from polarprune.gates import GatedNetwork

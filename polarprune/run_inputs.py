@@ -9,6 +9,7 @@ from polarprune.datasets import Dataset, load_dataset
 from polarprune.datasets.memory import MemorySplit
 from polarprune.errors import ConfigError
 from polarprune.networks import input_size, weights_normalisation
+from polarprune.tasks import Segmentation
 from polarprune.train_config import TrainConfig
 
 
@@ -19,7 +20,9 @@ def load_data(config: TrainConfig, device: torch.device) -> Dataset:
         DataError, ConfigError: as load_dataset.
     """
     mean_std = None if config.weights is None else weights_normalisation(config.weights)
-    size = config.image_size or input_size(config.model)[1]
+    size = config.image_size
+    if size is None and config.task != Segmentation.name:  # whose networks take what there is
+        size = input_size(config.model)[1]
     data = load_dataset(
         config.data, image_size=size, mean_std=mean_std, workers=config.workers, task=config.task,
         crop_size=config.crop_size,

@@ -161,7 +161,7 @@ def check_config(config: TrainConfig) -> None:
     ):
         if given and not method.bounded:
             raise ConfigError(
-                f"{option} cannot be given with method {config.method}, whose --mass sets the cost"
+                f"{option} cannot be given with method {config.method}, which sets the cost itself"
             )
     if config.granularity not in ("block", "channel", "both"):
         raise ConfigError(

@@ -11,6 +11,7 @@ from polarprune.errors import DataError
 from polarprune.evaluation import images_at_once
 from polarprune.manifest import Accuracy
 from polarprune.tasks import build_task
+from polarprune.tasks.protocol import scores_of
 from polarprune_export.onnx_session import Array, open_session
 
 if TYPE_CHECKING:
@@ -23,12 +24,17 @@ Predict = Callable[[Array], Any]
 
 
 def onnx_accuracy(model: bytes, data: "Dataset", progress: Progress | None = None) -> Accuracy:
-    """With ONNX Runtime on the CPU; the model's batch size is free, its first output read."""
+    """With ONNX Runtime on the CPU; the model's batch size is free.
+
+    Read is what training reads of the network (scores_of): the output `out`, or the first one.
+    """
     session = open_session(model)
     name = session.get_inputs()[0].name
+    outputs = [output.name for output in session.get_outputs()]
 
-    def predict(images: Array) -> torch.Tensor:
-        return torch.from_numpy(session.run(None, {name: images})[0])
+    def predict(images: Array) -> Any:
+        found = map(torch.from_numpy, session.run(None, {name: images}))
+        return scores_of(dict(zip(outputs, found, strict=True)))
 
     return _accuracy(predict, data, "onnxruntime", progress)
 

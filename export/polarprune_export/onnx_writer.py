@@ -49,9 +49,9 @@ def write_onnx(
 ) -> OnnxReport:
     """Writes the network, in evaluation mode and float32, as one file.
 
-    The input is named "input", a single output "logits", several "output_0", "output_1", ...
-    Normalisations are folded first, the file holds no path or time, and the same network gives the
-    same bytes. Nothing is left at `path` on failure.
+    The input is named "input", a single output "logits", those of a dict have its names, others
+    are "output_0", "output_1", ... Normalisations are folded first, the file holds no path or time,
+    and the same network gives the same bytes. Nothing is left at `path` on failure.
 
     Args:
         dense: what `collapse` returned, or any network that `torch.fx` traces; left unmodified.
@@ -118,9 +118,12 @@ def _folded_network(
 
 def _output_names(plain: nn.Module, example: Tensor) -> list[str]:
     with torch.no_grad():
-        leaves = _pytree.tree_leaves(plain(example))
+        outputs = plain(example)
+    leaves = _pytree.tree_leaves(outputs)
     if len(leaves) == 1:
         return ["logits"]
+    if isinstance(outputs, dict) and len(outputs) == len(leaves) and INPUT_NAME not in outputs:
+        return [str(name) for name in outputs]
     return [f"output_{i}" for i in range(len(leaves))]
 
 

@@ -3,7 +3,7 @@
 Either one such pair of folders, of which every fifth image is for testing, or one in `train/` and
 one in `test/` (or `val/`). A label image has one channel. Where its values are 0 and 255 they are
 two classes; otherwise they are class indices, and 255 belongs to no class (a border, as in Pascal
-VOC).
+VOC). JPEG is refused for labels: it invents values.
 """
 
 from dataclasses import dataclass
@@ -13,20 +13,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
+from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as vf
 
 from polarprune.datasets.decoding import IMAGE_SUFFIXES, quiet_decoding, read_rgb
 from polarprune.datasets.memory import statistics_of_chunks
-from polarprune.datasets.splits import Dataset, Triple
+from polarprune.datasets.splits import Dataset, Triple, spread_indices
 from polarprune.datasets.streaming import Sample, SeededFiles, StreamedSplit, in_threads
 from polarprune.errors import ConfigError, DataError
 from polarprune.tasks.segmentation import IGNORED, Segmentation
 
 _TEST_EVERY = 5
+_LOOKED_AT = 200  # training images whose mean is taken
 _DEFAULT_SIZE = 256
+# Of 150 classes 38 lie in a few images; of 128, two are grey values.
+_MOST_CLASSES_A_VALUE = 4
 # Random sizes of what is cropped, around the image's own (the reference scripts of torchvision
 # draw from 0.5 to 2.0 for many more epochs; ours).
 _SCALES = (0.8, 1.25)
@@ -70,7 +74,7 @@ def load_masks(
     if crop > side:
         raise ConfigError(f"--crop-size {crop} is larger than the images, {side} pixels")
     binary = values <= {0, 255}
-    count = len(values) if binary else max(values - {IGNORED}) + 1
+    count = len(values) if binary else _classes_of(values - {IGNORED}, root)
     if count < 2:
         raise DataError(f"the labels in {root} know one class only; segmentation needs two")
 
@@ -93,6 +97,22 @@ def load_masks(
     )
 
 
+def _classes_of(indices: set[int], root: Path) -> int:
+    """How many classes there are, by the indices that were seen.
+
+    Raises:
+        DataError: they have such gaps that they are no indices.
+    """
+    count = max(indices) + 1
+    if count > _MOST_CLASSES_A_VALUE * len(indices):
+        seen = ", ".join(map(str, sorted(indices)[:5]))
+        raise DataError(
+            f"the labels in {root} have {len(indices)} values up to {count - 1} ({seen}, ...); "
+            "number the classes 0, 1, 2, ..., or mark two classes by 0 and 255"
+        )
+    return count
+
+
 class MaskFiles(SeededFiles):
     """Image files with their label files."""
 
@@ -113,7 +133,7 @@ class MaskFiles(SeededFiles):
         """See `SeededFiles.view`: image and labels go through the same transform."""
         labels = torch.from_numpy(held[1].astype(np.int64))
         image, mask = self._view(vf.pil_to_tensor(held[0]), tv_tensors.Mask(labels))
-        return torch.as_tensor(image), mask.as_subclass(torch.Tensor).contiguous()
+        return torch.as_tensor(image), mask.as_subclass(Tensor).contiguous()
 
 
 def read_labels(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -124,13 +144,18 @@ def read_labels(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """
     try:
         with Image.open(path) as image:
+            lossy = image.format in ("JPEG", "MPO")
+            ImageOps.exif_transpose(image, in_place=True)
             found = np.asarray(image.convert("L") if image.mode == "1" else image)
     except Exception as error:  # decoders raise nearly every type there is on damaged files
         lines = str(error).splitlines() or [type(error).__name__]
         raise DataError(f"cannot read label image {path}: {lines[0]}") from error
+    if lossy:
+        raise DataError(f"label image {path} is a JPEG, which invents values; save it as PNG")
     if found.ndim == 3 and (found == found[..., :1]).all():
         found = found[..., 0]  # grey that was saved as RGB
-    if found.ndim != 2 or found.dtype.kind not in "ui" or found.max(initial=0) > 255:
+    whole = found.dtype.kind in "ui" and found.min(initial=0) >= 0 and found.max(initial=0) <= 255
+    if found.ndim != 2 or not whole:
         raise DataError(
             f"label image {path} is {found.shape} {found.dtype}; it must have one channel of "
             "class indices up to 254"
@@ -138,16 +163,47 @@ def read_labels(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return found.astype(np.uint8)
 
 
+def _orientation(path: Path) -> int:
+    """How a file says that it is turned; 1 is upright."""
+    with Image.open(path) as image:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+
+
+class _AlignedLabels(v2.Transform):  # type: ignore[misc]  # torchvision has no types
+    """Labels are resized as their image is: of each pixel the class that most of it comes from.
+
+    torchvision takes one of the pixels for them, which shifts them by up to half a pixel, and which
+    breaks thin lines.
+    """
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if not isinstance(inpt, tv_tensors.Mask):
+            return super().transform(inpt, params)
+        size = params["size"] if params else self.size
+        labels = inpt.as_subclass(Tensor)
+        classes = labels.unique()
+        shares = vf.resize((labels == classes.view(-1, 1, 1)).float(), size, antialias=True)
+        return tv_tensors.wrap(classes[shares.argmax(0)], like=inpt)
+
+
+class _Resize(_AlignedLabels, v2.Resize):  # type: ignore[misc]  # torchvision has no types
+    """To one size."""
+
+
+class _RandomResize(_AlignedLabels, v2.RandomResize):  # type: ignore[misc]  # torchvision has no types
+    """To a size that is drawn."""
+
+
 def _whole(size: int) -> v2.Compose:
     """The shorter side to `size`, the middle of it."""
-    return v2.Compose([v2.Resize(size, antialias=True), v2.CenterCrop(size)])
+    return v2.Compose([_Resize(size, antialias=True), v2.CenterCrop(size)])
 
 
 def _random_crop(size: int, crop: int) -> v2.Compose:
     """A square of `crop` from the image at about the size that it is tested at, or mirrored."""
     fill = {torch.Tensor: 0, tv_tensors.Mask: IGNORED}
     return v2.Compose([
-        v2.RandomResize(int(size * _SCALES[0]), int(size * _SCALES[1]) + 1, antialias=True),
+        _RandomResize(max(1, int(size * _SCALES[0])), int(size * _SCALES[1]) + 1, antialias=True),
         v2.RandomCrop(crop, pad_if_needed=True, fill=fill),
         v2.RandomHorizontalFlip(),
     ])  # fmt: skip
@@ -203,6 +259,11 @@ def _looked_at(images: list[Path], labels: list[Path]) -> tuple[set[tuple[int, i
 
     def look(pair: tuple[Path, Path]) -> tuple[tuple[int, int], set[int]]:
         found, size = read_labels(pair[1]), read_rgb(pair[0]).size
+        if _orientation(pair[0]) != _orientation(pair[1]):
+            raise DataError(
+                f"{pair[0]} is stored turned by its EXIF tag and {pair[1].name} is not in the same "
+                "way; save both upright"
+            )
         if found.shape != size[::-1]:
             raise DataError(
                 f"{pair[0]} is {size[0]} x {size[1]} pixels, its label image "
@@ -219,8 +280,8 @@ def _looked_at(images: list[Path], labels: list[Path]) -> tuple[set[tuple[int, i
 
 
 def _statistics(paths: list[Path]) -> tuple[Triple, Triple]:
-    """Mean and deviation of the channels over at most 200 images."""
-    chosen = paths[:: max(1, len(paths) // 200)]
+    """Mean and deviation of the channels over some images."""
+    chosen = [paths[place] for place in spread_indices(len(paths), _LOOKED_AT)]
     return statistics_of_chunks(
         torch.from_numpy(np.array(read_rgb(path))).unsqueeze(0) for path in chosen
     )

@@ -17,7 +17,8 @@ class ClassGroup:
     """Some classes, by their root labels, in the order in which they lie in their first tensor.
 
     Attributes:
-        earliest: the first tensor that they lie in, "" where they lie in none.
+        earliest: the first tensor that they lie in and that depends on the image; "" where they
+            lie in none.
         pinned_by: the nodes for whose sake they may not be cut; ALWAYS among them where it is not
             for one's sake.
     """
@@ -41,12 +42,17 @@ def always_gone(labels: Labels) -> np.ndarray:
     return gone
 
 
-def group_classes(labels: Labels) -> list[ClassGroup]:
-    """All classes that can be left at all, in groups; in the order of their first members."""
+def group_classes(labels: Labels, fed: set[str]) -> list[ClassGroup]:
+    """All classes that can be left at all, in groups; in the order of their first members.
+
+    Args:
+        fed: the nodes that depend on the image.
+    """
     count = labels.count
-    # Tensors that share their labels (an activation and what it reads) are looked at once.
+    # Tensors that share their labels (an activation and what it reads) are looked at once;
+    # parameters last, for a gate cannot look at them.
     distinct: dict[int, tuple[str, np.ndarray]] = {}
-    for name, tensor in labels.tensors.items():
+    for name, tensor in sorted(labels.tensors.items(), key=lambda item: item[0] not in fed):
         distinct.setdefault(id(tensor.ids), (name, tensor.ids))
     tensors = list(distinct.values())
     # Per class: its first tensor and position, and a fingerprint of where it lies how often.

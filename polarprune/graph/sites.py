@@ -83,8 +83,13 @@ class Analysis:
     refused: list[Refusal]
     uncounted: dict[str, int] = field(default_factory=dict)  # MACs of operators no rule knows
     held: list[ClassGroup] = field(default_factory=list)  # what no gate closes; places after sites
+    # Per block site the tensors that take over its weight (of methods that weigh).
+    takers: dict[int, list[str]] = field(default_factory=dict)
     # Per block site the channel sites of which one unit has to be open, or it is closed.
     cells: dict[int, list[int]] = field(default_factory=dict)
+    # (operator's place in costs, site): the operator writes channels of the site before the gate,
+    # which looks at what comes of them, can have decided about them.
+    too_early: list[tuple[int, int]] = field(default_factory=list)
     # Channel sites of which something reads no others: one unit of each set has to be open.
     feeding: list[frozenset[int]] = field(default_factory=list)
 
@@ -142,12 +147,18 @@ def analyse(
     refused = [Refusal(where, reason) for where, reason in dict.fromkeys(labels.refused)]
     analysis = Analysis(input_shape, labels, [], [], {}, [], refused)
     additions = _without_shared_norms(graph_module, additions, others)
+    takers: dict[str, list[str]] = {}
     if weighed:
-        additions = _that_take_a_factor(graph_module, additions, others)
+        additions, takers = _that_take_a_factor(graph_module, additions, others)
     if blocks:
         refused += [Refusal(where, reason) for where, reason in others]
         _add_block_sites(analysis, nodes, additions, totals)
-    groups = group_classes(labels)
+        analysis.takers = {
+            place: takers[found.addition]
+            for place, found in analysis.additions.items()
+            if found.addition in takers
+        }
+    groups = group_classes(labels, {n.name for n in fed_by_the_image(graph_module.graph)})
     gated = [group for group in groups if channels and not group.pinned_by]
     _add_channel_sites(analysis, nodes, gated)
     analysis.held = groups if not channels else [group for group in groups if group.pinned_by]
@@ -161,6 +172,7 @@ def analyse(
     }
     analysis.cells = sites_of_cells(graph_module.graph, analysis.additions, reads)
     analysis.feeding = [sites for sites in dict.fromkeys(reads.values()) if -1 not in sites]
+    analysis.too_early = _too_early(analysis, nodes)
     analysis.uncounted = uncounted_macs(graph_module, example, set(totals))
     return analysis
 
@@ -233,16 +245,19 @@ def _that_take_a_factor(
     graph_module: fx.GraphModule,
     additions: list[ResidualAddition],
     others: list[tuple[str, str]],
-) -> list[ResidualAddition]:
-    """Blocks whose weight can be folded into their branch."""
+) -> tuple[list[ResidualAddition], dict[str, list[str]]]:
+    """Blocks whose weight can be folded into their branch, and per addition into which tensors."""
     nodes = {node.name: node for node in graph_module.graph.nodes}
     kept = []
+    takers = {}
     for found in additions:
-        if takers_of_factor(graph_module, nodes[found.branch]) is None:
+        taking = takers_of_factor(graph_module, nodes[found.branch])
+        if taking is None:
             others.append((found.addition, "a branch into which its weight cannot be folded"))
         else:
             kept.append(found)
-    return kept
+            takers[found.addition] = taking
+    return kept, takers
 
 
 def _add_channel_sites(
@@ -299,6 +314,23 @@ def _counts(analysis: Analysis, labels: np.ndarray) -> tuple[dict[int, int], dic
     count = len(analysis.sites)
     sites = {place: n // analysis.sites[place].units for place, n in pairs if place < count}
     return sites, {place: n for place, n in pairs if place >= count}
+
+
+def _too_early(analysis: Analysis, nodes: dict[str, fx.Node]) -> list[tuple[int, int]]:
+    before: dict[str, set[fx.Node]] = {}
+    for source in {site.source for site in analysis.sites}:
+        found = before[source] = {nodes[source]}
+        waiting = [nodes[source]]
+        while waiting:
+            new = [node for node in waiting.pop().all_input_nodes if node not in found]
+            found.update(new)
+            waiting += new
+    return [
+        (number, place)
+        for number, cost in enumerate(analysis.costs)
+        for place in (() if cost.mix.depthwise else cost.writes)
+        if nodes[cost.mix.node] in before[analysis.sites[place].source]
+    ]
 
 
 def _price_units(analysis: Analysis) -> None:

@@ -15,8 +15,6 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from polarprune.errors import Refused
-from polarprune.graph.branches import branch_of
-from polarprune.graph.factors import takers_of_factor
 from polarprune.graph.inputs_left import inputs_left
 from polarprune.graph.operator_tables import TRANSPOSED
 from polarprune.graph.sites import Analysis
@@ -53,16 +51,14 @@ def fold_weights(
         units = analysis.units_at(inputs_left(mix, layer, origins))
         if (units[:, 0] >= 0).any():
             _scale_inputs(layer, _factors(units, weights))
-    for place, block in analysis.additions.items():
-        weight = weights[place].double()
-        if block.addition not in nodes or bool((weight == 1).all()):
-            continue
-        branch = branch_of(nodes[block.addition], block, analysis.labels)
-        takers = takers_of_factor(net, nodes[branch])
-        assert takers is not None, "a block whose branch cannot take a factor has no weight"
-        for name in takers:
+    called = {str(node.target) for node in net.graph.nodes}
+    for place, names in analysis.takers.items():
+        for name in names:
             owner, _, child = name.rpartition(".")
-            _multiply(getattr(net.get_submodule(owner), child), weight)
+            if owner in called or name in called:  # else it has gone with its part of the branch
+                layer = net.get_submodule(owner)
+                _refuse_computed(layer)
+                _multiply(getattr(layer, child), weights[place].double().reshape(()))
 
 
 def _factors(units: np.ndarray, weights: list[Tensor]) -> Float[Tensor, " c"]:
@@ -76,8 +72,7 @@ def _factors(units: np.ndarray, weights: list[Tensor]) -> Float[Tensor, " c"]:
 
 def _scale_inputs(layer: nn.Module, factors: Tensor) -> None:
     """Multiply a mixing layer's weight along what it reads."""
-    if parametrize.is_parametrized(layer):
-        raise Refused("a weight that is computed from others cannot be folded into")
+    _refuse_computed(layer)
     weight = layer.weight
     assert isinstance(weight, Tensor)
     groups = int(getattr(layer, "groups", 1))
@@ -89,6 +84,11 @@ def _scale_inputs(layer: nn.Module, factors: Tensor) -> None:
         each = factors.reshape(groups, -1).repeat_interleave(len(weight) // groups, 0)
         shaped = each.reshape(*each.shape, *[1] * (weight.dim() - 2))
     _multiply(weight, shaped)
+
+
+def _refuse_computed(layer: nn.Module) -> None:
+    if parametrize.is_parametrized(layer):
+        raise Refused("a weight that is computed from others cannot be folded into")
 
 
 def _multiply(tensor: Tensor, factors: Tensor) -> None:

@@ -112,9 +112,10 @@ class MaskPredictor(Method):
                 torch.split(heat, head.sizes, 1),
                 strict=True,
             ):
-                if _is_known(strength):
-                    wanted = heavy_channels(strength, self.mass).to(logits.dtype)
-                    losses.append(_entropy(logits, wanted))
+                known = _known(strength)
+                if known.any():
+                    heavy = heavy_channels(strength[:, known], self.mass)
+                    losses.append(_entropy(logits[:, known], heavy.to(logits.dtype)))
         return torch.stack(losses).mean() if losses else torch.zeros_like(ratio)
 
     def forecast(self, units: Units) -> Float[Tensor, " g"]:
@@ -122,15 +123,17 @@ class MaskPredictor(Method):
         found = []
         for head, heat in zip(self.heads, units.heat, strict=True):
             for strength in torch.split(heat, head.sizes, 1):
-                known = _is_known(strength)
-                open_ = heavy_channels(strength, self.mass) if known else torch.ones_like(strength)
-                found.append(open_.to(strength.dtype).mean(0))
+                known = _known(strength)
+                share = strength.new_ones(strength.shape[1])
+                if known.any():
+                    share[known] = heavy_channels(strength[:, known], self.mass).float().mean(0)
+                found.append(share)
         return torch.cat(found)
 
 
-def _is_known(strength: Float[Tensor, "n c"]) -> bool:
-    """Whether the heat of a site's units was seen; of a block there is none."""
-    return bool((strength >= 0).all()) and len(strength) > 0
+def _known(strength: Float[Tensor, "n c"]) -> Bool[Tensor, " c"]:
+    """Of which units the heat was seen; of blocks, and of what has been cut out, there is none."""
+    return (strength >= 0).all(0) & (len(strength) > 0)
 
 
 def _entropy(logits: Tensor, wanted: Tensor) -> Tensor:

@@ -67,7 +67,8 @@ class Method(ABC):
     Attributes:
         known: every method that has been defined by now.
         name: what --method takes; a method of polarprune's own has its file's name.
-        options: keywords that its constructor takes, each an option of `train` of that name.
+        options: keywords that its constructor takes; those of polarprune's own methods are options
+            of `train` of that name.
         thresholds: an open probability above one half is an open gate. Then a batch can be decided
             as a whole, by its mean probability; where it is something else, gates are asked for
             their values in every step.

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from polarprune.errors import ConfigError
 
+_MOST_CHANNELS = 1 << 16
+
 
 class UNet(nn.Module):
     """One score a class and pixel."""
@@ -29,11 +31,16 @@ class UNet(nn.Module):
             norm: batch normalisation behind each 3x3 convolution; without it these have biases.
 
         Raises:
-            ConfigError: a depth or a width below 1.
+            ConfigError: a depth or a width below 1, or more channels than anything could hold.
         """
         super().__init__()
         if depth < 1 or width < 1:
             raise ConfigError(f"a U-Net needs a depth and a width of 1 at least: {depth}, {width}")
+        if depth > _MOST_CHANNELS or width << (depth - 1) > _MOST_CHANNELS:
+            raise ConfigError(
+                f"a U-Net of depth {depth} and width {width} has more than {_MOST_CHANNELS:,} "
+                "channels at its lowest level"
+            )
         widths = [width << level for level in range(depth)]
         self.down = nn.ModuleList(
             _double(before, after, norm)

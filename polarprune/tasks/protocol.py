@@ -1,4 +1,4 @@
-"""What a task has to say; nothing else in polarprune knows which one is at work."""
+"""What a task has to say; the training loop knows no more of the one at work."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Protocol

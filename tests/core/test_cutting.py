@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_networks import all_open, image, small
-from torch import nn
+from reference import largest_relative_error
+from small_networks import EXACT, all_open, image, small
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import polarprune
@@ -250,6 +251,37 @@ def test_a_network_that_can_only_be_cut_at_the_end_is_cut_at_the_end() -> None:
     one._gates._optimizer = None
     drive(one, optimizer, STEPS)
     assert [record.step for record in one.cuts] == [36]
+
+
+def test_a_gate_finds_the_features_in_front_of_a_branch_that_has_gone() -> None:
+    """Not the parameter that the branch was multiplied by."""
+
+    def compute(s, x: Tensor) -> Tensor:
+        y = s.stem(x)
+        z = s.scale * s.one(y) + s.two(y)
+        return s.head(y + s.inner(z))
+
+    net = small(compute, inner=nn.Conv2d(8, 8, 1))
+    blocks = [s.name for s in polarprune.attach_gates(net, image()).sites if s.kind == "block"]
+    assert len(blocks) == 2
+    for closed in ([blocks[0]], [blocks[1]], blocks):
+        gated = polarprune.attach_gates(net, image())
+        gated.search()
+        decisions = {name: torch.tensor([name not in closed]) for name in blocks}
+        gated.narrow(decisions, image())
+        frozen = polarprune.attach_gates(net, image())
+        frozen.set_decisions(decisions)
+        gated.set_decisions({})
+        assert largest_relative_error(frozen.eval()(image()), gated.eval()(image())) <= EXACT
+        gated.search()
+        gated.train()(image())  # the gates find what they look at
+
+
+def test_a_network_without_sites_can_be_cut_and_stays_as_it_is() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).double()
+    gated = polarprune.attach_gates(net, image())
+    gated.narrow({}, image())
+    assert torch.equal(gated(image()), net(image()))
 
 
 def test_what_is_gone_cannot_be_opened() -> None:

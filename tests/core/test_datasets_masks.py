@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from mask_trees import write_pairs
-from PIL import Image
+from PIL import ExifTags, Image
 
 from polarprune.datasets import Dataset, load_dataset, task_of
 from polarprune.errors import ConfigError, DataError
@@ -128,6 +128,51 @@ def _color(tree: Path) -> None:
     )
 
 
+def _labels(tree: Path) -> list[Path]:
+    return sorted((tree / "label").iterdir())
+
+
+def _write(file: Path, values: np.ndarray, kind: str = "png") -> None:
+    file.unlink()
+    Image.fromarray(values).save(file.with_suffix(f".{kind}"))
+
+
+def _turned(file: Path) -> None:
+    """The same picture, stored so that a viewer has to turn it by 90 degrees."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    image = Image.open(file)
+    image.transpose(Image.Transpose.ROTATE_90).save(file, exif=exif)
+
+
+def test_image_and_label_are_turned_together(tree: Path) -> None:
+    upright = [next(_load(tree).test.batches(2, shuffle_seed=None, augment=False))]
+    for kind in ("image", "label"):
+        _turned(tree / kind / "04.png")
+        assert np.asarray(Image.open(tree / kind / "04.png")).any()
+    turned = [next(_load(tree).test.batches(2, shuffle_seed=None, augment=False))]
+    for (images, labels), (again, labels_again) in zip(upright, turned, strict=True):
+        assert torch.equal(images, again)
+        assert torch.equal(labels, labels_again)
+
+
+@pytest.mark.parametrize(("before", "after"), [(512, 256), (500, 256), (1024, 256), (40, 64)])
+def test_labels_stay_where_their_image_is(tmp_path: Path, before: int, after: int) -> None:
+    """The centre of a disc, in the image and in its label, after both have been resized."""
+    tree = write_pairs(tmp_path / "pairs", side=before)
+    y, x = np.mgrid[:before, :before]
+    inside = (x - 0.553 * before) ** 2 + (y - 0.407 * before) ** 2 < (0.311 * before) ** 2
+    for kind in ("image", "label"):
+        Image.fromarray(inside.astype(np.uint8) * 255).save(tree / kind / "04.png")
+    pixels, labels = _load(tree, image_size=after).test.raw(2)
+    rows, columns = torch.meshgrid(torch.arange(after), torch.arange(after), indexing="ij")
+    centres = [
+        [float((weight * place).sum() / weight.sum()) for place in (rows, columns)]
+        for weight in (pixels[0, ..., 0].double(), labels[0].double())
+    ]
+    assert centres[0] == pytest.approx(centres[1], abs=0.15)
+
+
 BAD = {
     "a broken image": (_break("image"), "cannot read image .*03.png"),
     "a broken label": (_break("label"), "cannot read label image .*03.png"),
@@ -147,6 +192,31 @@ BAD = {
         "know one class only",
     ),
     "no labels": (lambda tree: shutil.rmtree(tree / "label"), "has no folder label/"),
+    "labels as JPEG": (
+        lambda tree: [
+            (Image.open(f).save(f.with_suffix(".jpg")), f.unlink())
+            for f in list((tree / "label").iterdir())
+        ],
+        "label image .* is a JPEG, which invents values",
+    ),
+    "two classes by another number": (
+        lambda tree: [_write(f, np.asarray(Image.open(f)) // 2) for f in _labels(tree)],
+        r"have 2 values up to 127 \(0, 127, ...\); number the classes 0, 1, 2",
+    ),
+    "a negative class": (
+        lambda tree: _write(
+            (tree / "label" / "03.png"), np.asarray(_label(tree, 3), np.int32) - 1, "tiff"
+        ),
+        "label image .*03.tiff is .* int32",
+    ),
+    "an image that is stored turned": (
+        lambda tree: _turned(tree / "image" / "03.png"),
+        "03.png is stored turned by its EXIF tag and 03.png is not",
+    ),
+    "a label that is stored turned": (
+        lambda tree: _turned(tree / "label" / "03.png"),
+        "03.png is stored turned by its EXIF tag and 03.png is not",
+    ),
     "another size": (
         lambda tree: Image.new("L", (8, 32)).save(tree / "label" / "02.png"),
         "02.png is 32 x 32 pixels, its label image 8 x 32",

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_loops import batch
 from small_networks import image, small
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import polarprune
-from polarprune.cut_records import decided_by_each, dynamic_macs
+from polarprune.cut_records import decided_by_each
+from polarprune.dynamic_cost import dynamic_macs, forecast_macs
 from polarprune.errors import ConfigError
 from polarprune.gate_arithmetic import peaks_of_channels
 from polarprune.gates import GatedNetwork
@@ -194,9 +195,84 @@ def test_dynamic_macs_are_those_of_each_images_own_network() -> None:
             for site, own in zip(gated.sites, decided, strict=True)
         }
         alone.set_decisions(choices)
-        expected.append(polarprune.count_macs(polarprune.collapse(alone), x))
+        found = polarprune.collapse(alone)
+        # The first layer is computed before the gate that looks at its output can close any of it.
+        whole, left = gated.body.stem.out_channels, found.stem.out_channels
+        assert whole == 8
+        early = 8 * 8 * 3 * 9 * (whole - left)
+        expected.append(polarprune.count_macs(found, x) + early + gated.gate_macs())
     assert len(set(expected)) > 1, "every image decides alike: nothing dynamic is tested"
+    assert gated.gate_macs() > 0
     assert dynamic_macs(gated, decided) == pytest.approx(sum(expected) / 6)
+
+
+def test_what_is_foreseen_is_the_mean_of_what_images_take_with_their_heavy_channels() -> None:
+    """Where layers decide independently of each other; here each image alone, so exactly."""
+    gated = _searching(mass=0.6)
+    x = image(1, 3, 8, 8)
+    gated.eval()(x)
+    heat = dict(zip(map(id, gated.gate_modules()), gated.units().heat, strict=True))
+    heavy = [
+        heavy_channels(heat[id(gate.source)][:, gate.units], 0.6)
+        if site.kind == "channel"
+        else torch.ones(1, 1, dtype=torch.bool)
+        for site, gate in zip(gated.sites, gated.site_gates(), strict=True)
+    ]
+    twice = [own.expand(2, -1) for own in heavy]
+    assert not all(own.all() for own in heavy)
+    assert forecast_macs(gated) == pytest.approx(dynamic_macs(gated, twice))
+
+
+def test_what_is_left_of_a_site_goes_on_being_taught() -> None:
+    gated = _searching()
+    x = image(4, 3, 8, 8)
+    gated(x)
+    decisions = {s.name: torch.arange(s.units) > 0 for s in gated.sites if s.kind == "channel"}
+    gated.narrow(decisions, x)
+    gated.train()(x)
+    losses = []
+    for head, heat in zip(gated.method.heads, gated.units().heat, strict=True):
+        for logits, strength in zip(
+            torch.split(head.logits, head.sizes, 1), torch.split(heat, head.sizes, 1), strict=True
+        ):
+            if bool((strength[:, -1] < 0).all()):
+                continue  # a block
+            assert bool((strength[:, 0] < 0).all())
+            wanted = torch.tensor([_by_loops(row, 0.7) for row in strength[:, 1:].tolist()])
+            each = F.binary_cross_entropy_with_logits(
+                logits[:, 1:], wanted.to(logits.dtype), reduction="none"
+            )
+            losses.append(each.mean(0).sum())
+    assert len(losses) == len(decisions)
+    got = gated.method.loss(gated.units(), torch.zeros(()), 1.0, 0.0)
+    torch.testing.assert_close(got, torch.stack(losses).mean(), check_dtype=False)
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1, 1)])
+@pytest.mark.parametrize("method", ["consensus", "mask-predictor"])
+def test_a_gate_looks_at_features_and_not_at_a_parameter(
+    shape: tuple[int, ...], method: str
+) -> None:
+    def compute(s, x: Tensor) -> Tensor:
+        y = s.stem(x)
+        return s.head(F.relu(s.gamma * s.one(y) + s.two(y)))
+
+    net = small(compute, gamma=nn.Parameter(torch.rand(shape)))
+    gated = polarprune.attach_gates(net, image(), method=method)
+    gated.search()
+    gated.train()(image(4, 3, 8, 8))
+    assert all(len(output.values) == 4 for output in gated.outputs())
+    gated.method.loss(gated.units(), gated.expected_macs_ratio(), 1.0, 0.0).backward()
+
+
+def test_where_nothing_can_be_masked_it_is_said() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    with pytest.raises(ConfigError, match="nothing in this Sequential that method mask-predictor"):
+        polarprune.attach_gates(net, torch.zeros(1, 3, 8, 8), method="mask-predictor")
+    dense = polarprune.attach_gates(
+        net, torch.zeros(1, 3, 8, 8), method="mask-predictor", blocks=False, channels=False
+    )
+    assert not dense.sites
 
 
 def test_what_opens_for_one_image_in_a_hundred_stays_and_less_goes() -> None:

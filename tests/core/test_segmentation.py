@@ -117,7 +117,21 @@ def test_networks_of_torchvision_train_and_collapse(tree: Path, tmp_path: Path, 
     assert outputs["out"].shape == (1, 2, 32, 32)
 
 
+def test_images_are_taken_at_their_own_size(tree: Path, tmp_path: Path) -> None:
+    train(
+        config(
+            tree, tmp_path / "run", model="unet-d2-w4", target=1.0, epochs=1, image_size=None,
+            crop_size=None,
+        )
+    )  # fmt: skip
+    document = RunFolder(tmp_path / "run").document
+    assert document["input_shape"][1:] == [32, 32]
+
+
 UNFIT = {
+    "a network that nothing could hold": (
+        {"model": "unet-d30-w1"}, "depth 30 and width 1 has more than 65,536 channels"
+    ),
     "a classifier": ({"model": "resnet20"}, "segmentation needs one score a class and pixel"),
     "a size that two poolings do not divide": (
         {"image_size": 30, "crop_size": 20}, "cannot take images of"

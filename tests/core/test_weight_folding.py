@@ -146,6 +146,39 @@ def test_a_computed_weight_is_not_folded_into_behind_its_back() -> None:
     assert polarprune.certify(gated, collapsed, image()).max_rel_error <= EXACT
 
 
+def test_a_block_in_front_of_a_computed_weight_is_not_folded_into_it_either() -> None:
+    layer = nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 3, padding=1))
+    net = small(lambda s, x: (lambda y: s.head(F.relu(y + s.two(y))))(F.relu(s.stem(x))), two=layer)
+    gated = polarprune.attach_gates(net.eval(), image(), method="relaxation", channels=False)
+    gated.set_decisions({})
+    for gate in gated.gate_modules():
+        gate.weight.fill_(0.4)
+    with pytest.raises(Refused, match="computed from others"):
+        gated.fold()
+    collapsed = polarprune.collapse(gated)
+    assert largest_relative_error(gated(image()), collapsed(image())) <= EXACT
+
+
+def test_a_branch_of_which_parts_have_gone_takes_its_weight() -> None:
+    """Of a shuffled stream with a channel closed the branch is put together from slices."""
+
+    def compute(s, x: Tensor) -> Tensor:
+        y = torch.channel_shuffle(s.stem(x), 2)
+        return s.head(F.relu(s.grouped(F.relu(y + s.one(y)))))
+
+    net = small(compute, grouped=nn.Conv2d(8, 8, 1, groups=4)).eval()
+    gated = _relaxed(net, image())
+    assert block_sites(gated)
+    site = next(s for s in gated.sites if s.kind == "channel" and s.units == 4)
+    for unit in range(4):
+        decisions = {site.name: torch.arange(4) != unit}
+        alone = copy.deepcopy(gated)
+        alone.set_decisions(decisions)
+        collapsed = polarprune.collapse(alone)
+        assert largest_relative_error(alone(image()), collapsed(image())) <= EXACT
+        assert polarprune.certify(alone, collapsed, image()).passed
+
+
 # What a branch ends with, and who takes a factor on it; None: nobody can.
 ENDS = {
     "a convolution": (lambda s, y: s.two(y), ["two.weight", "two.bias"]),
@@ -157,6 +190,7 @@ ENDS = {
     "a dropout": (lambda s, y: s.drop(s.two(y)), ["two.weight", "two.bias"]),
     "a sigmoid": (lambda s, y: torch.sigmoid(s.two(y)), None),
     "a product with a scale": (lambda s, y: s.scale * s.two(y), ["scale"]),
+    "a product with one number": (lambda s, y: s.gain * s.two(y), ["gain"]),
     "squeeze and excitation": (
         lambda s, y: (lambda z: z * torch.sigmoid(s.one(z)))(s.norm(s.two(y))), None
     ),
@@ -179,6 +213,7 @@ def test_what_a_branch_ends_with_takes_its_weight_or_the_block_is_refused(end: s
     net = small(
         lambda s, x: (lambda y: s.head(F.relu(y + make(s, s.first(y)))))(F.relu(s.stem(x))),
         first=nn.Conv2d(8, 8, 1), bare=nn.BatchNorm2d(8, affine=False), drop=nn.Dropout(0.5),
+        gain=nn.Parameter(torch.tensor(0.1)),
     ).eval()  # fmt: skip
     x = image()
     plain = polarprune.attach_gates(net, x)

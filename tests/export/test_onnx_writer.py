@@ -107,23 +107,30 @@ def test_a_network_that_fixes_its_batch_is_refused_and_nothing_is_left(tmp_path:
 
 
 class TwoHeads(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, as_dict: bool = True) -> None:
         super().__init__()
+        self.as_dict = as_dict
         self.body, self.left, self.right = (
             nn.Conv2d(3, 4, 3),
             nn.Conv2d(4, 2, 1),
             nn.Conv2d(4, 5, 1),
         )
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
+    def forward(self, x: Tensor) -> dict[str, Tensor] | tuple[Tensor, Tensor]:
         y = self.body(x)
-        return {"left": self.left(y), "right": self.right(y)}
+        left, right = self.left(y), self.right(y)
+        return {"left": left, "right": right} if self.as_dict else (left, right)
 
 
-def test_several_outputs_are_numbered_and_all_compared(tmp_path: Path) -> None:
-    net = fx.symbolic_trace(TwoHeads())
+@pytest.mark.parametrize(
+    ("as_dict", "names"), [(True, ["left", "right"]), (False, ["output_0", "output_1"])]
+)
+def test_several_outputs_are_named_and_all_compared(
+    tmp_path: Path, as_dict: bool, names: list[str]
+) -> None:
+    net = fx.symbolic_trace(TwoHeads(as_dict))
     report = write_onnx(net, tmp_path / "two.onnx", torch.zeros(1, 3, 8, 8))
-    assert [spec.name for spec in report.outputs] == ["output_0", "output_1"]
+    assert [spec.name for spec in report.outputs] == names
     result = check_parity(net, report.path, real_images=None)
     assert [output.shape[1] for output in result.random[1]] == [2, 5]
 

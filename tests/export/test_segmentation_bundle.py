@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from mask_trees import write_pairs
+from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from polarprune.cli import app
@@ -17,6 +19,7 @@ from polarprune.train_config import TrainConfig
 from polarprune.training import train
 from polarprune_export import accuracy, exporting
 from polarprune_export.bundle_verification import verify_bundle
+from polarprune_export.onnx_writer import write_onnx
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +73,29 @@ def test_the_figures_are_those_of_the_file_pixel_by_pixel(tree: Path, bundle: Pa
     assert manifest.accuracy is not None
     assert manifest.accuracy.miou == pytest.approx(np.mean(ious))
     assert (manifest.accuracy.n, manifest.accuracy.top1) == (4, None)
+
+
+class AuxiliaryFirst(nn.Module):
+    """As torchvision's networks, but that `out` is not the first of the outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.auxiliary, self.classifier = nn.Conv2d(3, 2, 3, padding=1), nn.Conv2d(3, 2, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"aux": self.auxiliary(x), "out": self.classifier(x)}
+
+
+def test_accuracy_is_that_of_the_output_that_is_trained(tree: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = AuxiliaryFirst().eval()
+    data = load_dataset(tree, image_size=32, task="segmentation", workers=0)
+    report = write_onnx(net, tmp_path / "m.onnx", torch.zeros(2, 3, 32, 32))
+    exported = accuracy.onnx_accuracy(report.path.read_bytes(), data)
+    trained = accuracy.torch_accuracy(net, data)
+    assert exported.figures == pytest.approx(trained.figures)
+    net.classifier, net.auxiliary = net.auxiliary, net.classifier
+    assert accuracy.torch_accuracy(net, data).figures != pytest.approx(trained.figures)
 
 
 def test_the_certificate_counts_pixels_and_holds_again(bundle: Path) -> None:
