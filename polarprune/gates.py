@@ -174,9 +174,13 @@ class GatedNetwork(nn.Module):
         outputs = [gate.last_output() for gate in self.gate_modules()]
         order = self._order.to(outputs[0].probability.device)
         probability = torch.cat([output.probability for output in outputs])[order]
-        openness = torch.cat([output.openness for output in outputs])[order]
         heat = heat_of(self.body, outputs) if self.state.senses else ()
-        return Units(probability, openness, self._share.to(order.device), heat)
+        return Units(probability, self.openness(), self._share.to(order.device), heat)
+
+    def openness(self) -> Float[Tensor, " g"]:
+        """Of all units the batch mean of the images' own values, in the order of `sites`."""
+        each = torch.cat([gate.last_output().openness for gate in self.gate_modules()])
+        return each[self._order.to(each.device)]
 
     def expected_macs_ratio(self, openness: Float[Tensor, " g"] | None = None) -> Float[Tensor, ""]:
         """Expected MACs over the dense ones, differentiable.
@@ -184,7 +188,7 @@ class GatedNetwork(nn.Module):
         Args:
             openness: of all units, in the order of `sites`; without it that of the last batch.
         """
-        openness = self.units().openness if openness is None else openness
+        openness = self.openness() if openness is None else openness
         return self._expected(self.circuit, openness)
 
     def by_site(self, values: Tensor) -> list[Tensor]:

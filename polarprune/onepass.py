@@ -186,7 +186,7 @@ class OnePass:
         self._choose_alike()
         self._gates.step()
         if self.searching:
-            self._closed_for.see(self._gated.units().openness)
+            self._closed_for.see(self._gated.openness())
         if self.steps >= self._at.settle or self.steps >= self.total_steps:
             return self._settle()
         if self.steps == self._at.search and self._gated.sites:
