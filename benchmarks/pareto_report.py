@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from benchmarks.pareto_settings import EPOCHS, SETTINGS
+from benchmarks.recorded_runs import each_of, mean_of
 
 TABLE, PICTURE, SUMMARY = "pareto.md", "pareto.png", "pareto.json"
 _CONFIDENCE = 0.95
@@ -127,7 +128,8 @@ def table_of(records: Records) -> str:
     ]
     for row in rows_of(records):
         lines.append(
-            f"| {row.name}: {row.what} | {len(row.top1)} | {_each(row.top1)} | {row.macs:.3f} | "
+            f"| {row.name}: {row.what} | {len(row.top1)} | {row.mean:.2f} "
+            f"({', '.join(f'{value:.2f}' for value in row.top1)}) | {row.macs:.3f} | "
             f"{row.params:.3f} | {row.training:.2f} | "
             f"{row.seconds:.0f} ({row.seconds_ratio:.2f} x dense) | "
             f"{row.minus_dense} | {row.minus_narrowed} |"
@@ -151,18 +153,14 @@ def dynamic_table(records: Records) -> str:
         name: runs for name, runs in records.items() if "forecast_macs_ratio" in runs[0]["result"]
     }
     for name, runs in found.items():
-        dynamic = [100 * run["result"]["dynamic_top1"] for run in runs]
-        cells = [f"{name}: {runs[0]['what']}", str(len(runs)), _each(dynamic)]
-        cells += [f"{_mean(runs, lambda run: run['result']['dynamic_macs_ratio']):.3f}"]
-        cells += [f"{_mean(runs, lambda run: run['result']['forecast_macs_ratio']):.3f}"]
-        cells += [_each(_top1(runs)), f"{_mean(runs, lambda run: run['result']['macs_ratio']):.3f}"]
-        cells += [f"{_mean(runs, lambda run: run['result']['train_macs_ratio']):.2f}"]
-        lines.append(f"| {' | '.join(cells)} |")
+        results = [run["result"] for run in runs]
+        cells = [f"{name}: {runs[0]['what']}", str(len(runs)), each_of(results, "dynamic_top1")]
+        cells += [
+            f"{mean_of(results, f'{kind}_macs_ratio'):.3f}" for kind in ("dynamic", "forecast")
+        ]
+        cells += [each_of(results, "top1"), f"{mean_of(results, 'macs_ratio'):.3f}"]
+        lines.append(f"| {' | '.join(cells)} | {mean_of(results, 'train_macs_ratio'):.2f} |")
     return "\n".join(lines) if found else ""
-
-
-def _each(values: list[float]) -> str:
-    return f"{np.mean(values):.2f} ({', '.join(f'{value:.2f}' for value in values)})"
 
 
 def _least(runs: list[Run]) -> float:

@@ -69,6 +69,28 @@ def record_missing(
             _commit(path, f"Record {row}, seed {seed}: {say(record)}")
 
 
+def read_results(records: Path, rows: Iterable[str]) -> dict[str, list[Record]]:
+    """What the runs of each row gave, by their seeds; rows without any are left out."""
+    found = {
+        row: [
+            json.loads(path.read_text())["result"] for path in sorted(records.glob(f"{row}-?.json"))
+        ]
+        for row in rows
+    }
+    return {row: results for row, results in found.items() if results}
+
+
+def mean_of(results: list[Record], key: str) -> float:
+    """Over runs of one row."""
+    return sum(float(result[key]) for result in results) / len(results)
+
+
+def each_of(results: list[Record], key: str) -> str:
+    """The mean over runs of one row, and each run, in per cent."""
+    listed = ", ".join(f"{100 * result[key]:.2f}" for result in results)
+    return f"{100 * mean_of(results, key):.2f} ({listed})"
+
+
 def _printed(name: str) -> Progress:
     def show(text: str, step: int, steps: int, _: dict[str, float]) -> None:
         if step % _SHOWN_EVERY == 0:

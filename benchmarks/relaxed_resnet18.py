@@ -13,7 +13,6 @@ The authors' notes, width 64 and a search of several stages: 91.04 % at 13.2 % o
 24.9 % of the MACs, dense 91.58 % (papers.md, B.7).
 """
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +23,14 @@ from torch import nn
 from benchmarks.pareto import top1_of
 from benchmarks.pareto_report import difference, in_words
 from benchmarks.pareto_settings import BATCH_SIZE, EPOCHS
-from benchmarks.recorded_runs import Record, record_missing, recorded_run
+from benchmarks.recorded_runs import (
+    Record,
+    each_of,
+    mean_of,
+    read_results,
+    record_missing,
+    recorded_run,
+)
 from polarprune.run_folder import RUN_FILE
 from polarprune.training import TrainConfig
 
@@ -88,41 +94,24 @@ def run(
 @app.command()
 def report(records: Records = RESULTS) -> None:
     """Write the table beside the records."""
-    found = {
-        row: [json.loads(p.read_text())["result"] for p in sorted(records.glob(f"{row}-?.json"))]
-        for row in ROWS
-    }
+    found = read_results(records, ROWS)
     lines = [
         "| row | n | top-1, % (each run) | kept MACs | kept parameters | blocks removed | "
         "training MACs | minus dense, points |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    dense = _top1(found["dense"])
     for row, results in found.items():
-        if not results:
-            continue
-        top1 = _top1(results)
-        minus = "" if row == "dense" else in_words(difference(top1, dense))
-        lines.append(
-            f"| {row} | {len(results)} | {sum(top1) / len(top1):.2f} "
-            f"({', '.join(f'{value:.2f}' for value in top1)}) | "
-            f"{_mean(results, 'macs', 'dense_macs'):.3f} | "
-            f"{_mean(results, 'params', 'dense_params'):.3f} | "
-            f"{', '.join(str(result['blocks_removed']) for result in results)} | "
-            f"{sum(result['train_macs_ratio'] for result in results) / len(results):.2f} | "
-            f"{minus} |"
-        )
+        minus = difference(*([100 * r["top1"] for r in side] for side in (results, found["dense"])))
+        params = mean_of(results, "params") / mean_of(results, "dense_params")
+        cells = [row, str(len(results)), each_of(results, "top1")]
+        cells += [f"{mean_of(results, 'macs_ratio'):.3f}", f"{params:.3f}"]
+        cells += [", ".join(str(result["blocks_removed"]) for result in results)]
+        cells += [f"{mean_of(results, 'train_macs_ratio'):.2f}"]
+        cells += ["" if row == "dense" else in_words(minus)]
+        lines.append(f"| {' | '.join(cells)} |")
     text = "\n".join(lines) + "\n"
     records.with_suffix(".md").write_text(text)
     print(text)
-
-
-def _top1(results: list[Record]) -> list[float]:
-    return [100 * result["top1"] for result in results]
-
-
-def _mean(results: list[Record], part: str, whole: str) -> float:
-    return sum(result[part] / result[whole] for result in results) / len(results)
 
 
 if __name__ == "__main__":

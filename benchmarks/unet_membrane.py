@@ -16,7 +16,14 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.recorded_runs import Record, record_missing, recorded_run
+from benchmarks.recorded_runs import (
+    Record,
+    each_of,
+    mean_of,
+    read_results,
+    record_missing,
+    recorded_run,
+)
 from polarprune.datasets import load_dataset
 from polarprune.run_folder import RUN_FILE, RunFolder
 from polarprune.training import TrainConfig
@@ -99,22 +106,14 @@ def picture(data: Data, work: Work, records: Records = RESULTS) -> None:
 def report(records: Records = RESULTS) -> None:
     """Write the table beside the records."""
     lines = [
-        "| row | n | Dice, % | mIoU, % | kept MACs | parameters | training MACs |",
+        "| row | n | Dice, % (each run) | mIoU, % (each run) | kept MACs | parameters | "
+        "training MACs |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for row in TARGETS:
-        found = [json.loads(p.read_text())["result"] for p in sorted(records.glob(f"{row}-*.json"))]
-        if not found:
-            continue
-
-        def mean(key: str, found: list[dict[str, Any]] = found) -> float:
-            return sum(result[key] for result in found) / len(found)
-
-        each = ", ".join(f"{100 * result['dice']:.2f}" for result in found)
-        cells = [row, str(len(found)), f"{100 * mean('dice'):.2f} ({each})"]
-        cells += [f"{100 * mean('miou'):.2f}", f"{mean('macs_ratio'):.3f}"]
-        cells += [f"{mean('params'):,.0f}", f"{mean('train_macs_ratio'):.2f}"]
-        lines.append(f"| {' | '.join(cells)} |")
+    for row, results in read_results(records, TARGETS).items():
+        cells = [row, str(len(results)), each_of(results, "dice"), each_of(results, "miou")]
+        cells += [f"{mean_of(results, 'macs_ratio'):.3f}", f"{mean_of(results, 'params'):,.0f}"]
+        lines.append(f"| {' | '.join(cells)} | {mean_of(results, 'train_macs_ratio'):.2f} |")
     text = "\n".join(lines) + "\n"
     records.with_suffix(".md").write_text(text)
     print(text)
