@@ -75,7 +75,7 @@ class Row:
         training: MACs of the training over those of the whole network for the recipe's epochs.
         seconds: wall clock of the fastest run; machines are shared.
         seconds_ratio: over that of the dense row; 0 where there is none.
-        minus_dense, minus_narrowed: in points with the interval, or nothing.
+        minus_dense, minus_narrowed, minus_random: in points with the interval, or nothing.
     """
 
     name: str
@@ -90,16 +90,22 @@ class Row:
     seconds_ratio: float
     minus_dense: str
     minus_narrowed: str
+    minus_random: str
 
 
 def rows_of(records: Records) -> list[Row]:
     """One row a setting."""
     results = [run["result"] for runs in records.values() for run in runs]
     macs, params = (max(r[key] for r in results) for key in ("dense_macs", "dense_params"))
-    dense, narrowed = (_top1(records.get(name, [])) for name in ("dense", "narrowed"))
+    rivals = ("dense", "narrowed", "random")
     usual = _least(records.get("dense", []))
     rows = []
     for name, runs in records.items():
+        minus = {
+            rival: in_words(difference(_top1(runs), _top1(records.get(rival, []))))
+            for rival in rivals
+            if rival != name
+        }
         seconds = _least(runs)
         rows.append(
             Row(
@@ -110,21 +116,21 @@ def rows_of(records: Records) -> list[Row]:
                 training=_mean(runs, lambda run: _spent(run) / (macs * EPOCHS)),
                 seconds=seconds,
                 seconds_ratio=seconds / usual,
-                minus_dense="" if name == "dense" else in_words(difference(_top1(runs), dense)),
-                minus_narrowed=""
-                if name == "narrowed"
-                else in_words(difference(_top1(runs), narrowed)),
+                minus_dense=minus.get("dense", ""),
+                minus_narrowed=minus.get("narrowed", ""),
+                minus_random=minus.get("random", ""),
             )
         )  # fmt: skip
     return rows
 
 
 def table_of(records: Records) -> str:
-    """One line a row in Markdown, its differences to dense and to the narrowed network."""
+    """One line a row in Markdown, its differences to dense, narrowed and random decisions."""
     lines = [
         "| row | n | top-1, % (each run) | kept MACs | kept parameters | training MACs | "
-        "seconds, fastest run | minus dense, points | minus narrowed, points |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "seconds, fastest run | minus dense, points | minus narrowed, points | "
+        "minus random, points |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows_of(records):
         lines.append(
@@ -132,7 +138,7 @@ def table_of(records: Records) -> str:
             f"({', '.join(f'{value:.2f}' for value in row.top1)}) | {row.macs:.3f} | "
             f"{row.params:.3f} | {row.training:.2f} | "
             f"{row.seconds:.0f} ({row.seconds_ratio:.2f} x dense) | "
-            f"{row.minus_dense} | {row.minus_narrowed} |"
+            f"{row.minus_dense} | {row.minus_narrowed} | {row.minus_random} |"
         )
     return "\n".join(lines)
 

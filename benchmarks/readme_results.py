@@ -82,12 +82,11 @@ def study_table() -> list[str]:
     lines = [
         "ResNet-20 on all of CIFAR-10: 12 epochs, one recipe for all, test images used once, on "
         "the last epoch; [every row and run](benchmarks/results/pareto.md), "
-        "[picture](benchmarks/results/pareto.png). The study is under way (n of 5, or of 2). Of "
-        "four ways to use Torch-Pruning the best on these images is shown. Differences with "
-        "their 95 % interval; wall clock against dense, on a shared machine.",
+        "[picture](benchmarks/results/pareto.png). Of four ways to use Torch-Pruning the best on "
+        "these images is shown. Differences in points with their 95 % interval; wall clock "
+        "against dense, on a shared machine.",
         "",
-        "| | n | top-1 | kept MACs | training MACs | wall clock, fastest run | "
-        "minus narrowed, points |",
+        "| | n | top-1 | kept MACs | training MACs | wall clock, fastest run | minus narrowed |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in (rows[name] for name in shown if name in rows):
