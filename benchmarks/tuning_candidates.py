@@ -13,6 +13,7 @@ from benchmarks.tuning_changes import (
     take_floored_prices,
     take_root_prices,
     take_time,
+    weigh_blocks,
 )
 from polarprune.phases import Phases
 
@@ -125,6 +126,11 @@ CANDIDATES = {
     ),
     "relaxation-annealed": Candidate(
         "relaxation, annealed", {"method": "relaxation", "ejector": "annealed"}
+    ),
+    "relaxation-block-weights": Candidate(
+        "relaxation, annealed, blocks with a weight of their own",
+        {"method": "relaxation", "ejector": "annealed"},
+        changes=(weigh_blocks,),
     ),
     "relaxation-annealed-60": Candidate(
         "relaxation, annealed, search from 0.1, settle at 0.6",

@@ -10,7 +10,8 @@ from polarprune import gate_training, training
 from polarprune.attaching import attach_gates
 from polarprune.gates import GatedNetwork
 from polarprune.graph.sites import GateSite
-from polarprune.methods import consensus
+from polarprune.methods import GateRequest, consensus
+from polarprune.methods.relaxation import Relaxation, RelaxedGate
 from polarprune.price_list import PriceList
 
 
@@ -124,3 +125,15 @@ def _with_whole_streams(*args: object, **options: object) -> GatedNetwork:
             assert isinstance(last, nn.Linear)
             last.bias.data[gate.units] = 1000.0  # certainly open, and without a gradient
     return gated
+
+
+def weigh_blocks() -> None:
+    """Relaxed blocks have a weight of their own, beside those of their channels."""
+
+    def make_gates(
+        self: Relaxation, requests: list[GateRequest], parameter_budget: int
+    ) -> list[nn.Module]:
+        self.gates = [RelaxedGate(request.units) for request in requests]
+        return list(self.gates)
+
+    Relaxation.make_gates = make_gates  # type: ignore[method-assign]
