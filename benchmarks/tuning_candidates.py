@@ -9,11 +9,11 @@ from benchmarks.torch_pruning_rival import Rival
 from benchmarks.tuning_changes import (
     agree_at_the_target,
     keep_streams,
+    relax_channels_alone,
     take_balanced_prices,
     take_floored_prices,
     take_root_prices,
     take_time,
-    weigh_blocks,
 )
 from polarprune.phases import Phases
 
@@ -127,10 +127,10 @@ CANDIDATES = {
     "relaxation-annealed": Candidate(
         "relaxation, annealed", {"method": "relaxation", "ejector": "annealed"}
     ),
-    "relaxation-block-weights": Candidate(
-        "relaxation, annealed, blocks with a weight of their own",
+    "relaxation-channels": Candidate(
+        "relaxation, annealed, blocks without a weight of their own",
         {"method": "relaxation", "ejector": "annealed"},
-        changes=(weigh_blocks,),
+        changes=(relax_channels_alone,),
     ),
     "relaxation-annealed-60": Candidate(
         "relaxation, annealed, search from 0.1, settle at 0.6",

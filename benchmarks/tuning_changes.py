@@ -127,13 +127,26 @@ def _with_whole_streams(*args: object, **options: object) -> GatedNetwork:
     return gated
 
 
-def weigh_blocks() -> None:
-    """Relaxed blocks have a weight of their own, beside those of their channels."""
+class _WholeBlocks(RelaxedGate):
+    """Blocks keep the weight 1."""
+
+    def __init__(self, request: GateRequest) -> None:
+        super().__init__(request.units)
+        kinds = [kind for kind, size in request.sites for _ in range(size)]
+        self.blocks = torch.tensor([kind == "block" for kind in kinds])
+
+    def weights(self) -> Float[Tensor, " g"]:
+        w = super().weights()
+        return torch.where(self.blocks.to(w.device), torch.ones_like(w), w)
+
+
+def relax_channels_alone() -> None:
+    """A relaxed block goes with the last channel inside of it, as in the authors' code."""
 
     def make_gates(
         self: Relaxation, requests: list[GateRequest], parameter_budget: int
     ) -> list[nn.Module]:
-        self.gates = [RelaxedGate(request.units) for request in requests]
+        self.gates = [_WholeBlocks(request) for request in requests]
         return list(self.gates)
 
     Relaxation.make_gates = make_gates  # type: ignore[method-assign]

@@ -143,11 +143,9 @@ def decide(gated: GatedNetwork, style: str, seed: int) -> Decisions:
 
 
 def give_weights(gated: GatedNetwork, seed: int) -> None:
-    """Let every unit have a weight of its own when it is frozen, blocks too: w = sigmoid(5 s)."""
+    """Let every unit have a weight of its own when it is frozen: w = sigmoid(5 s)."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for gate in gated.gate_modules():
-            gate.gate.whole.fill_(False)
         for parameter in gated.gate_parameters():
             parameter.uniform_(-0.5, 0.5, generator=generator)
     gated.search()

@@ -116,33 +116,6 @@ def test_what_has_a_weight_is_computed_however_small() -> None:
         assert decided.shape == (1, site.units)
 
 
-def test_a_block_goes_with_its_channels_and_has_a_weight_only_where_there_are_none() -> None:
-    gated = polarprune.attach_gates(small(_block), image(), method="relaxation")
-    gated.search()
-    places = [site.kind for site in gated.sites].index("block"), _inner(gated)
-    with torch.no_grad():
-        for gate in gated.gate_modules():
-            gate.gate.s.fill_(-0.1)  # w = 0.38
-    weights = gated.open_weights()
-    assert weights[places[0]].tolist() == [1.0]
-    assert all(0 < float(w) < 0.5 for w in weights[places[1]])
-    for gate in gated.gate_modules():
-        gate.running.fill_(1.0)
-    gated.site_gates()[places[1]].running.fill_(0.01)
-    chosen = gated.decisions()
-    assert not chosen[gated.sites[places[0]].name].any(), "the block stays with nothing in it"
-    gated.set_decisions(chosen)
-    assert not any(name.startswith("one") for name in polarprune.collapse(gated).state_dict())
-
-    alone = polarprune.attach_gates(small(_block), image(), method="relaxation", channels=False)
-    alone.search()
-    assert all(float(w) < 1 for w in alone.open_weights())
-
-
-def _inner(gated: GatedNetwork) -> int:
-    return [site.name for site in gated.sites].index("one")
-
-
 def test_agreement_counts_what_the_target_closed_beyond_the_gates() -> None:
     gated = polarprune.attach_gates(small(_block), image(), method="relaxation")
     gated.search()

@@ -19,12 +19,10 @@ EXACT = 1e-9
 
 
 def _relaxed(net: nn.Module, x: Tensor, seed: int = 0) -> GatedNetwork:
-    """Searching, every unit with a weight of its own, blocks too."""
+    """Searching, every unit with a weight of its own."""
     gated = polarprune.attach_gates(net, x, method="relaxation")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for gate in gated.gate_modules():
-            gate.gate.whole.fill_(False)
         for parameter in gated.gate_parameters():
             parameter.uniform_(-0.4, 0.6, generator=generator)
     gated.search()
