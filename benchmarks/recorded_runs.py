@@ -91,6 +91,14 @@ def each_of(results: list[Record], key: str) -> str:
     return f"{100 * mean_of(results, key):.2f} ({listed})"
 
 
+def write_table(path: Path, columns: list[str], rows: Iterable[list[str]]) -> None:
+    """Write a Markdown table and print it; all columns but the first are numbers."""
+    rule = ["---", *["---:"] * (len(columns) - 1)]
+    text = "".join(f"| {' | '.join(cells)} |\n" for cells in [columns, rule, *rows])
+    path.write_text(text)
+    print(text)
+
+
 def _printed(name: str) -> Progress:
     def show(text: str, step: int, steps: int, _: dict[str, float]) -> None:
         if step % _SHOWN_EVERY == 0:

@@ -30,6 +30,7 @@ from benchmarks.recorded_runs import (
     read_results,
     record_missing,
     recorded_run,
+    write_table,
 )
 from polarprune.run_folder import RUN_FILE
 from polarprune.training import TrainConfig
@@ -95,23 +96,27 @@ def run(
 def report(records: Records = RESULTS) -> None:
     """Write the table beside the records."""
     found = read_results(records, ROWS)
-    lines = [
-        "| row | n | top-1, % (each run) | kept MACs | kept parameters | blocks removed | "
-        "training MACs | minus dense, points |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    dense = _top1(found.get("dense", []))
+    columns = ["row", "n", "top-1, % (each run)", "kept MACs", "kept parameters"]
+    columns += ["blocks removed", "training MACs", "minus dense, points"]
+    rows = [
+        [
+            row,
+            str(len(results)),
+            each_of(results, "top1"),
+            f"{mean_of(results, 'macs_ratio'):.3f}",
+            f"{mean_of(results, 'params') / mean_of(results, 'dense_params'):.3f}",
+            ", ".join(str(result["blocks_removed"]) for result in results),
+            f"{mean_of(results, 'train_macs_ratio'):.2f}",
+            "" if row == "dense" else in_words(difference(_top1(results), dense)),
+        ]
+        for row, results in found.items()
     ]
-    for row, results in found.items():
-        minus = difference(*([100 * r["top1"] for r in side] for side in (results, found["dense"])))
-        params = mean_of(results, "params") / mean_of(results, "dense_params")
-        cells = [row, str(len(results)), each_of(results, "top1")]
-        cells += [f"{mean_of(results, 'macs_ratio'):.3f}", f"{params:.3f}"]
-        cells += [", ".join(str(result["blocks_removed"]) for result in results)]
-        cells += [f"{mean_of(results, 'train_macs_ratio'):.2f}"]
-        cells += ["" if row == "dense" else in_words(minus)]
-        lines.append(f"| {' | '.join(cells)} |")
-    text = "\n".join(lines) + "\n"
-    records.with_suffix(".md").write_text(text)
-    print(text)
+    write_table(records.with_suffix(".md"), columns, rows)
+
+
+def _top1(results: list[Record]) -> list[float]:
+    return [100 * result["top1"] for result in results]
 
 
 if __name__ == "__main__":

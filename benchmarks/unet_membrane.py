@@ -23,6 +23,7 @@ from benchmarks.recorded_runs import (
     read_results,
     record_missing,
     recorded_run,
+    write_table,
 )
 from polarprune.datasets import load_dataset
 from polarprune.run_folder import RUN_FILE, RunFolder
@@ -105,18 +106,20 @@ def picture(data: Data, work: Work, records: Records = RESULTS) -> None:
 @app.command()
 def report(records: Records = RESULTS) -> None:
     """Write the table beside the records."""
-    lines = [
-        "| row | n | Dice, % (each run) | mIoU, % (each run) | kept MACs | parameters | "
-        "training MACs |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+    columns = ["row", "n", "Dice, % (each run)", "mIoU, % (each run)", "kept MACs", "parameters"]
+    rows = [
+        [
+            row,
+            str(len(results)),
+            each_of(results, "dice"),
+            each_of(results, "miou"),
+            f"{mean_of(results, 'macs_ratio'):.3f}",
+            f"{mean_of(results, 'params'):,.0f}",
+            f"{mean_of(results, 'train_macs_ratio'):.2f}",
+        ]
+        for row, results in read_results(records, TARGETS).items()
     ]
-    for row, results in read_results(records, TARGETS).items():
-        cells = [row, str(len(results)), each_of(results, "dice"), each_of(results, "miou")]
-        cells += [f"{mean_of(results, 'macs_ratio'):.3f}", f"{mean_of(results, 'params'):,.0f}"]
-        lines.append(f"| {' | '.join(cells)} | {mean_of(results, 'train_macs_ratio'):.2f} |")
-    text = "\n".join(lines) + "\n"
-    records.with_suffix(".md").write_text(text)
-    print(text)
+    write_table(records.with_suffix(".md"), [*columns, "training MACs"], rows)
 
 
 if __name__ == "__main__":
