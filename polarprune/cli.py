@@ -234,6 +234,20 @@ def export(
             show_default="no bound",
         ),
     ] = None,
+    gpu: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CAPABILITY",
+            help="Compute capability of the engine, as 8.9; several with commas.",
+            show_default="all that can be built",
+        ),
+    ] = None,
+    engine_compat: Annotated[
+        str,
+        typer.Option(
+            help="Where an enterprise TensorRT engine runs too: none, version, ampere+ or same-cc."
+        ),
+    ] = "none",
     num_classes: Classes = None,
     image_size: ImageSize = None,
     as_json: AsJson = False,
@@ -249,7 +263,7 @@ def export(
         answer = exporting.export_bundle(
             x, format=format, precision=precision, batch=batch, data=data, weights=weights,
             num_classes=num_classes, image_size=image_size, out=out,
-            max_accuracy_drop=max_accuracy_drop,
+            max_accuracy_drop=max_accuracy_drop, gpus=gpu or (), engine_compat=engine_compat,
             progress=lambda text, step, steps: progress(text, step, steps, {}),
         )  # fmt: skip
     terminal.show(

@@ -75,7 +75,9 @@ class EngineInfo:
     """The engine and what it is tied to.
 
     `compute_capabilities` are the GPU generations it holds code for; `gpu` and `driver` are those
-    of the building machine where the engine is tied to them, else None.
+    of the building machine where the engine is tied to them, else None. `flags` are the builder's
+    options ("version", "ampere+", "same-cc"); `fingerprint` is the sha256 of what it was built
+    from, the ONNX file included (`polarprune_export.engine_description`).
     """
 
     file: str
@@ -88,6 +90,8 @@ class EngineInfo:
     outputs: tuple[TensorSpec, ...]
     gpu: str | None = None
     driver: str | None = None
+    flags: tuple[str, ...] = ()
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True)

@@ -72,11 +72,18 @@ def progress_on(stream: TextIO) -> Iterator[Progress]:
         TextColumn("{task.fields[figures]}"),
     )
     with Bars(*columns, console=make_console(stream), transient=True) as bars:
-        task = bars.add_task("", figures="")
+        task = bars.add_task("", total=None, figures="")
 
         def show(text: str, step: int, steps: int, figures: dict[str, float]) -> None:
+            # Drawn at once when the text changes: a stage may be over before the next redraw.
+            new = bars.tasks[0].description != text
             bars.update(
-                task, description=text, completed=step, total=steps, figures=_in_words(figures)
+                task,
+                description=text,
+                completed=step,
+                total=steps,
+                figures=_in_words(figures),
+                refresh=new,
             )
 
         yield show

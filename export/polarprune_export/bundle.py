@@ -33,7 +33,7 @@ from polarprune.manifest import (
 from polarprune.tasks import build_task
 from polarprune_export.accuracy import onnx_accuracy, torch_accuracy
 from polarprune_export.base_operators import base_operators, refuse_masks
-from polarprune_export.engine import EngineReport, batch_profiles, build_engine
+from polarprune_export.engine import EngineOptions, EngineReport, batch_profiles, build_engine
 from polarprune_export.onnx_lint import BASE_OPERATORS, lint_onnx
 from polarprune_export.onnx_session import Array, require_onnxruntime
 from polarprune_export.onnx_writer import OnnxReport, write_onnx
@@ -81,7 +81,7 @@ def write_bundle(
     contents: BundleContents,
     *,
     batch: tuple[int, int, int] = (1, 8, 64),
-    engine: str | None = None,
+    engine: EngineOptions | str | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Exports, checks and describes a network; the folder appears whole or not at all.
@@ -91,7 +91,7 @@ def write_bundle(
         folder: absent, empty, or a bundle, which is replaced.
         example_input: (n, c, h, w).
         batch: smallest, tuned and largest batch size of the engine.
-        engine: None for ONNX alone, else "auto", "tensorrt" or "tensorrt_rtx".
+        engine: None for ONNX alone, else a runtime ("auto", "tensorrt", "tensorrt_rtx") or options.
 
     Raises:
         BundleError: the folder holds something else.
@@ -103,6 +103,8 @@ def write_bundle(
         raise ConfigError("the accuracy drop was bounded without a data set; give --data")
     _check_cuts(contents.cuts)
     with _new_folder(Path(folder)) as place:
+        if progress is not None:
+            progress("ONNX, and torch against it", 0, 1)
         report = write_onnx(dense, place / ONNX_NAME, example_input)
         own = base_operators(report, dense, example_input, contents.unpruned)
         lint_onnx(report.path, own)
@@ -212,16 +214,26 @@ def _measure_accuracy(
 
 
 def _build_named_engine(
-    place: Path, runtime: str, batch: tuple[int, int, int], progress: Progress | None
+    place: Path,
+    options: EngineOptions | str,
+    batch: tuple[int, int, int],
+    progress: Progress | None,
 ) -> EngineReport:
     """The engine under `model.<runtime>.engine`; which runtime "auto" is shows when it is built."""
+    if isinstance(options, str):
+        options = EngineOptions(options)
     report = build_engine(
         place / ONNX_NAME,
         out_path=place / "model.engine",
         batch=batch,
-        runtime=runtime,
+        runtime=options.runtime,
+        targets=options.targets,
+        compatibility=options.compatibility,
         progress=progress,
     )
+    for note in report.notes:
+        if progress is not None:
+            progress(note, 1, 1)
     path = report.path.rename(place / f"model.{report.info.runtime}.engine")
     return replace(report, path=path, info=replace(report.info, file=path.name))
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from polarprune.errors import BundleError, ParityError
 from polarprune.manifest import MANIFEST_NAME, Manifest, TensorSpec, read_manifest, read_verified
+from polarprune_export.engine_description import fingerprint_of
 from polarprune_export.onnx_lint import BASE_OPERATORS, lint_model
 from polarprune_export.onnx_session import open_session, run_session
 from polarprune_export.output_comparison import ONNX_TOLERANCE, compare_outputs, describe_failure
@@ -39,6 +40,7 @@ def verify_bundle(folder: Path | str) -> dict[str, Any]:
     for link in manifest.certificate:
         if link.passed is False:
             raise BundleError(f"{folder}: the certificate chain is broken at {link.stage!r}")
+    _check_fingerprint(manifest)
     operators = _check_onnx(contents[ONNX_NAME], manifest, folder)
     parity = _rerun_parity(contents[ONNX_NAME], contents[SAMPLES_NAME], manifest)
     listed = {MANIFEST_NAME, *manifest.files}
@@ -65,6 +67,18 @@ def _check_required(manifest: Manifest) -> None:
     for name in required:
         if name not in manifest.files:
             raise BundleError(f"{MANIFEST_NAME} does not list {name}; export again")
+
+
+def _check_fingerprint(manifest: Manifest) -> None:
+    """The engine was built from this ONNX; bundles of older versions do not say from which."""
+    engine = manifest.engine
+    if engine is None or engine.fingerprint is None:
+        return
+    if engine.fingerprint != fingerprint_of(engine, manifest.files[ONNX_NAME].sha256):
+        raise BundleError(
+            f"{engine.file} was not built from this {ONNX_NAME} with what {MANIFEST_NAME} states "
+            "(the fingerprint differs); export again"
+        )
 
 
 def _check_onnx(content: bytes, manifest: Manifest, folder: Path) -> dict[str, int]:

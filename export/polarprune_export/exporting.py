@@ -1,5 +1,6 @@
 """`polarprune export`: from a run or a network's name to a bundle."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import torch
 from polarprune.errors import ConfigError
 from polarprune.manifest import Manifest
 from polarprune_export.bundle import ONNX_NAME, BundleContents, Progress, write_bundle
-from polarprune_export.engine import batch_profiles
+from polarprune_export.engine import EngineOptions, batch_profiles
+from polarprune_export.engine_compatibility import check_compatibility
+from polarprune_export.engine_targets import parse_targets
 from polarprune_export.export_sources import open_source
 
 FORMATS = ("onnx", "trt")
@@ -27,6 +30,8 @@ def export_bundle(
     image_size: int | None = None,
     out: str | Path,
     max_accuracy_drop: float | None = None,
+    gpus: Sequence[str] = (),
+    engine_compat: str = "none",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Writes the bundle and returns the JSON object of `polarprune export`.
@@ -39,6 +44,8 @@ def export_bundle(
         weights, num_classes, image_size: of a network named by `source`; a run has its own.
         out: the bundle's folder.
         max_accuracy_drop: points of top-1, or of mIoU (0..100), that may be lost against torch.
+        gpus: compute capabilities of the engine, as ("8.6", "8.9"); empty: all that can be had.
+        engine_compat: how far an enterprise engine may travel, one of `COMPATIBILITIES`.
 
     Raises:
         PolarpruneError: one line that says what is wrong; nothing is left half-written.
@@ -51,6 +58,7 @@ def export_bundle(
         raise ConfigError(
             f"the accuracy drop is {max_accuracy_drop:g} points; it must be from 0 to 100"
         )
+    engine = _engine_options(format, gpus, engine_compat)
     sizes = parse_batch(batch)
     opened = open_source(
         source, data=data, weights=weights, num_classes=num_classes, image_size=image_size
@@ -72,7 +80,7 @@ def export_bundle(
         torch.randn(2, *opened.input_shape, generator=generator),
         contents,
         batch=sizes,
-        engine="auto" if format == "trt" else None,
+        engine=engine,
         progress=progress,
     )
     return _summary(manifest, Path(out))
@@ -92,6 +100,19 @@ def parse_batch(batch: str | tuple[int, int, int]) -> tuple[int, int, int]:
         batch = (low, opt, high)
     batch_profiles(batch)
     return batch
+
+
+def _engine_options(format: str, gpus: Sequence[str], engine_compat: str) -> EngineOptions | None:
+    check_compatibility(engine_compat)
+    targets = parse_targets(gpus)
+    if format == "trt":
+        return EngineOptions("auto", targets or None, engine_compat)
+    if targets or engine_compat != "none":
+        raise ConfigError(
+            f"--gpu and --engine-compat are of an engine, and --format {format} builds none; "
+            "give --format trt"
+        )
+    return None
 
 
 def _summary(manifest: Manifest, folder: Path) -> dict[str, Any]:
