@@ -248,6 +248,14 @@ def export(
             help="Where an enterprise TensorRT engine runs too: none, version, ampere+ or same-cc."
         ),
     ] = "none",
+    sign: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="KEY.pem",
+            help="Sign the manifest with this ed25519 private key.",
+            show_default="unsigned",
+        ),
+    ] = None,
     num_classes: Classes = None,
     image_size: ImageSize = None,
     as_json: AsJson = False,
@@ -264,6 +272,7 @@ def export(
             x, format=format, precision=precision, batch=batch, data=data, weights=weights,
             num_classes=num_classes, image_size=image_size, out=out,
             max_accuracy_drop=max_accuracy_drop, gpus=gpu or (), engine_compat=engine_compat,
+            sign=sign,
             progress=lambda text, step, steps: progress(text, step, steps, {}),
         )  # fmt: skip
     terminal.show(
@@ -279,17 +288,27 @@ def export(
 @app.command(epilog="Example: polarprune verify bundle")
 def verify(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder.")],
+    public_key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="KEY.pem",
+            help="Require the signature of this ed25519 key, before anything is read.",
+            show_default="a signature is not checked",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a bundle again, on this machine.
 
-    Digests, certificate, ONNX, and its outputs in ONNX Runtime here.
+    Signature (with --public-key), digests, certificate, ONNX, and its outputs in ONNX Runtime here.
+    Digests show accidents; whoever can change the manifest can change them, but not the signature.
     """
     from polarprune_export.bundle_verification import verify_bundle
 
-    answer = verify_bundle(bundle)
+    answer = verify_bundle(bundle, public_key)
     terminal = Terminal(as_json)
     terminal.show(f"Bundle {bundle} holds: {len(answer['files'])} files with the right digests.")
+    terminal.show(f"Signature: {answer['signature']}.")
     for link in answer["parity"]:
         terminal.show(
             f"ONNX Runtime here, {link['inputs']} inputs (n = {link['n']}): largest relative "

@@ -20,6 +20,8 @@ SCHEMA = 1
 """Raised whenever a reader of the old form would misread the new one."""
 
 MANIFEST_NAME = "manifest.json"
+SIGNATURE_NAME = "manifest.json.sig"
+"""A detached signature of the manifest, where there is one (`polarprune_export.signatures`)."""
 
 
 @dataclass(frozen=True)
@@ -202,15 +204,23 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         BundleError: there is none, or it cannot be read.
     """
+    return Manifest.from_json(read_manifest_bytes(folder))
+
+
+def read_manifest_bytes(folder: Path) -> bytes:
+    """The manifest as it is on disk, not parsed: what a signature is of.
+
+    Raises:
+        BundleError: there is none, or it cannot be read.
+    """
     path = folder / MANIFEST_NAME
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise BundleError(
             f"{folder} is not a bundle: {MANIFEST_NAME} cannot be read ({error.strerror}); "
             "give a folder written by `polarprune export`"
         ) from None
-    return Manifest.from_json(content)
 
 
 def is_bundle(folder: Path) -> bool:
@@ -256,7 +266,8 @@ def read_verified(folder: Path, manifest: Manifest, name: str) -> bytes:
 
 def _check_plain_name(name: str) -> None:
     """A manifest must not lead outside its own folder."""
-    if not name or name != Path(name).name or name in {".", "..", MANIFEST_NAME} or "\\" in name:
+    taken = {".", "..", MANIFEST_NAME, SIGNATURE_NAME}
+    if not name or name != Path(name).name or name in taken or "\\" in name:
         raise BundleError(f"{MANIFEST_NAME} lists {name!r}, which is not a plain file name")
 
 

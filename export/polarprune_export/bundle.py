@@ -39,6 +39,7 @@ from polarprune_export.onnx_session import Array, require_onnxruntime
 from polarprune_export.onnx_writer import OnnxReport, write_onnx
 from polarprune_export.parity import ParityResult, check_parity, count_for_side
 from polarprune_export.parity_samples import SAMPLES_NAME, normalise_pixels, pack_samples
+from polarprune_export.signatures import load_signing_key, sign_manifest
 
 if TYPE_CHECKING:
     from polarprune.datasets import Dataset
@@ -82,6 +83,7 @@ def write_bundle(
     *,
     batch: tuple[int, int, int] = (1, 8, 64),
     engine: EngineOptions | str | None = None,
+    signing_key: Path | str | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Exports, checks and describes a network; the folder appears whole or not at all.
@@ -92,12 +94,14 @@ def write_bundle(
         example_input: (n, c, h, w).
         batch: smallest, tuned and largest batch size of the engine.
         engine: None for ONNX alone, else a runtime ("auto", "tensorrt", "tensorrt_rtx") or options.
+        signing_key: a PEM file with an ed25519 private key; the manifest is signed with it.
 
     Raises:
         BundleError: the folder holds something else.
         Refused, ParityError, BackendUnavailable, ConfigError: a link of the chain does not hold.
     """
     batch_profiles(batch)
+    key = None if signing_key is None else load_signing_key(signing_key)
     require_onnxruntime()  # before the long work: without it nothing can be certified
     if contents.max_accuracy_drop is not None and contents.data is None:
         raise ConfigError("the accuracy drop was bounded without a data set; give --data")
@@ -134,6 +138,8 @@ def write_bundle(
             files=files,
         )
         write_manifest(manifest, place)
+        if key is not None:
+            sign_manifest(place, key)
     return manifest
 
 

@@ -1,9 +1,10 @@
 """A bundle checked again, without torch, without a GPU and without the data set.
 
-1. every file has the size and digest of the manifest; each is read once, and those bytes are used;
-2. no link of the certificate chain is broken;
-3. the ONNX is valid, keeps its weights inside, has the stated inputs and outputs, passes the lint;
-4. ONNX Runtime on this machine still gives the stored reference outputs.
+1. with a public key: the manifest's signature, before anything is parsed;
+2. every file has the size and digest of the manifest; each is read once, and those bytes are used;
+3. no link of the certificate chain is broken, and the engine was built from this ONNX;
+4. the ONNX is valid, keeps its weights inside, has the stated inputs and outputs, passes the lint;
+5. ONNX Runtime on this machine still gives the stored reference outputs.
 
 An engine is checked by its digest and never deserialised here: it is executable code.
 """
@@ -13,28 +14,35 @@ from pathlib import Path
 from typing import Any
 
 from polarprune.errors import BundleError, ParityError
-from polarprune.manifest import MANIFEST_NAME, Manifest, TensorSpec, read_manifest, read_verified
+from polarprune.manifest import MANIFEST_NAME, SIGNATURE_NAME, Manifest, TensorSpec, read_verified
 from polarprune_export.engine_description import fingerprint_of
 from polarprune_export.onnx_lint import BASE_OPERATORS, lint_model
 from polarprune_export.onnx_session import open_session, run_session
 from polarprune_export.output_comparison import ONNX_TOLERANCE, compare_outputs, describe_failure
 from polarprune_export.parity_samples import SAMPLES_NAME, unpack_samples
+from polarprune_export.signatures import read_signed_manifest
 
 ONNX_NAME = "model.onnx"
 CHUNK = 8
 
 
-def verify_bundle(folder: Path | str) -> dict[str, Any]:
+def verify_bundle(folder: Path | str, public_key: Path | str | None = None) -> dict[str, Any]:
     """Checks the bundle and returns what was checked; `unlisted` names files nobody vouches for.
 
+    Args:
+        public_key: a PEM file; the bundle must be signed by this ed25519 key. Without it a
+            signature is not checked, and `signature` says so.
+
     Raises:
-        BundleError: files and manifest do not match, or the manifest does not match the model.
+        BundleError: the signature is absent or wrong, files and manifest do not match, or the
+            manifest does not match the model.
+        ConfigError: the public key cannot be read.
         ParityError: ONNX Runtime on this machine gives other outputs.
         Refused: the lint finds something.
-        BackendUnavailable: ONNX Runtime is not installed.
+        BackendUnavailable: ONNX Runtime, or with a key `cryptography`, is not installed.
     """
     folder = Path(folder)
-    manifest = read_manifest(folder)
+    manifest, signature = read_signed_manifest(folder, public_key)
     contents = {name: read_verified(folder, manifest, name) for name in sorted(manifest.files)}
     _check_required(manifest)
     for link in manifest.certificate:
@@ -43,11 +51,12 @@ def verify_bundle(folder: Path | str) -> dict[str, Any]:
     _check_fingerprint(manifest)
     operators = _check_onnx(contents[ONNX_NAME], manifest, folder)
     parity = _rerun_parity(contents[ONNX_NAME], contents[SAMPLES_NAME], manifest)
-    listed = {MANIFEST_NAME, *manifest.files}
+    listed = {MANIFEST_NAME, SIGNATURE_NAME, *manifest.files}
     return {
         "bundle": str(folder),
         "name": manifest.name,
         "precision": manifest.precision,
+        "signature": signature,
         "files": {name: entry.size for name, entry in sorted(manifest.files.items())},
         "unlisted": sorted(path.name for path in folder.iterdir() if path.name not in listed),
         "engine": None if manifest.engine is None else "digest only, not run",

@@ -32,6 +32,7 @@ def export_bundle(
     max_accuracy_drop: float | None = None,
     gpus: Sequence[str] = (),
     engine_compat: str = "none",
+    sign: str | Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Writes the bundle and returns the JSON object of `polarprune export`.
@@ -46,6 +47,7 @@ def export_bundle(
         max_accuracy_drop: points of top-1, or of mIoU (0..100), that may be lost against torch.
         gpus: compute capabilities of the engine, as ("8.6", "8.9"); empty: all that can be had.
         engine_compat: how far an enterprise engine may travel, one of `COMPATIBILITIES`.
+        sign: a PEM file with an ed25519 private key, which signs the manifest.
 
     Raises:
         PolarpruneError: one line that says what is wrong; nothing is left half-written.
@@ -81,6 +83,7 @@ def export_bundle(
         contents,
         batch=sizes,
         engine=engine,
+        signing_key=sign,
         progress=progress,
     )
     return _summary(manifest, Path(out))
