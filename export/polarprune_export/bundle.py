@@ -34,6 +34,7 @@ from polarprune.tasks import build_task
 from polarprune_export.accuracy import onnx_accuracy, torch_accuracy
 from polarprune_export.base_operators import base_operators, refuse_masks
 from polarprune_export.engine import EngineOptions, EngineReport, batch_profiles, build_engine
+from polarprune_export.onnx_guard import guard_model
 from polarprune_export.onnx_lint import BASE_OPERATORS, lint_onnx
 from polarprune_export.onnx_session import Array, require_onnxruntime
 from polarprune_export.onnx_writer import OnnxReport, write_onnx
@@ -112,6 +113,7 @@ def write_bundle(
         report = write_onnx(dense, place / ONNX_NAME, example_input)
         own = base_operators(report, dense, example_input, contents.unpruned)
         lint_onnx(report.path, own)
+        guard_model(report.path.read_bytes(), str(report.path))  # as whoever loads it will
         refuse_masks(report, own)
         parity, pixels = _check_parity(dense, report, contents)
         accuracy = _measure_accuracy(dense, report, contents, progress)
@@ -137,6 +139,7 @@ def write_bundle(
             tools=_tool_versions(),
             files=files,
         )
+        Manifest.from_json(manifest.to_json())  # as whoever reads it will
         write_manifest(manifest, place)
         if key is not None:
             sign_manifest(place, key)

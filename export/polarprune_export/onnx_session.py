@@ -54,10 +54,20 @@ def open_session(model: bytes, *, threads: int | None = None) -> "onnxruntime.In
 def run_session(
     session: "onnxruntime.InferenceSession", images: Array, *, chunk: int
 ) -> list[Array]:
-    """All outputs for all images, computed `chunk` images at a time (memory stays bounded)."""
-    name = session.get_inputs()[0].name
-    parts = [session.run(None, {name: part}) for part in split_batch(images, chunk)]
-    return [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
+    """All outputs for all images, computed `chunk` images at a time (memory stays bounded).
+
+    Raises:
+        Refused: ONNX Runtime cannot run the model on them, or an output is not one an image; its
+            reason is given.
+    """
+    inputs = session.get_inputs()
+    if len(inputs) != 1:
+        raise Refused(f"the model has {len(inputs)} inputs, only those with one image can be run")
+    try:
+        parts = [session.run(None, {inputs[0].name: part}) for part in split_batch(images, chunk)]
+        return [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
+    except Exception as error:  # its exceptions share no base class but this one
+        raise Refused(f"ONNX Runtime cannot run the model: {_first_line(error)}") from None
 
 
 def split_batch(images: Array, chunk: int) -> Iterator[Array]:
@@ -67,4 +77,4 @@ def split_batch(images: Array, chunk: int) -> Iterator[Array]:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -162,7 +162,7 @@ def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="cannot be read"):
         load_runner(tmp_path / "absent.onnx")
     (tmp_path / "junk.onnx").write_bytes(b"no protobuf at all")
-    with pytest.raises(BundleError, match="onnxruntime cannot load junk") as caught:
+    with pytest.raises(BundleError, match=r"junk\.onnx is not valid ONNX") as caught:
         load_runner(tmp_path / "junk.onnx")
     assert "\n" not in str(caught.value)
 

@@ -1,0 +1,121 @@
+"""A whole bundle of a tiny network, made in milliseconds without torch."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from polarprune.manifest import (
+    Accuracy,
+    BatchProfile,
+    CertificateLink,
+    EngineInfo,
+    FileEntry,
+    Manifest,
+    Preprocessing,
+    TensorSpec,
+    write_manifest,
+)
+from polarprune_export.engine_description import fingerprint_of
+from polarprune_export.onnx_session import open_session, run_session
+from polarprune_export.parity_samples import normalise_pixels, pack_samples
+
+SIDE, CLASSES = 8, 3
+ENGINE = "model.tensorrt_rtx.engine"
+PREPROCESSING = Preprocessing(SIDE, SIDE, SIDE, (0.5, 0.4, 0.3), (0.2, 0.2, 0.3))
+
+
+def small_model() -> onnx.ModelProto:
+    """Two convolutions with a residual addition, an average and a linear layer."""
+    generator = np.random.default_rng(0)
+
+    def weight(name: str, *shape: int) -> onnx.TensorProto:
+        values = generator.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+        return numpy_helper.from_array(values.astype(np.float32), name)
+
+    nodes = [
+        helper.make_node("Conv", ["input", "w0", "b0"], ["c0"], "conv_0", pads=[1] * 4),
+        helper.make_node("Relu", ["c0"], ["r0"], "relu_0"),
+        helper.make_node("Conv", ["r0", "w1"], ["c1"], "conv_1", pads=[1] * 4),
+        helper.make_node("Add", ["c1", "r0"], ["s"], "add"),
+        helper.make_node("Relu", ["s"], ["r1"], "relu_1"),
+        helper.make_node("ReduceMean", ["r1", "axes"], ["m"], "mean", keepdims=0),
+        helper.make_node("Gemm", ["m", "w2", "b2"], ["logits"], "head", transB=1),
+    ]
+    weights = [
+        *(weight("w0", 4, 3, 3, 3), weight("b0", 4), weight("w1", 4, 4, 3, 3)),
+        *(weight("w2", CLASSES, 4), weight("b2", CLASSES)),
+        numpy_helper.from_array(np.array([2, 3], np.int64), "axes"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3, SIDE, SIDE])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", CLASSES])],
+        weights,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def write_small_bundle(folder: Path) -> Path:
+    """The bundle, with stored samples of both kinds and an engine that is only bytes."""
+    folder.mkdir(parents=True)
+    model = small_model().SerializeToString()
+    generator = np.random.default_rng(1)
+    random = generator.standard_normal((4, 3, SIDE, SIDE)).astype(np.float32)
+    pixels = generator.integers(0, 256, (3, SIDE, SIDE, 3), np.uint8)
+    session = open_session(model, threads=1)
+
+    def outputs(images: np.ndarray) -> list[np.ndarray]:
+        return run_session(session, images, chunk=8)
+
+    samples = pack_samples(
+        (random, outputs(random)), (pixels, outputs(normalise_pixels(pixels, PREPROCESSING)))
+    )
+    contents = {
+        "model.onnx": model,
+        ENGINE: bytes(generator.integers(0, 256, 512, np.uint8)),
+        "parity.safetensors": samples,
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    files = {name: FileEntry.of(content) for name, content in contents.items()}
+    inputs = (TensorSpec("input", "float32", (-1, 3, SIDE, SIDE)),)
+    outputs_ = (TensorSpec("logits", "float32", (-1, CLASSES)),)
+    engine = EngineInfo(
+        file=ENGINE,
+        runtime="tensorrt_rtx",
+        version="1.7.1.116",
+        runs_on="GeForce/RTX cards",
+        compute_capabilities=("8.6", "8.9"),
+        profiles=(BatchProfile(1, 1, 1), BatchProfile(1, 4, 8)),
+        inputs=inputs,
+        outputs=outputs_,
+    )
+    fingerprint = fingerprint_of(engine, files["model.onnx"].sha256)
+    manifest = Manifest(
+        name="small",
+        precision="fp32",
+        base={"model": "small"},
+        inputs=inputs,
+        outputs=outputs_,
+        preprocessing=PREPROCESSING,
+        classes=("a", "b", "c"),
+        batch=BatchProfile(1, 4, 8),
+        engine=dataclasses.replace(engine, fingerprint=fingerprint),
+        certificate=(
+            CertificateLink(
+                "onnxruntime (float32)",
+                "torch (float64)",
+                *("random", 4, 1e-5, 1e-7, 1e-7, 1.0, True),
+            ),
+        ),
+        real_images="3 test images",
+        accuracy=Accuracy("noise", 100, 0.5, "onnxruntime"),
+        tools={"onnx": onnx.__version__},
+        files=files,
+    )
+    write_manifest(manifest, folder)
+    return folder
