@@ -46,8 +46,8 @@ def choose_targets(
     if foreign:
         raise Refused(
             f"enterprise TensorRT builds only for the GPU of this machine, {own}, got "
-            f"{', '.join(foreign)}; build on such a GPU, or with TensorRT-RTX "
-            f"(runtime tensorrt_rtx), which builds for {', '.join(RTX_TARGETS.values())} anywhere"
+            f"{', '.join(foreign)}; build on such a GPU, or with TensorRT-RTX, which builds for "
+            f"{', '.join(RTX_TARGETS.values())} anywhere: build_engine(..., runtime='tensorrt_rtx')"
         )
     return (own,)
 

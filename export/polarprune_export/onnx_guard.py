@@ -137,16 +137,27 @@ def _graphs(graph: "onnx.GraphProto") -> "Iterator[onnx.GraphProto]":
 
 
 def _check_graph(graph: "onnx.GraphProto", foreign: bool) -> None:
+    _check_name(graph.name)
     if len(graph.node) > MOST_NODES:
         raise ValueError(f"{len(graph.node)} nodes, at most {MOST_NODES} are read")
     if graph.sparse_initializer:
         raise ValueError("it holds sparse weights, which we never write")
     for value in (*graph.input, *graph.output, *graph.value_info):
-        _check_name(value.name)
+        _check_value(value, foreign)
     for tensor in graph.initializer:
         _check_tensor(tensor)
     for node in graph.node:
         _check_node(node, foreign)
+
+
+def _check_value(value: "onnx.ValueInfoProto", foreign: bool) -> None:
+    _check_name(value.name)
+    if not foreign and not value.type.HasField("tensor_type"):
+        raise ValueError(f"{quote(value.name)} is no tensor")
+    for side in value.type.tensor_type.shape.dim:
+        # The inference of onnx 1.23 aborts the process at a Slice of a negative side.
+        if not 0 <= side.dim_value <= LARGEST_ATTRIBUTE:
+            raise ValueError(f"{quote(value.name)} has a side of {side.dim_value}")
 
 
 def _check_node(node: "onnx.NodeProto", foreign: bool) -> None:
@@ -161,6 +172,8 @@ def _check_node(node: "onnx.NodeProto", foreign: bool) -> None:
             raise ValueError(f"{where} is a graph in a graph, which we never write")
         if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
             raise ValueError(f"{where} is sparse, which we never write")
+        if attribute.HasField("tp") or attribute.type_protos:
+            raise ValueError(f"{where} is a type, which we never write")
         for tensor in (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors):
             _check_tensor(tensor)
         if node.op_type != "Constant":

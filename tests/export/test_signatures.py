@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor, fx
 
+from polarprune import cli
 from polarprune.errors import BackendUnavailable, BundleError, ConfigError, PolarpruneError
 from polarprune.manifest import FileEntry, Manifest, read_manifest, write_manifest
 from polarprune_export import verify_bundle, write_bundle
@@ -192,6 +193,42 @@ def test_a_manifest_cannot_list_its_own_signature(signed: Path) -> None:
     write_manifest(dataclasses.replace(manifest, files=files), signed)
     with pytest.raises(PolarpruneError, match="plain file name"):
         verify_bundle(signed)
+
+
+def test_the_command_line_signs_and_checks(
+    signed: Path,
+    keys: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["polarprune", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    code, out, _ = run("verify", str(signed), "--public-key", str(keys[1]))
+    assert (code, "Signature: checked." in out) == (0, True)
+    code, out, _ = run("verify", str(signed))
+    assert (code, "Signature: signed, not checked." in out) == (0, True)
+    (signed / SIGNATURE).unlink()
+    code, _, err = run("verify", str(signed), "--public-key", str(keys[1]))
+    assert code == 1
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+    asked: dict[str, object] = {}
+
+    def export(source: str, **options: object) -> dict[str, object]:
+        asked.update(options)
+        return {"bundle": "b", "precision": "fp32", "max_abs_error": 0.0, "runs_on": "x"}
+
+    monkeypatch.setattr("polarprune_export.exporting.export_bundle", export)
+    options = ["--gpu", "8.9", "--gpu", "8.6,12.0", "--engine-compat", "none"]
+    assert run("export", "m", "--out", "b", "--sign", "k.pem", *options)[0] == 0
+    assert asked["sign"] == Path("k.pem")
+    assert asked["gpus"] == ["8.9", "8.6,12.0"]
+    assert asked["engine_compat"] == "none"
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl here")
