@@ -329,7 +329,7 @@ def on_model(expected: str = "refuse") -> Callable[..., Any]:
 
 
 def _weight(random: Random, model: onnx.ModelProto) -> onnx.TensorProto:
-    return random.choice([t for t in model.graph.initializer if t.name != "axes"])
+    return random.choice([t for t in model.graph.initializer if t.name[0] in "wb"])
 
 
 def _constant(model: onnx.ModelProto, name: str, values: Any) -> str:
@@ -462,7 +462,7 @@ def a_name_twice(random: Random, model: onnx.ModelProto) -> None:
     graph = model.graph
     what = random.randrange(4)
     if what == 0:
-        graph.node[3].output[0] = graph.node[0].output[0]
+        graph.node[5].output[0] = graph.node[0].output[0]
     elif what == 1:
         graph.initializer.append(_weight(random, model))
     elif what == 2:
@@ -550,8 +550,8 @@ def ten_gigabytes_out_of_nothing(random: Random, model: onnx.ModelProto) -> None
         pads = _constant(model, "pads", np.array([0, 0, 50_000, 50_000], np.int64))
         node = make("Pad", ["m", pads], ["big"], "big")
     elif what == 4:
-        scales = _constant(model, "scales", np.array([1, 1, 6000, 6000], np.float32))
-        node = make("Resize", ["r1", "", scales], ["big"], "big")
+        scales = _constant(model, "scales", np.array([1, 1, 20_000, 20_000], np.float32))
+        node = make("Resize", ["p", "", scales], ["big"], "big")
     elif what == 5:
         names = [_constant(model, f"range_{i}", np.int64(v)) for i, v in enumerate((0, 10**10, 1))]
         node = make("Range", names, ["big"], "big")
@@ -589,7 +589,7 @@ def a_large_convolution(random: Random, model: onnx.ModelProto) -> None:
 
 @on_model()
 def absurd_attributes(random: Random, model: onnx.ModelProto) -> None:
-    node = model.graph.node[random.choice([0, 2])]
+    node = model.graph.node[random.choice([0, 2, 7, 8])]
     absurd = random.choice([0, -1, -(2**63), 2**31, 2**62, 2**63 - 1])
     name = random.choice(["strides", "dilations", "pads", "kernel_shape", "group"])
     kept = [a for a in node.attribute if a.name != name]
@@ -602,7 +602,7 @@ def absurd_attributes(random: Random, model: onnx.ModelProto) -> None:
 
 @on_model()
 def an_attribute_of_another_kind(random: Random, model: onnx.ModelProto) -> None:
-    node = model.graph.node[random.choice([0, 2, 5, 6])]
+    node = model.graph.node[random.choice([0, 2, 7, 8, 14, 16])]
     name = random.choice(["strides", "pads", "transB", "keepdims", "nobody"])
     value = random.choice([1.5, "x" * 10**6, [1.5], ["a"], numpy_helper.from_array(np.ones(3))])
     node.attribute.append(helper.make_attribute(name, value))
@@ -684,7 +684,7 @@ def what_the_lint_refuses(random: Random, model: onnx.ModelProto) -> None:
     if what == 0:
         _add_to_logits(model, make("Identity", ["m"], ["big"], "idle"))
     elif what == 1:
-        mask = _constant(model, "mask", np.array([1, 0, 1, 1], np.float32))
+        mask = _constant(model, "mask", np.array([1, 0] * 7, np.float32))
         _add_to_logits(model, make("Mul", ["m", mask], ["big"], "mask"))
     else:
         picked = _constant(model, "picked", np.array([0, 2], np.int64))
@@ -693,10 +693,89 @@ def what_the_lint_refuses(random: Random, model: onnx.ModelProto) -> None:
 
 @on_model()
 def other_weights(random: Random, model: onnx.ModelProto) -> None:
-    name = random.choice(["w2", "b2"])
+    name = random.choice(["w3", "b3"])
     tensor = next(t for t in model.graph.initializer if t.name == name)
     values = numpy_helper.to_array(tensor).copy()
     values.flat[random.randrange(values.size)] = random.choice([np.nan, np.inf, 1e38, 5.0])
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+
+def _is_repeated(field: Any) -> bool:
+    new: bool | None = getattr(field, "is_repeated", None)  # protobuf 6 and later
+    return bool(field.label == field.LABEL_REPEATED if new is None else new)
+
+
+def _fields(message: Any, found: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    """Every field that is set, with its message, at all depths."""
+    for field, value in message.ListFields():
+        found.append((message, field))
+        if field.type == field.TYPE_MESSAGE:
+            for inner in value if _is_repeated(field) else [value]:
+                _fields(inner, found)
+    return found
+
+
+ABSURD_NUMBERS = [0, 1, -1, 2, 3, 7, 255, 10**9, 2**31 - 1, -(2**31)]
+LARGE_NUMBERS = [2**32, 2**40, 2**62, 2**63 - 1, -(2**63)]
+
+
+@on_model("either")
+def absurd_fields_of_the_graph(random: Random, model: onnx.ModelProto) -> None:
+    fields = [(m, f) for m, f in _fields(model, []) if f.name not in ("raw_data", "doc_string")]
+    for _ in range(random.choice([1, 1, 1, 2, 4])):
+        message, field = random.choice(fields)
+        if field.type == field.TYPE_MESSAGE:
+            values: Any = None
+        elif field.type == field.TYPE_STRING:
+            values = [
+                "",
+                "r0",
+                "input",
+                "Conv",
+                "Mul",
+                "w0",
+                "steps",
+                "x" * 5000,
+                "Resize",
+                "Slice",
+            ]
+        elif field.type == field.TYPE_BYTES:
+            values = [b"", b"reflect", b"linear", b"\xff", b"x" * 5000]
+        elif field.type in (field.TYPE_FLOAT, field.TYPE_DOUBLE):
+            values = [0.0, -1.0, 1e38, float("nan"), float("inf")]
+        elif field.type == field.TYPE_INT64:
+            values = ABSURD_NUMBERS + LARGE_NUMBERS
+        elif field.type == field.TYPE_ENUM:
+            values = [value.number for value in field.enum_type.values]
+        else:
+            values = list(range(30))
+        if _is_repeated(field):
+            place = getattr(message, field.name)
+            if values is None or random.random() < 0.3:
+                what = random.randrange(3)
+                if what == 0 or not len(place):
+                    del place[:]
+                elif what == 1:
+                    del place[random.randrange(len(place))]
+                else:
+                    place.append(random.choice(values or list(place)))
+            elif len(place):
+                place[random.randrange(len(place))] = random.choice(values)
+        elif values is None or random.random() < 0.1:
+            message.ClearField(field.name)
+        else:
+            setattr(message, field.name, random.choice(values))
+
+
+@on_model("either")
+def absurd_constants_of_the_graph(random: Random, model: onnx.ModelProto) -> None:
+    names = {"from", "to", "sides", "steps", "pads", "axes", "flat"}
+    tensor = random.choice([t for t in model.graph.initializer if t.name in names])
+    values = numpy_helper.to_array(tensor).copy()
+    for _ in range(random.choice([1, 1, 2, 8])):
+        values[random.randrange(len(values))] = random.choice(ABSURD_NUMBERS + LARGE_NUMBERS)
+    if random.random() < 0.2:
+        values = values[: random.randrange(len(values))]
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 
 

@@ -28,26 +28,44 @@ PREPROCESSING = Preprocessing(SIDE, SIDE, SIDE, (0.5, 0.4, 0.3), (0.2, 0.2, 0.3)
 
 
 def small_model() -> onnx.ModelProto:
-    """Two convolutions with a residual addition, an average and a linear layer."""
+    """A residual block with a slice and a pad for its shortcut, a small U, and a linear layer."""
     generator = np.random.default_rng(0)
 
     def weight(name: str, *shape: int) -> onnx.TensorProto:
         values = generator.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
         return numpy_helper.from_array(values.astype(np.float32), name)
 
+    def numbers(name: str, *values: int) -> onnx.TensorProto:
+        return numpy_helper.from_array(np.array(values, np.int64), name)
+
+    make = helper.make_node
     nodes = [
-        helper.make_node("Conv", ["input", "w0", "b0"], ["c0"], "conv_0", pads=[1] * 4),
-        helper.make_node("Relu", ["c0"], ["r0"], "relu_0"),
-        helper.make_node("Conv", ["r0", "w1"], ["c1"], "conv_1", pads=[1] * 4),
-        helper.make_node("Add", ["c1", "r0"], ["s"], "add"),
-        helper.make_node("Relu", ["s"], ["r1"], "relu_1"),
-        helper.make_node("ReduceMean", ["r1", "axes"], ["m"], "mean", keepdims=0),
-        helper.make_node("Gemm", ["m", "w2", "b2"], ["logits"], "head", transB=1),
+        make("Conv", ["input", "w0", "b0"], ["c0"], "conv_0", pads=[1] * 4),
+        make("Relu", ["c0"], ["r0"], "relu_0"),
+        make("Conv", ["r0", "w1"], ["c1"], "conv_1", pads=[1] * 4, strides=[2, 2]),
+        make("Slice", ["r0", "from", "to", "sides", "steps"], ["half"], "slice"),
+        make("Pad", ["half", "pads", ""], ["wide"], "pad", mode="constant"),
+        make("Add", ["c1", "wide"], ["s"], "add"),
+        make("Relu", ["s"], ["r1"], "relu_1"),
+        make("MaxPool", ["r1"], ["p"], "pool", kernel_shape=[2, 2], strides=[2, 2]),
+        make("ConvTranspose", ["p", "w2"], ["t"], "up", kernel_shape=[2, 2], strides=[2, 2]),
+        make("Resize", ["p", "", "scales"], ["z"], "resize", mode="nearest"),
+        make("Concat", ["r1", "t", "z"], ["cat"], "cat", axis=1),
+        make("BatchNormalization", ["cat", "g", "g", "g", "v"], ["n"], "norm", epsilon=1e-5),
+        make("Sigmoid", ["n"], ["a"], "gate_of_swish"),
+        make("Mul", ["n", "a"], ["q"], "mul"),
+        make("ReduceMean", ["q", "axes"], ["m4"], "mean", keepdims=1),
+        make("Reshape", ["m4", "flat"], ["m"], "flatten"),
+        make("Gemm", ["m", "w3", "b3"], ["logits"], "head", transB=1),
     ]
     weights = [
-        *(weight("w0", 4, 3, 3, 3), weight("b0", 4), weight("w1", 4, 4, 3, 3)),
-        *(weight("w2", CLASSES, 4), weight("b2", CLASSES)),
-        numpy_helper.from_array(np.array([2, 3], np.int64), "axes"),
+        *(weight("w0", 4, 3, 3, 3), weight("b0", 4), weight("w1", 6, 4, 3, 3)),
+        *(weight("w2", 6, 2, 2, 2), weight("w3", CLASSES, 14), weight("b3", CLASSES)),
+        *(weight("g", 14), numpy_helper.from_array(np.ones(14, np.float32), "v")),
+        *(numbers("from", 0, 0), numbers("to", 8, 8), numbers("sides", 2, 3)),
+        *(numbers("steps", 2, 2), numbers("pads", 0, 1, 0, 0, 0, 1, 0, 0)),
+        *(numbers("axes", 2, 3), numbers("flat", -1, 14)),
+        numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales"),
     ]
     graph = helper.make_graph(
         nodes,
