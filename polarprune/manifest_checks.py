@@ -119,6 +119,8 @@ def _check_engine(engine: "EngineInfo") -> None:
 
 def _check_link(where: str, link: "CertificateLink") -> None:
     _in_range(f"{where}.n", link.n, 0, 2**40)
+    if link.inputs is not None:
+        _one_of(f"{where}.inputs", link.inputs, ("random", "real"))
     for field in ("tolerance", "max_abs_error", "max_rel_error"):
         value = getattr(link, field)
         if value is not None and value < 0:

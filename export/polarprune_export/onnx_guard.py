@@ -74,8 +74,10 @@ def guard_model(
             _check_graph(graph, foreign)
     except ValueError as error:
         raise BundleError(f"{where}: {error}; export again") from None
-    _check_valid(model, where)
-    return model, largest_tensor(model, where)
+    _check_valid(model, where, shapes=False)
+    largest = largest_tensor(model, where)
+    _check_valid(model, where, shapes=True)
+    return model, largest
 
 
 def _parse(content: bytes, where: str) -> "onnx.ModelProto":
@@ -90,12 +92,12 @@ def _parse(content: bytes, where: str) -> "onnx.ModelProto":
         raise _invalid(where, error) from None
 
 
-def _check_valid(model: "onnx.ModelProto", where: str) -> None:
+def _check_valid(model: "onnx.ModelProto", where: str, *, shapes: bool) -> None:
     """The library's own checks, among them that nodes are in order: there is no cycle."""
     import onnx
 
     try:
-        onnx.checker.check_model(model, full_check=True)
+        onnx.checker.check_model(model, full_check=shapes)
     except Exception as error:  # several unrelated classes, with those of the C++ inside
         raise _invalid(where, error) from None
 

@@ -18,6 +18,9 @@ LARGEST_TENSOR_BYTES = 1 << 30
 SHAPE_ELEMENTS = 1 << 10
 """The most that a weight has which is kept for the inference: sizes and scales are among those."""
 
+MOST_INFERENCES = 1 << 21
+"""Nodes times waves; Swin-T has 440 nodes and 24 waves."""
+
 # These take the size of their result from the values of an input; where the inference does not
 # know it, nobody does.
 SIZED_BY_VALUES = {
@@ -31,38 +34,80 @@ SIZED_BY_VALUES = {
 def largest_tensor(model: "onnx.ModelProto", where: str) -> int:
     """Bytes of the largest tensor that the graph computes for one image.
 
-    Raises:
-        BundleError: it has more than `LARGEST_TENSOR_BYTES`, or its size cannot be told.
-    """
-    import onnx
+    Args:
+        model: with its nodes in order.
 
-    try:
-        inferred = onnx.shape_inference.infer_shapes(_skeleton(model), data_prop=True)
-    except Exception as error:  # several unrelated classes, with those of the C++ inside
-        words = " ".join(str(error).split())[:200]
-        raise BundleError(f"{where}: its shapes make no sense ({words}); export again") from None
-    graph = inferred.graph
-    sizes = {value.name: _bytes(value) for value in (*graph.value_info, *graph.output)}
+    Raises:
+        BundleError: it has more than `LARGEST_TENSOR_BYTES`, or a side below zero, or its size
+            cannot be told.
+    """
+    values = _infer(model, where)
     largest = 0
-    for node in graph.node:
-        for name in node.output:
-            size = sizes.get(name)
-            if size is None and node.op_type in SIZED_BY_VALUES and name:
-                raise BundleError(
-                    f"{where}: {node.op_type} {quote(node.name)} makes a tensor whose size cannot "
-                    "be told before it runs; export again"
-                )
+    for node in model.graph.node:
+        words = f"{where}: {node.op_type} {quote(node.name)} makes a tensor"
+        for name in filter(None, node.output):
+            size = _bytes(values[name]) if name in values else None
+            if size is None and node.op_type in SIZED_BY_VALUES:
+                raise BundleError(f"{words} whose size cannot be told before it runs; export again")
             if size is not None and size > LARGEST_TENSOR_BYTES:
                 raise BundleError(
-                    f"{where}: {node.op_type} {quote(node.name)} makes a tensor of {size} bytes "
-                    f"for one image, at most {LARGEST_TENSOR_BYTES} are allowed"
+                    f"{words} of {size} bytes for one image, at most {LARGEST_TENSOR_BYTES} are "
+                    "allowed; export again"
                 )
             largest = max(largest, size or 0)
     return largest
 
 
+def _infer(model: "onnx.ModelProto", where: str) -> "dict[str, onnx.ValueInfoProto]":
+    """The types of all values, as far as they can be told.
+
+    The inference of onnx 1.23 aborts the process at a Slice of a negative side, which a kernel
+    larger than its image makes. So it sees no Slice before the sides in front of it are known.
+    """
+    import onnx
+
+    depths = _slice_depths(model)
+    waves = 1 + max(depths, default=0)
+    if waves * len(depths) > MOST_INFERENCES:
+        raise BundleError(f"{where}: {waves} Slice operators in a row; export again")
+    skeleton = _skeleton(model)
+    values: dict[str, onnx.ValueInfoProto] = {}
+    for wave in range(waves):
+        del skeleton.graph.node[:]
+        skeleton.graph.node.extend(
+            node for node, depth in zip(model.graph.node, depths, strict=True) if depth <= wave
+        )
+        try:
+            inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
+        except Exception as error:  # several unrelated classes, with those of the C++ inside
+            words = " ".join(str(error).split())[:200]
+            raise BundleError(
+                f"{where}: its shapes make no sense ({words}); export again"
+            ) from None
+        values = {value.name: value for value in inferred.graph.value_info}
+        for value in values.values():
+            for side in value.type.tensor_type.shape.dim:
+                if side.dim_value < 0:
+                    raise BundleError(
+                        f"{where}: {quote(value.name)} has a side of {side.dim_value}; export again"
+                    )
+    return values
+
+
+def _slice_depths(model: "onnx.ModelProto") -> list[int]:
+    """Of each node, the most Slice operators on a way to it, itself included."""
+    depth_of: dict[str, int] = {}
+    depths = []
+    for node in model.graph.node:
+        depth = max((depth_of.get(name, 0) for name in node.input), default=0)
+        depth += node.op_type == "Slice"
+        depths.append(depth)
+        depth_of.update(dict.fromkeys(node.output, depth))
+    return depths
+
+
 def _skeleton(model: "onnx.ModelProto") -> "onnx.ModelProto":
-    """The graph with a batch of one, without its large weights and without stated shapes."""
+    """The graph without nodes: a batch of one, no large weights, no outputs or stated shapes."""
     import onnx
     from onnx import helper
 
@@ -70,7 +115,6 @@ def _skeleton(model: "onnx.ModelProto") -> "onnx.ModelProto":
     skeleton.functions.extend(model.functions)
     graph = skeleton.graph
     graph.name = "skeleton"
-    graph.node.extend(model.graph.node)
     stated = {tensor.name for tensor in model.graph.initializer}
     for value in model.graph.input:
         if value.name not in stated:
@@ -85,9 +129,6 @@ def _skeleton(model: "onnx.ModelProto") -> "onnx.ModelProto":
             graph.input.append(
                 helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
             )
-    for value in model.graph.output:
-        graph.output.append(value)
-        graph.output[-1].type.tensor_type.ClearField("shape")
     return skeleton
 
 

@@ -153,6 +153,13 @@ def test_a_side_that_cannot_be_is_refused(side: int) -> None:
     assert refusal(change) == f"m.onnx: 'input' has a side of {side}; export again"
 
 
+def test_a_kernel_larger_than_its_image_is_refused_before_a_slice_sees_the_result() -> None:
+    def change(model: onnx.ModelProto) -> None:
+        model.graph.node[0].attribute.append(helper.make_attribute("kernel_shape", [100, 100]))
+
+    assert "has a side of -" in refusal(change)
+
+
 def test_names_that_are_no_text_are_refused() -> None:
     content = small_model().SerializeToString().replace(b"conv_0", b"c\xff\xfev_0")
     with pytest.raises(BundleError, match=r"name b'c\\xff\\xfev_0' is too long or cannot"):
