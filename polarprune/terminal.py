@@ -90,12 +90,13 @@ def progress_on(stream: TextIO) -> Iterator[Progress]:
 
 
 class _ProgressLines:
-    """One line for each text (an epoch, a stage), written when the next one begins."""
+    """One line for each text (an epoch, a stage), written when the next one begins, and once."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._text = ""
         self._words = ""
+        self._written: set[str] = set()
 
     def __call__(self, text: str, step: int, steps: int, figures: dict[str, float]) -> None:
         if text != self._text:
@@ -103,8 +104,10 @@ class _ProgressLines:
         self._text, self._words = text, _in_words(figures)
 
     def flush(self) -> None:
-        if self._text:
-            print(f"{self._text}  {self._words}".rstrip(), file=self._stream, flush=True)
+        line = f"{self._text}  {self._words}".rstrip()
+        if self._text and line not in self._written:
+            print(line, file=self._stream, flush=True)
+            self._written.add(line)
         self._text = ""
 
 

@@ -33,7 +33,13 @@ from polarprune.manifest import (
 from polarprune.tasks import build_task
 from polarprune_export.accuracy import onnx_accuracy, torch_accuracy
 from polarprune_export.base_operators import base_operators, refuse_masks
-from polarprune_export.engine import EngineOptions, EngineReport, batch_profiles, build_engine
+from polarprune_export.engine import (
+    EngineOptions,
+    EngineReport,
+    batch_profiles,
+    build_engine,
+    check_engine_options,
+)
 from polarprune_export.onnx_guard import guard_model
 from polarprune_export.onnx_lint import BASE_OPERATORS, lint_onnx
 from polarprune_export.onnx_session import Array, require_onnxruntime
@@ -102,6 +108,10 @@ def write_bundle(
         Refused, ParityError, BackendUnavailable, ConfigError: a link of the chain does not hold.
     """
     batch_profiles(batch)
+    if isinstance(engine, str):
+        engine = EngineOptions(engine)
+    if engine is not None:
+        check_engine_options(engine)
     key = None if signing_key is None else load_signing_key(signing_key)
     require_onnxruntime()  # before the long work: without it nothing can be certified
     if contents.max_accuracy_drop is not None and contents.data is None:
@@ -224,13 +234,11 @@ def _measure_accuracy(
 
 def _build_named_engine(
     place: Path,
-    options: EngineOptions | str,
+    options: EngineOptions,
     batch: tuple[int, int, int],
     progress: Progress | None,
 ) -> EngineReport:
     """The engine under `model.<runtime>.engine`; which runtime "auto" is shows when it is built."""
-    if isinstance(options, str):
-        options = EngineOptions(options)
     report = build_engine(
         place / ONNX_NAME,
         out_path=place / "model.engine",

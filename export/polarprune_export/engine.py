@@ -147,6 +147,19 @@ def _write_whole(path: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
+def check_engine_options(options: EngineOptions) -> None:
+    """Refuses what cannot be built whatever the graph, before the work that comes first is done.
+
+    Raises:
+        BackendUnavailable, ConfigError, Refused: as `build_engine`.
+    """
+    check_compatibility(options.compatibility)
+    name, trt = import_runtime(options.runtime)
+    config = trt.Builder(collecting_logger(trt)[0]).create_builder_config()
+    choose_targets(trt, name, config, options.targets)
+    set_compatibility(trt, name, config, options.compatibility)
+
+
 def batch_profiles(batch: tuple[int, int, int]) -> tuple[BatchProfile, ...]:
     """One profile for a batch of one, where that is in the range, and one for the whole range.
 

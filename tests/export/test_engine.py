@@ -1,6 +1,7 @@
 """Real TensorRT-RTX builds, on a machine that needs no GPU for them."""
 
 import contextlib
+import io
 import os
 import sys
 import threading
@@ -11,12 +12,14 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
+from torch import Tensor, fx
 
 from polarprune.errors import BackendUnavailable, BundleError, ConfigError, Refused
 from polarprune.manifest import BatchProfile
 from polarprune.terminal import progress_on
-from polarprune_export import build_engine, export_bundle
-from polarprune_export.engine import batch_profiles
+from polarprune_export import build_engine, export_bundle, write_bundle
+from polarprune_export.bundle import BundleContents
+from polarprune_export.engine import EngineOptions, batch_profiles
 from polarprune_export.onnx_writer import OnnxReport
 
 pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
@@ -116,6 +119,41 @@ def test_the_cards_can_be_chosen(written: Path, tmp_path: Path) -> None:
             written, out_path=tmp_path / "n", runtime="tensorrt_rtx", compatibility="version"
         )
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_what_cannot_be_built_is_refused_before_anything_is_exported(
+    plain: fx.GraphModule,
+    example: Tensor,
+    contents: BundleContents,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("polarprune_export.bundle.write_onnx", None)
+    for options, words in (
+        (EngineOptions("tensorrt_rtx", ("9.0",)), "cannot build for"),
+        (EngineOptions("tensorrt_rtx", None, "version"), "has no engine compatibility"),
+    ):
+        with pytest.raises(Refused, match=words):
+            write_bundle(plain, tmp_path / "b", example, contents, engine=options)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(BackendUnavailable, match="no TensorRT to build with"):
+        write_bundle(plain, tmp_path / "b", example, contents, engine="auto")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_on_a_pipe_says_each_stage_once(written: Path, tmp_path: Path) -> None:
+    stream = io.StringIO()
+    with progress_on(stream) as show:
+        build_engine(
+            written,
+            out_path=tmp_path / "m.engine",
+            runtime="tensorrt_rtx",
+            progress=lambda text, done, total: show(text, done, total, {}),
+        )
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "engine: Building engine"
+    assert len(set(lines)) == len(lines)
 
 
 def test_the_fingerprint_is_of_the_graph_and_of_what_was_asked(
