@@ -49,7 +49,8 @@ class Preprocessing:
     """From a decoded image to the input.
 
     The shorter side is resized to `resize_side`, the centre cropped to height and width, the pixels
-    divided by 255, `mean` subtracted, and the rest divided by `std`, channel by channel.
+    divided by 255, `mean` subtracted, and the rest divided by `std`, channel by channel. Where that
+    is `embedded` in the graph, the input is the pixels.
     """
 
     height: int
@@ -59,6 +60,7 @@ class Preprocessing:
     std: tuple[float, ...]
     layout: str = "NCHW"
     color: str = "RGB"
+    embedded: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,8 @@ class Manifest:
     """A bundle's description; `files` leaves out the manifest itself.
 
     `preprocessing` is None and `classes` empty where they are not known. `base` records what the
-    network was made from, as words for the reader.
+    network was made from, as words for the reader. `accuracy_before` is that of the float32 network
+    where it was measured; `kept_float32` names operators that a lower precision left as they were.
     """
 
     name: str
@@ -155,6 +158,9 @@ class Manifest:
     tools: dict[str, str]
     files: dict[str, FileEntry]
     schema: int = SCHEMA
+    accuracy_before: Accuracy | None = None
+    kept_float32: tuple[str, ...] = ()
+    kept_because: str | None = None
 
     def to_json(self) -> str:
         """The text of `manifest.json`; equal manifests give equal bytes."""

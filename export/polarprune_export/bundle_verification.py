@@ -16,8 +16,9 @@ from polarprune.errors import BundleError, ParityError
 from polarprune.manifest import MANIFEST_NAME, Manifest, TensorSpec, read_manifest, read_verified
 from polarprune_export.onnx_lint import BASE_OPERATORS, lint_model
 from polarprune_export.onnx_session import open_session, run_session
-from polarprune_export.output_comparison import ONNX_TOLERANCE, compare_outputs, describe_failure
+from polarprune_export.output_comparison import compare_outputs, describe_failure
 from polarprune_export.parity_samples import SAMPLES_NAME, unpack_samples
+from polarprune_export.precisions import PRECISIONS, TOLERANCES, runnable
 
 ONNX_NAME = "model.onnx"
 CHUNK = 8
@@ -106,22 +107,30 @@ def _base_operators(manifest: Manifest) -> dict[str, int]:
 
 
 def _rerun_parity(model: bytes, samples: bytes, manifest: Manifest) -> list[dict[str, Any]]:
-    session = open_session(model)
+    import onnx
+
+    tolerance = TOLERANCES.get(manifest.precision)
+    if tolerance is None:
+        raise BundleError(
+            f"{MANIFEST_NAME}: the precision is {manifest.precision!r}, this polarprune knows "
+            f"{', '.join(PRECISIONS)}; export again"
+        )
+    session = open_session(runnable(onnx.load_from_string(model), manifest.precision))
     links = []
     for kind, (inputs, reference) in unpack_samples(samples, manifest.preprocessing).items():
         _check_shape(inputs.shape, manifest.inputs[0])
         outputs = run_session(session, inputs, chunk=CHUNK)
         comparison = compare_outputs(outputs, reference)
-        if not comparison.max_rel_error <= ONNX_TOLERANCE:  # NaN is a failure too
+        if not comparison.max_rel_error <= tolerance:  # NaN is a failure too
             words = describe_failure(
-                "ONNX Runtime here", "the stored reference", kind, comparison, ONNX_TOLERANCE
+                "ONNX Runtime here", "the stored reference", kind, comparison, tolerance
             )
             raise ParityError(f"{words}; do not serve this bundle on this machine")
         links.append(
             {
                 "inputs": kind,
                 "n": len(inputs),
-                "tolerance": ONNX_TOLERANCE,
+                "tolerance": tolerance,
                 "max_abs_error": comparison.max_abs_error,
                 "max_rel_error": comparison.max_rel_error,
                 "top1_agreement": comparison.top1_agreement,

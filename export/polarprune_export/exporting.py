@@ -10,9 +10,9 @@ from polarprune.manifest import Manifest
 from polarprune_export.bundle import ONNX_NAME, BundleContents, Progress, write_bundle
 from polarprune_export.engine import batch_profiles
 from polarprune_export.export_sources import open_source
+from polarprune_export.precisions import PRECISIONS
 
 FORMATS = ("onnx", "trt")
-PRECISIONS = ("fp32",)
 
 
 def export_bundle(
@@ -27,6 +27,7 @@ def export_bundle(
     image_size: int | None = None,
     out: str | Path,
     max_accuracy_drop: float | None = None,
+    embed_preprocess: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Writes the bundle and returns the JSON object of `polarprune export`.
@@ -38,7 +39,9 @@ def export_bundle(
         data: evaluated on the whole test split, and part of the certificate.
         weights, num_classes, image_size: of a network named by `source`; a run has its own.
         out: the bundle's folder.
-        max_accuracy_drop: points of top-1, or of mIoU (0..100), that may be lost against torch.
+        precision: "fp32", "fp16", "bf16" or "int8"; int8 takes its scales from the data.
+        max_accuracy_drop: points of top-1, or of mIoU (0..100), that may be lost against float32.
+        embed_preprocess: the file takes uint8 (n, h, w, 3) and normalises it.
 
     Raises:
         PolarpruneError: one line that says what is wrong; nothing is left half-written.
@@ -46,7 +49,9 @@ def export_bundle(
     if format not in FORMATS:
         raise ConfigError(f"the format is {format!r}; it must be {' or '.join(FORMATS)}")
     if precision not in PRECISIONS:
-        raise ConfigError(f"the precision is {precision!r}; only fp32 is supported by this version")
+        raise ConfigError(
+            f"the precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}"
+        )
     if max_accuracy_drop is not None and not 0 <= max_accuracy_drop <= 100:
         raise ConfigError(
             f"the accuracy drop is {max_accuracy_drop:g} points; it must be from 0 to 100"
@@ -64,6 +69,8 @@ def export_bundle(
         data=opened.data,
         max_accuracy_drop=max_accuracy_drop,
         unpruned=opened.unpruned,
+        precision=precision,
+        embed_preprocess=embed_preprocess,
     )
     generator = torch.Generator().manual_seed(0)
     manifest = write_bundle(
@@ -96,7 +103,9 @@ def parse_batch(batch: str | tuple[int, int, int]) -> tuple[int, int, int]:
 
 def _summary(manifest: Manifest, folder: Path) -> dict[str, Any]:
     engine = manifest.engine
-    exported = [link for link in manifest.certificate if link.stage.startswith("onnxruntime")]
+    measured = [link for link in manifest.certificate if link.stage.startswith("onnxruntime")]
+    exported = [link for link in measured if link.stage == measured[-1].stage]
+    before = manifest.accuracy_before
     return {
         "bundle": str(folder),
         "onnx": str(folder / ONNX_NAME),
@@ -105,4 +114,6 @@ def _summary(manifest: Manifest, folder: Path) -> dict[str, Any]:
         "precision": manifest.precision,
         "max_abs_error": max(link.max_abs_error or 0.0 for link in exported),
         **{"top1": None, **({} if manifest.accuracy is None else manifest.accuracy.figures)},
+        "before": None if before is None else before.figures,
+        "kept_float32": list(manifest.kept_float32),
     }

@@ -4,7 +4,8 @@ With them a bundle can be checked again where neither torch nor the data set is,
 machine that serves it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors import SafetensorError
@@ -14,7 +15,11 @@ from polarprune.errors import BundleError
 from polarprune.manifest import Preprocessing
 from polarprune_export.onnx_session import Array
 
+if TYPE_CHECKING:
+    from polarprune_export.probes import Probe
+
 SAMPLES_NAME = "parity.safetensors"
+KINDS = ("random", "real")
 
 
 def normalise_pixels(pixels: Array, preprocessing: Preprocessing) -> Array:
@@ -25,20 +30,23 @@ def normalise_pixels(pixels: Array, preprocessing: Preprocessing) -> Array:
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
 
-def pack_samples(
-    random: tuple[Array, Sequence[Array]], real: tuple[Array, Sequence[Array]] | None
-) -> bytes:
-    """The file's content.
+def restore_pixels(images: Array, preprocessing: Preprocessing) -> Array:
+    """The float32 input (n, 3, h, w) as the nearest uint8 (n, h, w, 3)."""
+    mean = np.asarray(preprocessing.mean, np.float32)
+    std = np.asarray(preprocessing.std, np.float32)
+    pixels = (images.transpose(0, 2, 3, 1) * std + mean) * np.float32(255)
+    return np.ascontiguousarray(pixels.round().clip(0, 255).astype(np.uint8))
 
-    Args:
-        random: inputs as the network takes them, and all reference outputs.
-        real: pixels, uint8 (n, h, w, 3), and all reference outputs; or None.
-    """
-    tensors = {"random_inputs": random[0]}
-    tensors |= {f"random_output_{i}": output for i, output in enumerate(random[1])}
-    if real is not None:
-        tensors["real_pixels"] = real[0]
-        tensors |= {f"real_output_{i}": output for i, output in enumerate(real[1])}
+
+def pack_samples(probes: Iterable["Probe"]) -> bytes:
+    """The file's content: pixels where there are such, else the network's inputs."""
+    tensors: dict[str, Array] = {}
+    for probe in probes:
+        if probe.pixels is None:
+            tensors[f"{probe.kind}_inputs"] = probe.images
+        else:
+            tensors[f"{probe.kind}_pixels"] = probe.pixels
+        tensors |= {f"{probe.kind}_output_{i}": out for i, out in enumerate(probe.reference)}
     # References are rounded to float32: a last bit of float64 depends on the number of threads.
     return save(
         {
@@ -51,19 +59,27 @@ def pack_samples(
 def unpack_samples(
     content: bytes, preprocessing: Preprocessing | None
 ) -> dict[str, tuple[Array, list[Array]]]:
-    """Inputs as the network takes them and references, for "random" and, if stored, for "real".
+    """Inputs as the model takes them and references, for "random" and "real", where stored.
 
     Raises:
         BundleError: the content is not what `pack_samples` makes.
     """
+    samples: dict[str, tuple[Array, list[Array]]] = {}
     try:
         tensors = load(content)
-        samples = {"random": (tensors["random_inputs"], _outputs(tensors, "random"))}
-        if "real_pixels" in tensors:
-            if preprocessing is None:
-                raise KeyError("preprocessing")
-            inputs = normalise_pixels(tensors["real_pixels"], preprocessing)
-            samples["real"] = (inputs, _outputs(tensors, "real"))
+        for kind in KINDS:
+            if f"{kind}_inputs" in tensors:
+                samples[kind] = (tensors[f"{kind}_inputs"], _outputs(tensors, kind))
+            elif f"{kind}_pixels" in tensors:
+                if preprocessing is None:
+                    raise KeyError("preprocessing")
+                pixels = tensors[f"{kind}_pixels"]
+                inputs = (
+                    pixels if preprocessing.embedded else normalise_pixels(pixels, preprocessing)
+                )
+                samples[kind] = (inputs, _outputs(tensors, kind))
+        if not samples:
+            raise KeyError("samples")
     except (SafetensorError, KeyError) as error:
         raise BundleError(f"{SAMPLES_NAME} lacks {error}; export again") from None
     return samples
