@@ -22,6 +22,7 @@ QUANTISED_OPERATORS = (
     *MATRIX_OPERATORS,
     *("Add", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool", "Relu", "Clip"),
 )
+_ACTIVATIONS = ("Relu", "Clip")
 CHUNK = 32
 
 
@@ -45,6 +46,7 @@ class Quantizer:
         require_onnxruntime()
         self._images, self._name = images, model.graph.input[0].name
         self._layers = [n.name for n in model.graph.node if n.op_type in QUANTISED_OPERATORS]
+        self._followers = _followers(model)
         self._folder = folder
         onnx.save(model, folder / "float.onnx")
 
@@ -54,8 +56,8 @@ class Quantizer:
         """The same graph with QuantizeLinear and DequantizeLinear around its operators.
 
         Args:
-            keep: names of nodes that stay in float32.
-            only: names of the nodes that do not; None for all of `QUANTISED_OPERATORS`.
+            keep: names of nodes that stay in float32, and with each the activation behind it.
+            only: names of the nodes that do not, likewise; None for all of `QUANTISED_OPERATORS`.
         """
         import onnx
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType
@@ -74,8 +76,10 @@ class Quantizer:
         options: dict[str, Any] = {}
         if "calibration_cache_path" in inspect.signature(quantize_static).parameters:
             options["calibration_cache_path"] = self._folder / "ranges.json"
+        keep = self._with_followers(keep)
         if only is not None:
-            keep = [layer for layer in self._layers if layer not in only]
+            chosen = self._with_followers(only)
+            keep = [layer for layer in self._layers if layer not in chosen]
         with _without_advice():
             quantize_static(
                 self._folder / "float.onnx",
@@ -95,6 +99,27 @@ class Quantizer:
                 **options,
             )
         return onnx.load(self._folder / "int8.onnx")
+
+    def _with_followers(self, names: Sequence[str]) -> list[str]:
+        return [*names, *(after for name in names for after in self._followers.get(name, ()))]
+
+
+def _followers(model: "onnx.ModelProto") -> dict[str, list[str]]:
+    """The activations behind each layer; in int8 they would round what it wrote in float32."""
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    found = {}
+    for node in model.graph.node:
+        if node.op_type in MATRIX_OPERATORS:
+            behind: list[str] = []
+            after = readers.get(node.output[0], [])
+            while after and all(reader.op_type in _ACTIVATIONS for reader in after):
+                behind += [reader.name for reader in after]
+                after = [r for reader in after for r in readers.get(reader.output[0], [])]
+            found[node.name] = behind
+    return found
 
 
 @contextmanager

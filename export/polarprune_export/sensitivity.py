@@ -2,11 +2,11 @@
 
 Whether the whole network may be int8 is asked of real images that calibration did not see: its
 highest class must be that of float32 on nearly all of them (of a segmentation: of the pixels). If
-not, each layer is quantised alone, and those that move the outputs most stay in float32, in steps
-that double, until it is. No label and no test image is looked at. Source: ours.
+not, each layer is quantised alone, and those that move the outputs most stay in float32, as few as
+will do. No label and no test image is looked at. Source: ours.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -65,31 +65,26 @@ def choose_int8(
     if reached >= AGREEMENT:
         return Int8Choice(whole, (), reached, {})
     layers = [node.name for node in model.graph.node if node.op_type in MATRIX_OPERATORS]
-    few, reference = images[:RANKING_IMAGES], wanted[:RANKING_IMAGES]
-    errors = {}
+    ranking, reference = images[:RANKING_IMAGES], wanted[:RANKING_IMAGES]
+    errors: dict[str, float] = {}
     for i, layer in enumerate(layers):
         alone = quantizer.quantized(only=[layer])
-        errors[layer] = _rms(_outputs(alone, few) - reference) / _rms(reference)
+        errors[layer] = _rms(_outputs(alone, ranking) - reference) / _rms(reference)
         if progress is not None:
             progress("sensitivity", i + 1, len(layers))
     worst_first = sorted(layers, key=lambda layer: -errors[layer])
-    candidate, kept = whole, worst_first[:0]
-    for count in _doubling(len(layers)):
-        kept = worst_first[:count]
-        candidate = quantizer.quantized(keep=kept)
-        reached = agreement(candidate)
-        if reached >= AGREEMENT:
-            break
-    return Int8Choice(candidate, tuple(sorted(kept)), reached, errors)
-
-
-def _doubling(limit: int) -> Sequence[int]:
-    counts = []
-    count = 1
-    while count < limit:
-        counts.append(count)
-        count *= 2
-    return [*counts, limit]
+    # With the first `few` of them in float32 it is not good enough, with `enough` it is.
+    few, enough = 0, len(layers)
+    candidate = quantizer.quantized(keep=worst_first)
+    while enough - few > 1:
+        count = (few + enough) // 2
+        trial = quantizer.quantized(keep=worst_first[:count])
+        if agreement(trial) >= AGREEMENT:
+            candidate, enough = trial, count
+        else:
+            few = count
+    kept = tuple(sorted(worst_first[:enough]))
+    return Int8Choice(candidate, kept, agreement(candidate), errors)
 
 
 def _outputs(model: "onnx.ModelProto", images: Array) -> Array:
