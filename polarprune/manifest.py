@@ -162,6 +162,15 @@ class Manifest:
     kept_float32: tuple[str, ...] = ()
     kept_because: str | None = None
 
+    @property
+    def runs_on(self) -> str:
+        """Where the network can run, in words."""
+        if self.engine is not None:
+            return self.engine.runs_on
+        if self.precision == "bf16":  # Conv in bfloat16 has no kernel on its CPU provider
+            return "GPUs, with ONNX Runtime's CUDA provider or an engine; not on a CPU"
+        return "any machine with ONNX Runtime"
+
     def to_json(self) -> str:
         """The text of `manifest.json`; equal manifests give equal bytes."""
         document = dataclasses.asdict(self)

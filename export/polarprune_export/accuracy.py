@@ -28,6 +28,7 @@ def onnx_accuracy(
     model: bytes,
     data: "Dataset",
     pixels: Preprocessing | None = None,
+    measured_with: str = "onnxruntime",
     progress: Progress | None = None,
 ) -> Accuracy:
     """With ONNX Runtime on the CPU; the model's batch size is free.
@@ -35,6 +36,7 @@ def onnx_accuracy(
     Read is what training reads of the network (scores_of): the output `out`, or the first one.
 
     Args:
+        measured_with: for the record, where what is measured is an emulation.
         pixels: how images become the network's input, of a model that takes pixels; else None.
     """
     session = open_session(model)
@@ -46,7 +48,7 @@ def onnx_accuracy(
         found = map(torch.from_numpy, session.run(None, {name: given}))
         return scores_of(dict(zip(outputs, found, strict=True)))
 
-    return _accuracy(predict, data, "onnxruntime", progress)
+    return _accuracy(predict, data, measured_with, progress)
 
 
 def torch_accuracy(

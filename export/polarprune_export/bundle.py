@@ -34,7 +34,7 @@ from polarprune.tasks import build_task
 from polarprune_export.accuracy import onnx_accuracy, torch_accuracy
 from polarprune_export.base_operators import base_operators, refuse_masks
 from polarprune_export.engine import EngineReport, batch_profiles, build_engine
-from polarprune_export.half_precision import OPSETS
+from polarprune_export.half_precision import LOW_TYPES, OPSETS
 from polarprune_export.onnx_lint import BASE_OPERATORS, lint_onnx
 from polarprune_export.onnx_session import require_onnxruntime
 from polarprune_export.onnx_writer import OPSET, OnnxReport, write_onnx
@@ -252,7 +252,10 @@ def _accuracy_after(
     if contents.data is None:
         return None
     takes = contents.preprocessing if contents.embed_preprocess else None
-    accuracy = onnx_accuracy(shipped.runs_here, contents.data, takes, progress)
+    emulated = ", emulated" if contents.precision in LOW_TYPES else ""
+    accuracy = onnx_accuracy(
+        shipped.runs_here, contents.data, takes, f"onnxruntime{emulated}", progress
+    )
     if contents.max_accuracy_drop is not None and before is not None:
         figure = build_task(contents.data.task).headline
         was, now = before.figures[figure], accuracy.figures[figure]

@@ -110,7 +110,7 @@ def _summary(manifest: Manifest, folder: Path) -> dict[str, Any]:
         "bundle": str(folder),
         "onnx": str(folder / ONNX_NAME),
         "engine": None if engine is None else str(folder / engine.file),
-        "runs_on": "any machine with ONNX Runtime" if engine is None else engine.runs_on,
+        "runs_on": manifest.runs_on,
         "precision": manifest.precision,
         "max_abs_error": max(link.max_abs_error or 0.0 for link in exported),
         **{"top1": None, **({} if manifest.accuracy is None else manifest.accuracy.figures)},

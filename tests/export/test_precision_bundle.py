@@ -53,6 +53,7 @@ def test_it_verifies_and_says_what_it_is(
     assert stages[0] == STAGES["fp32"]
     assert stages[-1] == STAGES[precision] + (", pixels in" if embed else "")
     assert manifest.accuracy is not None
+    assert ("emulated" in manifest.accuracy.measured_with) is (precision in ("fp16", "bf16"))
     if precision != "fp32":
         assert manifest.accuracy_before is not None
         top1 = manifest.accuracy_before.top1
