@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,7 +119,8 @@ def write_bundle(
         refuse_masks(plain, own)
         probes, links = _check_parity(dense, plain, contents)
         before = _accuracy_before(dense, plain, contents, progress)
-        samples = draw_samples(contents.data, contents.preprocessing, plain.inputs[0].shape[1:])
+        shape = plain.inputs[0].shape[1:]
+        samples = partial(draw_samples, contents.data, contents.preprocessing, shape)
         shipped = ship_model(plain, precision, embed, samples, probes, progress)
         accuracy = _accuracy_after(shipped, before, contents, progress)
         built = None

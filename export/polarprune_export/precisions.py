@@ -70,6 +70,7 @@ def lower_precision(
 
     Args:
         model: as `write_onnx` writes it; left unmodified.
+        precision: any but fp32.
 
     Raises:
         ConfigError: int8 without real images.
@@ -78,8 +79,6 @@ def lower_precision(
 
     lowered = ModelProto()
     lowered.CopyFrom(model)
-    if precision == "fp32":
-        return Lowered(lowered, (), None)
     if precision == "int8":
         if not samples.real:
             raise ConfigError("int8 takes its scales from real images; give --data")

@@ -1,6 +1,6 @@
 """The file that is shipped: the checked float32 graph in its precision, with pixels in if asked."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from polarprune_export.parity import link_of
 from polarprune_export.precisions import (
     STAGES,
     TOLERANCES,
+    Lowered,
     Progress,
     Samples,
     lower_precision,
@@ -37,7 +38,7 @@ def ship_model(
     report: OnnxReport,
     precision: str,
     embed: Preprocessing | None,
-    samples: Samples,
+    samples: Callable[[], Samples],
     probes: Sequence[Probe],
     progress: Progress | None = None,
 ) -> ShippedModel:
@@ -46,6 +47,7 @@ def ship_model(
     Args:
         report: of the float32 file, which has been checked.
         embed: preprocessing to put into the graph, or None.
+        samples: draws what the precision is chosen by, where there is a choice.
         probes: an int8 network is compared on the real ones alone: its scales are those of images.
 
     Raises:
@@ -54,10 +56,12 @@ def ship_model(
     """
     import onnx
 
-    model = onnx.load(str(report.path))
-    lowered = lower_precision(model, precision, samples, progress)
     if precision == "fp32" and embed is None:
         return ShippedModel(report, report.path.read_bytes(), (), None, ())
+    model = onnx.load(str(report.path))
+    lowered = Lowered(model, (), None)
+    if precision != "fp32":
+        lowered = lower_precision(model, precision, samples(), progress)
     model = lowered.model
     if embed is not None:
         embed_preprocessing(model, embed)
