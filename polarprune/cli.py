@@ -225,7 +225,11 @@ def export(
         ),
     ] = False,
     batch: Annotated[
-        str, typer.Option(help="Batch sizes of the engine, images: smallest:tuned:largest.")
+        str,
+        typer.Option(
+            help="Batch sizes of the engine, images: smallest:tuned:largest; one number fixes it, "
+            "in the ONNX file too."
+        ),
     ] = "1:8:64",
     data: Annotated[
         str | None,

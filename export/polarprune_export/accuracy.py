@@ -12,7 +12,7 @@ from polarprune.evaluation import images_at_once
 from polarprune.manifest import Accuracy, Preprocessing
 from polarprune.tasks import build_task
 from polarprune.tasks.protocol import scores_of
-from polarprune_export.onnx_session import Array, open_session
+from polarprune_export.onnx_session import Array, open_session, run_session
 from polarprune_export.parity_samples import restore_pixels
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def onnx_accuracy(
     measured_with: str = "onnxruntime",
     progress: Progress | None = None,
 ) -> Accuracy:
-    """With ONNX Runtime on the CPU; the model's batch size is free.
+    """With ONNX Runtime on the CPU.
 
     Read is what training reads of the network (scores_of): the output `out`, or the first one.
 
@@ -40,12 +40,11 @@ def onnx_accuracy(
         pixels: how images become the network's input, of a model that takes pixels; else None.
     """
     session = open_session(model)
-    name = session.get_inputs()[0].name
     outputs = [output.name for output in session.get_outputs()]
 
     def predict(images: Array) -> Any:
         given = images if pixels is None else restore_pixels(images, pixels)
-        found = map(torch.from_numpy, session.run(None, {name: given}))
+        found = map(torch.from_numpy, run_session(session, given, chunk=BATCH))
         return scores_of(dict(zip(outputs, found, strict=True)))
 
     return _accuracy(predict, data, measured_with, progress)

@@ -98,7 +98,8 @@ def write_bundle(
         dense: plain or traceable network; left unmodified.
         folder: absent, empty, or a bundle, which is replaced.
         example_input: (n, c, h, w).
-        batch: smallest, tuned and largest batch size of the engine.
+        batch: smallest, tuned and largest batch size of the engine; where all are one size, the
+            ONNX file takes that size alone.
         engine: None for ONNX alone, else "auto", "tensorrt" or "tensorrt_rtx".
 
     Raises:
@@ -121,7 +122,8 @@ def write_bundle(
         before = _accuracy_before(dense, plain, contents, progress)
         shape = plain.inputs[0].shape[1:]
         samples = partial(draw_samples, contents.data, contents.preprocessing, shape)
-        shipped = ship_model(plain, precision, embed, samples, probes, progress)
+        fixed = batch[0] if batch[0] == batch[2] else None
+        shipped = ship_model(plain, precision, embed, fixed, samples, probes, progress)
         accuracy = _accuracy_after(shipped, before, contents, progress)
         built = None
         if engine is not None:

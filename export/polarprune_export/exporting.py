@@ -35,7 +35,8 @@ def export_bundle(
     Args:
         source: a run folder, or a network's `--model` name.
         format: "onnx", or "trt" for ONNX and an engine.
-        batch: smallest, tuned and largest batch size of the engine, or that as "1:8:64".
+        batch: smallest, tuned and largest batch size of the engine, or that as "1:8:64"; "8" for
+            batches of 8 alone, in the ONNX file too.
         data: evaluated on the whole test split, and part of the certificate.
         weights, num_classes, image_size: of a network named by `source`; a run has its own.
         out: the bundle's folder.
@@ -86,16 +87,18 @@ def export_bundle(
 
 
 def parse_batch(batch: str | tuple[int, int, int]) -> tuple[int, int, int]:
-    """Three batch sizes out of "1:8:64".
+    """Three batch sizes out of "1:8:64", or three times the one of "8".
 
     Raises:
-        ConfigError: not three whole numbers that rise from 1 on.
+        ConfigError: neither one whole number nor three that rise from 1 on.
     """
     if isinstance(batch, str):
         parts = batch.split(":")
-        if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
-            raise ConfigError(f"the batch profile is {batch!r}; it must be MIN:OPT:MAX, as 1:8:64")
-        low, opt, high = (int(part) for part in parts)
+        if len(parts) not in (1, 3) or not all(part.strip().isdecimal() for part in parts):
+            raise ConfigError(
+                f"the batch profile is {batch!r}; it must be MIN:OPT:MAX, as 1:8:64, or one number"
+            )
+        low, opt, high = (int(part) for part in (parts if len(parts) == 3 else parts * 3))
         batch = (low, opt, high)
     batch_profiles(batch)
     return batch

@@ -54,9 +54,17 @@ def open_session(model: bytes, *, threads: int | None = None) -> "onnxruntime.In
 def run_session(
     session: "onnxruntime.InferenceSession", images: Array, *, chunk: int
 ) -> list[Array]:
-    """All outputs for all images, computed `chunk` images at a time (memory stays bounded)."""
-    name = session.get_inputs()[0].name
-    parts = [session.run(None, {name: part}) for part in split_batch(images, chunk)]
+    """All outputs for all images, computed `chunk` images at a time (memory stays bounded).
+
+    A model with a batch size of its own gets batches of that size, the last one filled up.
+    """
+    name, size = session.get_inputs()[0].name, session.get_inputs()[0].shape[0]
+    fixed = size if isinstance(size, int) else None
+    parts = []
+    for part in split_batch(images, fixed or chunk):
+        missing = 0 if fixed is None else fixed - len(part)
+        whole = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
+        parts.append([output[: len(part)] for output in session.run(None, {name: whole})])
     return [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
 
 

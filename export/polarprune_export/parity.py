@@ -75,15 +75,14 @@ def check_parity(
         generator = torch.Generator().manual_seed(RANDOM_SEED)
         random_images = torch.randn(count, *[size or 1 for size in shape[1:]], generator=generator)
     reference = float64_copy(dense)
-    chunk = shape[0] or CHUNK
     stage, tolerance = STAGES["fp32"], ONNX_TOLERANCE
     random = (random_images.numpy(), reference_outputs(reference, random_images.numpy()))
-    links = [link_of(session, stage, tolerance, "random", *random, chunk=chunk)]
+    links = [link_of(session, stage, tolerance, "random", *random)]
     real = None
     if real_images is not None:
         pixels = real_images.detach().cpu().float().numpy()
         real = (pixels, reference_outputs(reference, pixels))
-        links.append(link_of(session, stage, tolerance, "real", *real, chunk=chunk))
+        links.append(link_of(session, stage, tolerance, "real", *real))
     return ParityResult(tuple(links), random, real)
 
 
@@ -117,8 +116,6 @@ def link_of(
     inputs: str,
     images: Array,
     reference: list[Array],
-    *,
-    chunk: int = CHUNK,
 ) -> CertificateLink:
     """One comparison of a model in ONNX Runtime with the network in float64.
 
@@ -129,7 +126,7 @@ def link_of(
     Raises:
         ParityError: the error is larger, or no number.
     """
-    outputs = run_session(session, images, chunk=chunk)
+    outputs = run_session(session, images, chunk=CHUNK)
     comparison = compare_outputs(outputs, reference)
     if not comparison.max_rel_error <= tolerance:  # True for NaN
         words = describe_failure(stage, AGAINST, inputs, comparison, tolerance)

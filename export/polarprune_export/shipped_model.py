@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from polarprune.manifest import CertificateLink, Preprocessing
 from polarprune_export.onnx_cleaning import name_canonically, strip_metadata
 from polarprune_export.onnx_session import Array, open_session
-from polarprune_export.onnx_writer import OnnxReport, save_model
+from polarprune_export.onnx_writer import BATCH_NAME, OnnxReport, save_model
 from polarprune_export.parity import link_of
 from polarprune_export.precisions import (
     STAGES,
@@ -21,6 +22,9 @@ from polarprune_export.precisions import (
 )
 from polarprune_export.preprocess_embedding import embed_preprocessing
 from polarprune_export.probes import Probe
+
+if TYPE_CHECKING:
+    import onnx
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ def ship_model(
     report: OnnxReport,
     precision: str,
     embed: Preprocessing | None,
+    batch: int | None,
     samples: Callable[[], Samples],
     probes: Sequence[Probe],
     progress: Progress | None = None,
@@ -47,6 +52,7 @@ def ship_model(
     Args:
         report: of the float32 file, which has been checked.
         embed: preprocessing to put into the graph, or None.
+        batch: the one batch size that the file shall take, or None for any.
         samples: draws what the precision is chosen by, where there is a choice.
         probes: an int8 network is compared on the real ones alone: its scales are those of images.
 
@@ -56,7 +62,7 @@ def ship_model(
     """
     import onnx
 
-    if precision == "fp32" and embed is None:
+    if precision == "fp32" and embed is None and batch is None:
         return ShippedModel(report, report.path.read_bytes(), (), None, ())
     model = onnx.load(str(report.path))
     lowered = Lowered(model, (), None)
@@ -65,6 +71,8 @@ def ship_model(
     model = lowered.model
     if embed is not None:
         embed_preprocessing(model, embed)
+    if batch is not None:
+        _fix_batch(model, batch)
     strip_metadata(model)
     name_canonically(model, {tensor.name for tensor in model.graph.initializer})
     model.producer_name, model.producer_version = "polarprune", ""
@@ -72,6 +80,7 @@ def ship_model(
     content = runnable(model, precision)
     session = open_session(content, threads=1)
     stage = STAGES[precision] + ("" if embed is None else ", pixels in")
+    stage += "" if batch is None else f", batches of {batch}"
     links = tuple(
         link_of(
             session,
@@ -86,6 +95,16 @@ def ship_model(
     )
     shipped = save_model(model, report)
     return ShippedModel(shipped, content, lowered.kept, lowered.why, links)
+
+
+def _fix_batch(model: "onnx.ModelProto", batch: int) -> None:
+    """In place; shape inference then finds the sizes inside. No operator reads the size."""
+    graph = model.graph
+    del graph.value_info[:]
+    for value in (*graph.input, *graph.output):
+        size = value.type.tensor_type.shape.dim[0]
+        if size.dim_param == BATCH_NAME:
+            size.dim_value = batch
 
 
 def _pixels(probe: Probe) -> Array:

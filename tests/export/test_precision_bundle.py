@@ -125,3 +125,41 @@ def test_the_served_graph_normalises_the_test_images_itself(
     distance = np.abs(got[:, None] - whole.numpy()[None]).max(axis=2).min(axis=1)
     assert distance.max() < 1e-3
     assert len(rows) == 16
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_one_batch_size_is_that_of_the_file_too(
+    plain: fx.GraphModule, tmp_path: Path, digits: Dataset, precision: str
+) -> None:
+    steps = Preprocessing(SIDE, SIDE, digits.resize_side, tuple(digits.mean), tuple(digits.std))
+    contents = BundleContents("net", steps, data=digits, precision=precision)
+    example = torch.randn(2, 3, SIDE, SIDE)
+    manifest = write_bundle(plain, tmp_path / "b", example, contents, batch=(3, 3, 3))
+    assert manifest.inputs[0].shape == (3, 3, SIDE, SIDE)
+    assert manifest.outputs[0].shape[0] == 3
+    assert manifest.certificate[-1].stage == f"{STAGES[precision]}, batches of 3"
+    assert manifest.accuracy is not None
+    assert manifest.accuracy.n == len(digits.test)
+    assert verify_bundle(tmp_path / "b")["passed"]
+    session = open_session((tmp_path / "b" / ONNX_NAME).read_bytes())
+    assert session.get_inputs()[0].shape[0] == 3
+    with pytest.raises(Exception, match="dimension"):
+        session.run(None, {"input": np.zeros((2, 3, SIDE, SIDE), np.float32)})
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_an_engine_is_built_of_it(
+    plain: fx.GraphModule, tmp_path: Path, digits: Dataset, precision: str
+) -> None:
+    pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
+    steps = Preprocessing(SIDE, SIDE, digits.resize_side, tuple(digits.mean), tuple(digits.std))
+    contents = BundleContents(
+        "net", steps, data=digits, precision=precision, embed_preprocess=precision == "int8"
+    )
+    example = torch.randn(2, 3, SIDE, SIDE)
+    manifest = write_bundle(plain, tmp_path / "b", example, contents, engine="tensorrt_rtx")
+    assert manifest.engine is not None
+    assert manifest.engine.inputs[0].dtype == manifest.inputs[0].dtype
+    assert manifest.engine.outputs[0].dtype == "float32"
+    assert manifest.certificate[-1].against.startswith(STAGES[precision])
+    assert manifest.certificate[-1].passed is None
