@@ -215,9 +215,21 @@ def export(
     x: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="What to export.")],
     out: Annotated[Path, typer.Option(help="Bundle folder to make; an older bundle is replaced.")],
     format: Annotated[str, typer.Option(help="onnx, or trt for ONNX and an engine.")] = "onnx",
-    precision: Annotated[str, typer.Option(help="fp32.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="fp32, fp16, bf16 or int8 (int8 needs --data); in and out fp32.")
+    ] = "fp32",
+    embed_preprocess: Annotated[
+        bool,
+        typer.Option(
+            "--embed-preprocess", help="Take uint8 pixels (n, h, w, 3), normalise in the graph."
+        ),
+    ] = False,
     batch: Annotated[
-        str, typer.Option(help="Batch sizes of the engine, images: smallest:tuned:largest.")
+        str,
+        typer.Option(
+            help="Batch sizes of the engine, images: smallest:tuned:largest; one number fixes it, "
+            "in the ONNX file too."
+        ),
     ] = "1:8:64",
     data: Annotated[
         str | None,
@@ -272,7 +284,7 @@ def export(
             x, format=format, precision=precision, batch=batch, data=data, weights=weights,
             num_classes=num_classes, image_size=image_size, out=out,
             max_accuracy_drop=max_accuracy_drop, gpus=gpu or (), engine_compat=engine_compat,
-            sign=sign,
+            sign=sign, embed_preprocess=embed_preprocess,
             progress=lambda text, step, steps: progress(text, step, steps, {}),
         )  # fmt: skip
     terminal.show(
@@ -281,7 +293,11 @@ def export(
         f"Runs on: {answer['runs_on']}",
     )
     if task_figures(answer):
-        terminal.show(f"Of the ONNX file: {task_figures(answer)}.")
+        before = answer["before"]
+        was = "" if before is None else f"; in float32: {task_figures(before)}"
+        terminal.show(f"Of the ONNX file: {task_figures(answer)}{was}.")
+    if answer["kept_float32"]:
+        terminal.show(f"Left in float32: {', '.join(answer['kept_float32'])}")
     terminal.result(answer)
 
 

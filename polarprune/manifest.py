@@ -62,7 +62,8 @@ class Preprocessing:
     """From a decoded image to the input.
 
     The shorter side is resized to `resize_side`, the centre cropped to height and width, the pixels
-    divided by 255, `mean` subtracted, and the rest divided by `std`, channel by channel.
+    divided by 255, `mean` subtracted, and the rest divided by `std`, channel by channel. Where that
+    is `embedded` in the graph, the input is the pixels.
     """
 
     height: int
@@ -72,6 +73,7 @@ class Preprocessing:
     std: tuple[float, ...]
     layout: str = "NCHW"
     color: str = "RGB"
+    embedded: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,8 @@ class Manifest:
     """A bundle's description; `files` leaves out the manifest itself.
 
     `preprocessing` is None and `classes` empty where they are not known. `base` records what the
-    network was made from, as words for the reader.
+    network was made from, as words for the reader. `accuracy_before` is that of the float32 network
+    where it was measured; `kept_float32` names operators that a lower precision left as they were.
     """
 
     name: str
@@ -172,6 +175,18 @@ class Manifest:
     tools: dict[str, str]
     files: dict[str, FileEntry]
     schema: int = SCHEMA
+    accuracy_before: Accuracy | None = None
+    kept_float32: tuple[str, ...] = ()
+    kept_because: str | None = None
+
+    @property
+    def runs_on(self) -> str:
+        """Where the network can run, in words."""
+        if self.engine is not None:
+            return self.engine.runs_on
+        if self.precision == "bf16":  # Conv in bfloat16 has no kernel on its CPU provider
+            return "GPUs, with ONNX Runtime's CUDA provider or an engine; not on a CPU"
+        return "any machine with ONNX Runtime"
 
     def to_json(self) -> str:
         """The text of `manifest.json`; equal manifests give equal bytes."""

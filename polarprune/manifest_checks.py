@@ -64,8 +64,9 @@ def check_manifest(manifest: "Manifest") -> None:
         _check_engine(manifest.engine)
     for i, link in enumerate(manifest.certificate):
         _check_link(f"certificate[{i}]", link)
-    if manifest.accuracy is not None:
-        _check_accuracy(manifest.accuracy)
+    for accuracy in (manifest.accuracy, manifest.accuracy_before):
+        if accuracy is not None:
+            _check_accuracy(accuracy)
 
 
 def _check_tensors(kind: str, tensors: "Sequence[TensorSpec]") -> None:

@@ -22,8 +22,9 @@ from polarprune.manifest import (
 )
 from polarprune_export.bundle_reading import ONNX_NAME, BundleModel, read_bundle_model
 from polarprune_export.onnx_session import open_session, run_session
-from polarprune_export.output_comparison import ONNX_TOLERANCE, compare_outputs, describe_failure
-from polarprune_export.parity_samples import SAMPLES_NAME, Samples, unpack_samples
+from polarprune_export.output_comparison import compare_outputs, describe_failure
+from polarprune_export.parity_samples import SAMPLES_NAME, Stored, unpack_samples
+from polarprune_export.precisions import TOLERANCES, runnable
 
 CHUNK = 8
 CHUNK_BYTES = 1 << 30
@@ -82,12 +83,15 @@ def _rerun_parity(read: BundleModel, content: bytes) -> list[dict[str, Any]]:
     manifest = read.manifest
     # Before a session is opened: the samples fit the graph.
     kinds = unpack_samples(content, manifest)
-    session = open_session(read.content)
+    session = open_session(runnable(read.model, manifest.precision))
+    tolerance = TOLERANCES[manifest.precision]
     chunk = max(1, min(CHUNK, CHUNK_BYTES // max(1, read.largest)))
-    return [_compare(session, kind, kinds[kind], chunk) for kind in kinds]
+    return [_compare(session, kind, kinds[kind], chunk, tolerance) for kind in kinds]
 
 
-def _compare(session: Any, kind: str, samples: Samples, chunk: int) -> dict[str, Any]:
+def _compare(
+    session: Any, kind: str, samples: Stored, chunk: int, tolerance: float
+) -> dict[str, Any]:
     inputs, reference = samples
     outputs = run_session(session, inputs, chunk=chunk)
     try:
@@ -97,15 +101,15 @@ def _compare(session: Any, kind: str, samples: Samples, chunk: int) -> dict[str,
             f"ONNX Runtime here gives other outputs on {kind} inputs ({quote(str(error), 200)}); "
             "do not serve this bundle"
         ) from None
-    if not comparison.max_rel_error <= ONNX_TOLERANCE:  # NaN is a failure too
+    if not comparison.max_rel_error <= tolerance:  # NaN is a failure too
         words = describe_failure(
-            "ONNX Runtime here", "the stored reference", kind, comparison, ONNX_TOLERANCE
+            "ONNX Runtime here", "the stored reference", kind, comparison, tolerance
         )
         raise ParityError(f"{words}; do not serve this bundle on this machine")
     return {
         "inputs": kind,
         "n": len(inputs),
-        "tolerance": ONNX_TOLERANCE,
+        "tolerance": tolerance,
         "max_abs_error": comparison.max_abs_error,
         "max_rel_error": comparison.max_rel_error,
         "top1_agreement": comparison.top1_agreement,
