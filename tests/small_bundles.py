@@ -21,6 +21,7 @@ from polarprune.manifest import (
 from polarprune_export.engine_description import fingerprint_of
 from polarprune_export.onnx_session import open_session, run_session
 from polarprune_export.parity_samples import normalise_pixels, pack_samples
+from polarprune_export.probes import Probe
 
 SIDE, CLASSES = 8, 3
 ENGINE = "model.tensorrt_rtx.engine"
@@ -89,8 +90,12 @@ def write_small_bundle(folder: Path) -> Path:
     def outputs(images: np.ndarray) -> list[np.ndarray]:
         return run_session(session, images, chunk=8)
 
+    images = normalise_pixels(pixels, PREPROCESSING)
     samples = pack_samples(
-        (random, outputs(random)), (pixels, outputs(normalise_pixels(pixels, PREPROCESSING)))
+        [
+            Probe("random", None, random, outputs(random)),
+            Probe("real", pixels, images, outputs(images)),
+        ]
     )
     contents = {
         "model.onnx": model,
