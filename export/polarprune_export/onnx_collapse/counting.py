@@ -32,7 +32,7 @@ def count_graph(model: ir.Model, probe: Probe, feeds: Feeds) -> Counts:
         macs += _macs(node, probe)
         weight = constants.array(node.inputs[1])
         matrix = None if weight is None else weight_matrix(node, weight)
-        channels += 0 if matrix is None else len(matrix[0])
+        channels += 0 if matrix is None else matrix.shape[0] * matrix.shape[1]
     return Counts(len(list(model.graph)), channels, count_params(model), macs // batch)
 
 

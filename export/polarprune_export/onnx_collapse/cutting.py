@@ -140,8 +140,7 @@ def _cut_bias(
 ) -> None:
     """The outputs that stay, with what constant inputs that go have contributed."""
     node = mix.node
-    gone = np.where(~kept_in & mix.foldable(), mix.known, 0.0)
-    folded = (np.where(mix.reads, mix.sums, 0.0) * gone[mix.columns()]).sum(axis=1)
+    folded = mix.contribution(~kept_in)
     given = node.inputs[2] if len(node.inputs) > 2 else None
     places = np.flatnonzero(kept_out)
     if not folded[kept_out].any():

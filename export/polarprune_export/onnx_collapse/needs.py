@@ -77,9 +77,7 @@ def needed_content(analysis: Analysis) -> Mask:
             content[step.inputs[wanted]] = True
         elif step.inputs is not None:
             rows = content[step.outputs] & unknown[step.outputs]
-            columns = step.columns()
-            wanted = step.reads & rows[:, None] & ~step.foldable()[columns]
-            content[step.inputs[columns[wanted]]] = True
+            content[step.inputs[step.wanted(rows)]] = True
     return content
 
 

@@ -17,6 +17,7 @@ SIDES = (64, 32, 96, 128, 224, 256, 299, 384, 512)
 BATCHES = (2, 3)
 FREE_CHANNELS = 3
 FREE_LENGTH = 8
+SMALL = 1024  # elements; smaller constants may be sizes
 _SHAPE_OF = "polarprune_shape_of_"
 
 Feeds = dict[str, Array]
@@ -128,11 +129,7 @@ def probe_model(model: "onnx.ModelProto", feeds: list[Feeds]) -> Probe:
     """
     import onnx
 
-    try:
-        inferred = onnx.shape_inference.infer_shapes(model)
-    except Exception:  # an invalid model was refused before; here only types are lost
-        inferred = model
-    types = dict(_types(inferred.graph))
+    types = dict(_types(_inferred(model)))
     exposed = onnx.ModelProto()
     exposed.CopyFrom(model)
     graph = exposed.graph
@@ -163,6 +160,33 @@ def probe_model(model: "onnx.ModelProto", feeds: list[Feeds]) -> Probe:
             for a, size in enumerate(shape)
         )
     return Probe(shapes, fixed, {n: values[n] for n in integers}, types)
+
+
+def _inferred(model: "onnx.ModelProto") -> "onnx.GraphProto":
+    """The graph with the types of its values; weights are left out of the copies that this makes."""
+    import onnx
+
+    light = onnx.ModelProto()
+    light.CopyFrom(onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import))
+    light.functions.extend(model.functions)
+    graph = light.graph
+    graph.name = "types"
+    graph.node.extend(model.graph.node)
+    graph.value_info.extend(model.graph.value_info)
+    graph.output.extend(model.graph.output)
+    known = {value.name for value in model.graph.input}
+    graph.input.extend(model.graph.input)
+    for tensor in model.graph.initializer:
+        if int(np.prod(tensor.dims)) <= SMALL:
+            graph.initializer.append(tensor)
+        elif tensor.name not in known:
+            graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            )
+    try:
+        return onnx.shape_inference.infer_shapes(light).graph
+    except Exception:  # an invalid model was refused before; here only types are lost
+        return graph
 
 
 def _types(graph: "onnx.GraphProto") -> "Iterator[tuple[str, np.dtype[Any]]]":
