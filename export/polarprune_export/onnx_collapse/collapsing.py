@@ -139,7 +139,7 @@ def _collapse(model: ir.Model, feeds: list[Feeds]) -> _Outcome:
         simplified = simplify_edges(model, analysis)
         if simplified.edges or simplified.stored:
             blocks += simplified.blocks
-            changed = True
+            changed, stuck = True, set()
             remove_dead(model)
             continue
         needs = find_needs(analysis)
@@ -151,7 +151,7 @@ def _collapse(model: ir.Model, feeds: list[Feeds]) -> _Outcome:
             counts = count_graph(model, probe, feeds[0])
             return _Outcome(changed, blocks, counts, tuple(analysis.pinned))
         cut_graph(model, needs, edits)
-        changed = True
+        changed, stuck = True, set()  # what could not be written may be, of what is left
         remove_dead(model)
     raise Refused(f"the graph is not done after {ROUNDS} rounds; report this with the file")
 

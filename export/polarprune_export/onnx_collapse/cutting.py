@@ -45,10 +45,10 @@ def plan_edits(needs: Needs) -> tuple[dict[ir.Node, Edit], set[ir.Node]]:
 def _write_sizes_out(needs: Needs, edits: dict[ir.Node, Edit]) -> None:
     """Numbers that were read from a channel axis which is cut become what they were."""
     analysis = needs.analysis
-    for node in needs.live:
+    for node in analysis.graph:
         for index in range(len(node.inputs)):
             numbers = analysis.sizes.used(node, index)
-            if numbers is None:
+            if numbers is None or node not in needs.live:
                 continue
             changing = {
                 place: element.number

@@ -123,9 +123,10 @@ def _takes_all(analysis: Analysis, node: ir.Node) -> bool:
 
 def _bypass(graph: ir.Graph, node: ir.Node, index: int) -> bool:
     """Lets all that read the node's result read its source; outputs keep their names."""
-    result = next(v for v in node.outputs if v.uses() or v.is_graph_output())
+    result = next((v for v in node.outputs if v.uses() or v.is_graph_output()), None)
     source = node.inputs[index]
-    assert source is not None
+    if result is None or source is None:
+        return False  # a constant that was stored has left it without readers
     if any(user.graph is not graph for user, _ in result.uses()):
         return False  # read inside of a subgraph, perhaps as its output
     if result.is_graph_output():

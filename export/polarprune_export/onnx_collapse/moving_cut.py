@@ -142,7 +142,7 @@ def _new_places(needs: Needs, node: ir.Node, output: int = 0) -> Ids:
 
 def _slice(needs: Needs, node: ir.Node, edit: Edit) -> None:
     analysis = needs.analysis
-    source, result = node.inputs[0], node.outputs[0]
+    source = node.inputs[0]
     assert source is not None
     axis = analysis.spreads[source].axis
     shape = analysis.shape(source)
@@ -159,8 +159,8 @@ def _slice(needs: Needs, node: ir.Node, edit: Edit) -> None:
     along = [int(a) % len(shape) for a in (range(len(starts)) if axes is None else axes)]
     if axis not in along:
         return
-    if result not in analysis.spreads:
-        raise CannotBeWritten
+    if not analysis.moves[node][0].size:
+        raise CannotBeWritten  # its channels could not be told apart
     place, places = along.index(axis), _new_places(needs, node)
     if len(places) and not np.array_equal(places, np.arange(places[0], places[0] + len(places))):
         if len(along) > 1:
@@ -232,7 +232,7 @@ def _pad(needs: Needs, node: ir.Node, edit: Edit) -> None:
 
 def _gather(needs: Needs, node: ir.Node, edit: Edit) -> None:
     analysis = needs.analysis
-    source, result = node.inputs[0], node.outputs[0]
+    source = node.inputs[0]
     assert source is not None
     shape, spread = analysis.shape(source), analysis.spreads[source]
     assert shape is not None
@@ -241,7 +241,7 @@ def _gather(needs: Needs, node: ir.Node, edit: Edit) -> None:
     indices = analysis.constants.array(node.inputs[1])
     if indices is None or indices.ndim > 1:
         raise CannotBeWritten
-    if result in analysis.spreads:
+    if analysis.moves[node][0].size:
         edit.constants[1] = _new_places(needs, node).astype(indices.dtype)
         return
     rank = np.cumsum(needs.kept(source)) - 1

@@ -57,8 +57,9 @@ def find_needs(analysis: Analysis) -> Needs:
         for mix in mixes:
             if mix.node in live and mix.groups > 1:
                 _level(analysis, labels, mix, staying)
-        for node in live:
-            _keep_one(analysis, node, staying)
+        for node in analysis.graph:  # in order: which channel is kept must not be chance
+            if node in live:
+                _keep_one(analysis, node, staying)
         if np.array_equal(before, staying):
             return Needs(analysis, content, present, live)
 
