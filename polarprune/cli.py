@@ -274,8 +274,8 @@ def collapse_onnx(
 ) -> None:
     """Cut what is zero out of any ONNX file.
 
-    Channels and blocks that no output needs go, whoever made the zeros. Both files are run on random
-    inputs and compared; where they differ nothing is written.
+    Channels and blocks that no output needs go, whoever made the zeros. Both files are run on
+    random inputs and compared; where they differ nothing is written.
     """
     from polarprune_export.onnx_collapse.collapsing import collapse_onnx
     from polarprune_export.onnx_collapse.telling import tell

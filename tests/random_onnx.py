@@ -42,7 +42,9 @@ class Build:
     def numbers(self, *shape: int) -> np.ndarray:
         return (self.random.standard_normal(shape) * 0.5).astype(self.dtype)
 
-    def add(self, kind: str, inputs: list[str], outputs: int = 1, **attributes: object) -> list[str]:
+    def add(
+        self, kind: str, inputs: list[str], outputs: int = 1, **attributes: object
+    ) -> list[str]:
         names = [f"v{len(self.nodes)}_{i}" for i in range(outputs)]
         self.nodes.append(
             helper.make_node(kind, inputs, names, f"{kind}_{len(self.nodes)}", **attributes)
@@ -60,13 +62,17 @@ class Build:
         share = self.random.choice([0.0, 0.3, 0.6, 1.0], p=[0.25, 0.35, 0.3, 0.1])
         return self.random.random(count) < share
 
-    def model(self, outputs: list[str], batch: str | int = "n", **inputs: object) -> onnx.ModelProto:
+    def model(
+        self, outputs: list[str], batch: str | int = "n", **inputs: object
+    ) -> onnx.ModelProto:
         graph = helper.make_graph(
             self.nodes,
             "random",
             [
                 helper.make_tensor_value_info(
-                    name, helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype)), [batch, *shape]  # type: ignore[misc]
+                    name,
+                    helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype)),
+                    [batch, *shape],  # type: ignore[misc]
                 )
                 for name, shape in inputs.items()
             ],
@@ -117,7 +123,17 @@ def gate(b: Build, x: Value) -> Value:
 
 
 def activation(b: Build, x: Value) -> Value:
-    kinds = ("Relu", "Sigmoid", "HardSwish", "LeakyRelu", "Elu", "Tanh", "Clip", "PRelu", "Softplus")
+    kinds = (
+        "Relu",
+        "Sigmoid",
+        "HardSwish",
+        "LeakyRelu",
+        "Elu",
+        "Tanh",
+        "Clip",
+        "PRelu",
+        "Softplus",
+    )
     kind = str(b.random.choice(kinds))
     if kind == "Clip" and b.opset >= 11:
         low, high = (b.constant(np.array(n, b.dtype)) for n in (-0.5, 1.0))
@@ -132,7 +148,11 @@ def activation(b: Build, x: Value) -> Value:
 
 def pool(b: Build, x: Value) -> Value:
     kind = str(b.random.choice(["MaxPool", "AveragePool"]))
-    attributes: dict[str, object] = {"kernel_shape": [3, 3], "strides": [1, 1], "pads": [1, 1, 1, 1]}
+    attributes: dict[str, object] = {
+        "kernel_shape": [3, 3],
+        "strides": [1, 1],
+        "pads": [1, 1, 1, 1],
+    }
     if kind == "AveragePool":
         attributes["count_include_pad"] = int(b.random.integers(2))
     return Value(b.one(kind, [x.name], **attributes), x.channels, x.side)
@@ -245,9 +265,7 @@ def bias_add(b: Build, x: Value) -> Value:
 
 def picked(b: Build, x: Value) -> Value:
     places = b.random.permutation(x.channels)[: max(1, x.channels - 1)]
-    return Value(
-        b.one("Gather", [x.name, b.constant(places)], axis=1), len(places), x.side
-    )
+    return Value(b.one("Gather", [x.name, b.constant(places)], axis=1), len(places), x.side)
 
 
 def depth_to_space(b: Build, x: Value) -> Value:
@@ -276,7 +294,9 @@ def by_shape(b: Build, x: Value) -> Value:
     head = b.one("Slice", [shape, *bounds])
     sizes = b.one("Concat", [head, b.constant(np.array([x.side * 2, x.side * 2]))], axis=0)
     name = b.one("Resize", [x.name, "", "", sizes], mode="nearest")
-    back = b.one("Slice", [name, *(b.constant(np.array(n)) for n in ([0, 0], [x.side, x.side], [2, 3]))])
+    back = b.one(
+        "Slice", [name, *(b.constant(np.array(n)) for n in ([0, 0], [x.side, x.side], [2, 3]))]
+    )
     return Value(back, x.channels, x.side)
 
 

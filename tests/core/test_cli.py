@@ -17,7 +17,7 @@ from polarprune import cli, inspecting
 from polarprune.errors import TrainingError
 from polarprune.train_config import TrainConfig
 
-VERBS = ["train", "inspect", "export", "verify", "bench", "demo"]
+VERBS = ["train", "inspect", "export", "collapse-onnx", "verify", "bench", "demo"]
 TRAIN = ["train", "--model", "resnet20", "--data", "digits", "--out", "out"]
 
 Answer = tuple[int, str, str]

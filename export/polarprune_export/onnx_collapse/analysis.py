@@ -101,7 +101,10 @@ class Analysis:
         rule = self._rules.get(kind)
         if rule is None:
             self.refuse(node, f"{words_for(node)} is not known to keep channels apart")
-        elif not rule(self, node):
+            return
+        uses = len(self.constant_uses)
+        if not rule(self, node):
+            del self.constant_uses[uses:]
             self.refuse(node, f"{words_for(node)} combines channels, or has them on another axis")
         elif node in self._frozen:
             for value in (*node.inputs, *node.outputs):

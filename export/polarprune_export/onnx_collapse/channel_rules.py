@@ -50,9 +50,7 @@ def follow_axis_rules(analysis: "Analysis", node: ir.Node) -> bool:
     return _pass_on(analysis, node, found, found.axis, _after_pool(node, found.known))
 
 
-def _pass_on(
-    analysis: "Analysis", node: ir.Node, found: Spread, axis: int, known: Known
-) -> bool:
+def _pass_on(analysis: "Analysis", node: ir.Node, found: Spread, axis: int, known: Known) -> bool:
     result = node.outputs[0]
     if not analysis.put(result, axis, found.labels, known):
         return False

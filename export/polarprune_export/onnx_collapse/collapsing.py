@@ -161,7 +161,7 @@ def _proto(model: ir.Model) -> "onnx.ModelProto":
 
 
 def remove_dead(model: ir.Model) -> bool:
-    """Removes nodes without readers and stored tensors that nobody reads; whether there were any."""
+    """Removes nodes without readers and tensors that nobody reads; whether there were any."""
     graph, found = model.graph, False
     for node in reversed(graph):
         if not any(value.uses() or value.is_graph_output() for value in node.outputs):
@@ -193,6 +193,8 @@ def _write(target: Path, content: bytes) -> None:
         partial.write_bytes(content)
         os.replace(partial, target)
     except OSError as error:
-        raise Refused(f"{target} cannot be written: {error.strerror or first_line(error)}") from None
+        raise Refused(
+            f"{target} cannot be written: {error.strerror or first_line(error)}"
+        ) from None
     finally:
         partial.unlink(missing_ok=True)

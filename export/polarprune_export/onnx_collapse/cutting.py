@@ -1,6 +1,7 @@
 """Channels that nobody needs are cut out of weights, parameters and sizes."""
 
 from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -77,9 +78,8 @@ def cut_graph(model: ir.Model, needs: Needs, edits: dict[ir.Node, Edit]) -> None
         kept = needs.present[use.labels]
         if use.node in needs.live and not kept.all() and kept.any():
             places, axis = np.flatnonzero(kept), use.axis
-            store.cut(
-                use.node, use.index, lambda a, p=places, x=axis: a.take(p, axis=x), {axis: places}  # type: ignore[misc]
-            )
+            take = partial(np.take, indices=places, axis=axis)
+            store.cut(use.node, use.index, take, {axis: places})
     empty = {
         (use.node, use.index)
         for use in analysis.constant_uses
@@ -135,9 +135,7 @@ def cut_weight(weight: Array, groups: int, rows: Mask, columns: Mask) -> Array:
     return np.stack([weight[r][per_group[r // each]] for r in np.flatnonzero(rows)])
 
 
-def _cut_bias(
-    analysis: Analysis, store: Store, mix: Mix, kept_in: Mask, kept_out: Mask
-) -> None:
+def _cut_bias(analysis: Analysis, store: Store, mix: Mix, kept_in: Mask, kept_out: Mask) -> None:
     """The outputs that stay, with what constant inputs that go have contributed."""
     node = mix.node
     folded = mix.contribution(~kept_in)
@@ -218,7 +216,9 @@ def _apply_elements(
     tracked, number = analysis.sizes.found.get(value), analysis.number(value)
     dtype = analysis.probe.dtypes.get(str(value.name), np.dtype(np.int64))
     if tracked is not None and tracked.scalar:
-        node.replace_input_with(index, store.new(f"{value.name}_size", np.array(elements[0], dtype)))
+        node.replace_input_with(
+            index, store.new(f"{value.name}_size", np.array(elements[0], dtype))
+        )
         return
     length = len(tracked.elements) if tracked is not None else 0 if number is None else len(number)
     store.write_elements(node, index, elements, length, dtype)

@@ -45,8 +45,8 @@ def simplify_edges(model: ir.Model, analysis: Analysis) -> Simplified:
         if node not in passing:
             _store(analysis, store, node, index)
             done.stored += 1
-    for node, index in found:
-        if index is not None and _bypass(model.graph, node, index):
+    for node, taken in found:
+        if taken is not None and _bypass(model.graph, node, taken):
             done.edges += 1
             done.blocks += kind_of(node) in _SUMS and all(
                 analysis.constants.array(value) is None for value in node.inputs
@@ -63,7 +63,11 @@ def _holds(analysis: Analysis, value: ir.Value | None, number: float) -> bool:
 
 
 def _same_shape(analysis: Analysis, value: ir.Value | None, result: ir.Value) -> bool:
-    if value is None or analysis.shape(value) is None or analysis.constants.array(value) is not None:
+    if (
+        value is None
+        or analysis.shape(value) is None
+        or analysis.constants.array(value) is not None
+    ):
         return False
     names = str(value.name), str(result.name)
     fixed = analysis.probe.fixed

@@ -49,8 +49,8 @@ class Mix:
 
     def foldable(self) -> Mask:
         """(c_in,): whether the channel's constant needs nobody to carry it."""
-        zero = self.known == 0
-        return zero | ~np.isnan(self.known) if self.folds else zero
+        found: Mask = ~np.isnan(self.known) if self.folds else self.known == 0
+        return found
 
     def wanted(self, rows: Mask) -> Mask:
         """(c_in,): what these outputs read, but for constants that can be folded."""

@@ -128,7 +128,7 @@ def _lay(
     positions = analysis.spreads[value].positions
     for column in np.unique(rows, axis=1).T if len(varying) > 1 else rows[:, :1].T:
         analysis.flow(node, positions, found.positions[column])
-    return first
+    return np.asarray(first)
 
 
 def _lay_padded(
@@ -153,7 +153,7 @@ def _lay_padded(
         return None
     positions = analysis.spreads[value].positions
     analysis.flow(node, positions[~pads], found.positions[first[~pads]])
-    return first
+    return np.asarray(first)
 
 
 def _pad_number(analysis: "Analysis", node: ir.Node) -> float:

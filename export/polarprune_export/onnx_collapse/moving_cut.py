@@ -223,7 +223,10 @@ def _pad(needs: Needs, node: ir.Node, edit: Edit) -> None:
     if before < 0 or after < 0:
         raise CannotBeWritten
     kept = needs.kept(result)
-    counts: dict[int, float] = {place: int(kept[:before].sum()), place + len(axes): int(kept[len(kept) - after :].sum())}
+    counts: dict[int, float] = {
+        place: int(kept[:before].sum()),
+        place + len(axes): int(kept[len(kept) - after :].sum()),
+    }
     if attribute(node, "pads") is None:
         edit.elements[1] = counts
     else:

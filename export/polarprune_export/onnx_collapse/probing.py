@@ -163,7 +163,7 @@ def probe_model(model: "onnx.ModelProto", feeds: list[Feeds]) -> Probe:
 
 
 def _inferred(model: "onnx.ModelProto") -> "onnx.GraphProto":
-    """The graph with the types of its values; weights are left out of the copies that this makes."""
+    """The graph with the types of its values; weights are left out of the copies made."""
     import onnx
 
     light = onnx.ModelProto()

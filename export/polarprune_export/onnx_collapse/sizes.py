@@ -71,7 +71,9 @@ class Sizes:
         if not any(value in self.found for value in node.inputs):
             return None
         given = [self._of(value) for value in node.inputs]
-        if any(g is None and value is not None for g, value in zip(given, node.inputs, strict=True)):
+        if any(
+            g is None and value is not None for g, value in zip(given, node.inputs, strict=True)
+        ):
             return None
         present = [g for g in given if g is not None]
         return self._arithmetic(node, present) if kind in _ARITHMETIC else self._move(node, present)
@@ -80,7 +82,12 @@ class Sizes:
         if value is None or value in self.found:
             return None if value is None else self.found[value]
         array = self._constants.array(value)
-        if array is None or array.ndim > 1 or array.size > _LONGEST or array.dtype.kind not in "iuf":
+        if (
+            array is None
+            or array.ndim > 1
+            or array.size > _LONGEST
+            or array.dtype.kind not in "iuf"
+        ):
             return None
         elements = tuple(Element(float(number)) for number in array.reshape(-1))
         return Numbers(elements, array.ndim == 0)

@@ -1,7 +1,7 @@
-"""Constants put into a graph: under the old name where nobody else reads it, else under a new one."""
+"""Constants put into a graph: under the old name where nobody else reads it, else a new one."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -78,7 +78,7 @@ class Store:
             array = constant_of(value, self._opsets())
             self.put(node, index, cut(array))
             return
-        inputs = []
+        inputs: list[ir.Value | None] = []
         for place, given in enumerate(producer.inputs):
             if given is None:
                 inputs.append(None)
@@ -146,7 +146,7 @@ class Store:
         return made.outputs[0]
 
     def _node(
-        self, kind: str, inputs: list[ir.Value], attributes: dict[str, object], like: ir.Value
+        self, kind: str, inputs: list[ir.Value], attributes: Mapping[str, object], like: ir.Value
     ) -> ir.Node:
         node = ir.node(kind, inputs, attributes, name=self.free_name(f"{like.name}_{kind}"))  # type: ignore[arg-type]
         node.outputs[0].name = self.free_name(f"{like.name}_cut")
