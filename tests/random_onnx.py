@@ -85,6 +85,26 @@ class Build:
         return helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
 
+def reduced(b: Build, kind: str, x: str, axes: list[int], since: int) -> str:
+    """A reduction over space; from some opset on its axes are an input."""
+    if b.opset >= since:
+        return b.one(kind, [x, b.constant(np.array(axes))], keepdims=1)
+    return b.one(kind, [x], axes=axes, keepdims=1)
+
+
+def slice_of(b: Build, x: str, starts: list[int], ends: list[int], axes: list[int]) -> str:
+    if b.opset < 10:
+        return b.one("Slice", [x], starts=starts, ends=ends, axes=axes)
+    return b.one("Slice", [x, *(b.constant(np.array(n)) for n in (starts, ends, axes))])
+
+
+def pad_of(b: Build, x: str, before: int, after: int) -> str:
+    amounts = [0, before, 0, 0, 0, after, 0, 0]
+    if b.opset < 11:
+        return b.one("Pad", [x], pads=amounts)
+    return b.one("Pad", [x, b.constant(np.array(amounts))])
+
+
 def conv(b: Build, x: Value, out: int, kernel: int = 3, groups: int = 1, pad: bool = True) -> Value:
     weight = b.numbers(out, x.channels // groups, kernel, kernel)
     weight[b.some(out)] = 0
@@ -135,7 +155,9 @@ def activation(b: Build, x: Value) -> Value:
         "Softplus",
     )
     kind = str(b.random.choice(kinds))
-    if kind == "Clip" and b.opset >= 11:
+    if kind == "Clip" and b.opset < 11:
+        return Value(b.one(kind, [x.name], min=-0.5, max=1.0), x.channels, x.side)
+    if kind == "Clip":
         low, high = (b.constant(np.array(n, b.dtype)) for n in (-0.5, 1.0))
         return Value(b.one(kind, [x.name, low, high]), x.channels, x.side)
     if kind == "PRelu":
@@ -161,7 +183,7 @@ def pool(b: Build, x: Value) -> Value:
 def squeeze_excite(b: Build, x: Value) -> Value:
     pooled = Value(b.one("GlobalAveragePool", [x.name]), x.channels, 1)
     if b.chance(0.4):
-        pooled.name = b.one("ReduceMean", [x.name], axes=[2, 3], keepdims=1)
+        pooled.name = reduced(b, "ReduceMean", x.name, [2, 3], since=18)
     small = activation(b, conv(b, pooled, max(1, x.channels // 2), kernel=1))
     factor = conv(b, small, x.channels, kernel=1)
     name = b.one("Mul", [x.name, b.one("Sigmoid", [factor.name])])
@@ -226,16 +248,18 @@ def sliced(b: Build, x: Value) -> Value:
         return x
     start = int(b.random.integers(0, x.channels - 1))
     end = int(b.random.integers(start + 1, x.channels + 1))
-    parameters = [b.constant(np.array([n])) for n in (start, end, 1)]
-    return Value(b.one("Slice", [x.name, *parameters]), end - start, x.side)
+    return Value(slice_of(b, x.name, [start], [end], [1]), end - start, x.side)
 
 
 def split(b: Build, x: Value) -> Value:
     if x.channels < 2:
         return x
     first = int(b.random.integers(1, x.channels))
-    sizes = b.constant(np.array([first, x.channels - first]))
-    low, high = b.add("Split", [x.name, sizes], outputs=2, axis=1)
+    sizes = [first, x.channels - first]
+    if b.opset < 13:
+        low, high = b.add("Split", [x.name], outputs=2, axis=1, split=sizes)
+    else:
+        low, high = b.add("Split", [x.name, b.constant(np.array(sizes))], outputs=2, axis=1)
     left = activation(b, Value(low, first, x.side))
     right = conv(b, Value(high, x.channels - first, x.side), int(b.random.integers(1, 4)), kernel=1)
     names = [left.name, right.name]
@@ -244,17 +268,14 @@ def split(b: Build, x: Value) -> Value:
 
 def padded(b: Build, x: Value) -> Value:
     before, after = (int(n) for n in b.random.integers(0, 3, 2))
-    amounts = b.constant(np.array([0, before, 0, 0, 0, after, 0, 0]))
-    return Value(b.one("Pad", [x.name, amounts]), x.channels + before + after, x.side)
+    return Value(pad_of(b, x.name, before, after), x.channels + before + after, x.side)
 
 
 def shortcut(b: Build, x: Value) -> Value:
     """Option A: slices space, pads channels, adds."""
     branch = norm(b, conv(b, x, x.channels + 2))
-    amounts = b.constant(np.array([0, 1, 0, 0, 0, 1, 0, 0]))
-    return Value(
-        b.one("Add", [b.one("Pad", [x.name, amounts]), branch.name]), x.channels + 2, x.side
-    )
+    wider = pad_of(b, x.name, 1, 1)
+    return Value(b.one("Add", [wider, branch.name]), x.channels + 2, x.side)
 
 
 def bias_add(b: Build, x: Value) -> Value:
@@ -269,7 +290,7 @@ def picked(b: Build, x: Value) -> Value:
 
 
 def depth_to_space(b: Build, x: Value) -> Value:
-    if x.channels % 4 or x.side > 8:
+    if x.channels % 4 or x.side > 8 or b.opset < 11:
         return x
     mode = str(b.random.choice(["DCR", "CRD"]))
     name = b.one("DepthToSpace", [x.name], blocksize=2, mode=mode)
@@ -289,15 +310,14 @@ def channels_last(b: Build, x: Value) -> Value:
 
 def by_shape(b: Build, x: Value) -> Value:
     """What exporters write: sizes taken from the value itself."""
+    if b.opset < 11:
+        return x
     shape = b.one("Shape", [x.name])
-    bounds = [b.constant(np.array([n])) for n in (0, 2, 0)]
-    head = b.one("Slice", [shape, *bounds])
+    head = slice_of(b, shape, [0], [2], [0])
     sizes = b.one("Concat", [head, b.constant(np.array([x.side * 2, x.side * 2]))], axis=0)
-    name = b.one("Resize", [x.name, "", "", sizes], mode="nearest")
-    back = b.one(
-        "Slice", [name, *(b.constant(np.array(n)) for n in ([0, 0], [x.side, x.side], [2, 3]))]
-    )
-    return Value(back, x.channels, x.side)
+    empty = b.constant(np.zeros(0, np.float32)) if b.opset < 13 else ""
+    name = b.one("Resize", [x.name, empty, empty, sizes], mode="nearest")
+    return Value(slice_of(b, name, [0, 0], [x.side] * 2, [2, 3]), x.channels, x.side)
 
 
 def through_shape(b: Build, x: Value) -> Value:
@@ -305,7 +325,7 @@ def through_shape(b: Build, x: Value) -> Value:
     shape = b.one("Shape", [x.name])
     n, c = (b.one("Gather", [shape, b.constant(np.array([i]))]) for i in (0, 1))
     flat = b.one("Concat", [n, c, b.constant(np.array([-1]))], axis=0)
-    rows = b.one("Softmax", [b.one("Reshape", [x.name, flat])], axis=2)
+    rows = b.one("Softmax", [b.one("Reshape", [x.name, flat])], axis=2)  # over space
     return Value(b.one("Reshape", [rows, shape]), x.channels, x.side)
 
 
@@ -350,9 +370,9 @@ def head(b: Build, x: Value) -> str:
     return b.one("Gemm", [flat, stored, b.constant(b.numbers(5), "b")], transB=across)
 
 
-def random_model(seed: int, steps: int = 8) -> onnx.ModelProto:
+def random_model(seed: int, steps: int = 8, opset: int = OPSET) -> onnx.ModelProto:
     """A graph of that many random steps behind a first convolution; sometimes two outputs."""
-    b = Build(seed)
+    b = Build(seed, opset)
     x = conv(b, Value("x", 3, 6), int(b.random.integers(2, 9)))
     outputs = []
     for _ in range(steps):

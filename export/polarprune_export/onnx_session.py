@@ -33,8 +33,13 @@ def require_onnxruntime() -> Any:
     return onnxruntime
 
 
-def open_session(model: bytes, *, threads: int | None = None) -> "onnxruntime.InferenceSession":
+def open_session(
+    model: bytes, *, threads: int | None = None, optimised: bool = True
+) -> "onnxruntime.InferenceSession":
     """A session on the CPU provider; `threads` None leaves the number to ONNX Runtime.
+
+    Args:
+        optimised: False runs the graph as it is written, operator by operator.
 
     Raises:
         BackendUnavailable: ONNX Runtime is not installed.
@@ -45,6 +50,8 @@ def open_session(model: bytes, *, threads: int | None = None) -> "onnxruntime.In
     options.log_severity_level = LOG_ERRORS_ONLY
     if threads is not None:
         options.intra_op_num_threads = threads
+    if not optimised:
+        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base class but this one

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from polarprune.errors import ParityError, Refused
+from polarprune.errors import ParityError, Refused, first_line
 from polarprune_export.onnx_collapse.probing import Feeds, Probe
 from polarprune_export.onnx_session import Array, open_session
 from polarprune_export.output_comparison import (
@@ -16,6 +16,7 @@ from polarprune_export.output_comparison import (
 
 if TYPE_CHECKING:
     import onnx
+    import onnxruntime
 
 FLOAT64_TOLERANCE = 1e-9
 FLOAT16_TOLERANCE = 1e-2
@@ -52,13 +53,13 @@ def check_outputs(before: bytes, after: bytes, feeds: list[Feeds], tolerance: fl
     old, new = open_session(before, threads=1), open_session(after, threads=1)
     worst: Comparison | None = None
     for one in feeds:
-        wanted = _tensors(old.run(None, one))
+        wanted = _run(old, one, "the given model")
         if not all(np.isfinite(array).all() for array in wanted if array.dtype.kind == "f"):
             raise Refused(
                 "the model gives values that are not finite on random inputs: nothing to compare"
             )
         try:
-            found = compare_outputs(_tensors(new.run(None, one)), wanted)
+            found = compare_outputs(_run(new, one, "the collapsed model"), wanted)
         except ValueError as error:
             raise ParityError(f"{error}; nothing is written, report this") from None
         if not found.max_rel_error <= tolerance:  # true of NaN
@@ -72,7 +73,13 @@ def check_outputs(before: bytes, after: bytes, feeds: list[Feeds], tolerance: fl
     return worst
 
 
-def _tensors(outputs: list[object]) -> list[Array]:
+def _run(session: "onnxruntime.InferenceSession", feeds: Feeds, which: str) -> list[Array]:
+    try:
+        outputs = session.run(None, feeds)
+    except Exception as error:  # ONNX Runtime's errors share no base class but this one
+        raise Refused(
+            f"ONNX Runtime does not run {which}: {first_line(error)}; nothing is written"
+        ) from None
     for i, output in enumerate(outputs):
         if not isinstance(output, np.ndarray) or output.dtype.kind not in "fiub":
             raise Refused(f"output {i} is no tensor of numbers: nothing to compare")

@@ -13,7 +13,7 @@ from polarprune_export.onnx_collapse.probing import Feeds, Probe
 
 @dataclass(frozen=True)
 class Counts:
-    """Of one graph; `channels` are the outputs of all operators with weights, `macs` of an image."""
+    """`channels` are the outputs of all operators with weights, `macs` those of one image."""
 
     nodes: int
     channels: int

@@ -177,8 +177,9 @@ def _drop_operands(needs: Needs, node: ir.Node, empty: set[tuple[ir.Node, int]])
 
 def _apply(analysis: Analysis, store: Store, node: ir.Node, edit: Edit) -> None:
     if edit.picked is not None:
-        source, axis, places = edit.picked
-        result = node.outputs[0]
+        reader, axis, places = edit.picked
+        source, result = reader.inputs[0], node.outputs[0]
+        assert source is not None
         picked = store.gather(node, source, axis, places)
         picked.shape, picked.type = result.shape, result.type
         name, is_output = result.name, result.is_graph_output()

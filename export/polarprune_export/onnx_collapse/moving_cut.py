@@ -30,14 +30,15 @@ class Edit:
         constants: per input the constant that takes its place.
         attributes: new values, None for one that goes.
         dropped: outputs that go.
-        picked: (axis, places): the node's first result becomes a Gather from its first input.
+        picked: (node, axis, places): the result becomes a Gather from that node's first input,
+            which another edit may have replaced by then.
     """
 
     elements: dict[int, dict[int, float]] = field(default_factory=dict)
     constants: dict[int, Array] = field(default_factory=dict)
     attributes: dict[str, list[int] | None] = field(default_factory=dict)
     dropped: list[int] = field(default_factory=list)
-    picked: tuple[ir.Value, int, Ids] | None = None
+    picked: tuple[ir.Node, int, Ids] | None = None
 
 
 def plan_move(needs: Needs, node: ir.Node) -> Edit:
@@ -99,7 +100,7 @@ def plan_shuffle(needs: Needs, node: ir.Node) -> dict[ir.Node, Edit]:
             if _asked(analysis, where)[axis] != -1:
                 edits[where].elements.setdefault(1, {})[axis] = size
         return edits
-    return {node: Edit(picked=(source, 1, wanted))}
+    return {node: Edit(picked=(start, 1, wanted))}
 
 
 def _asked(analysis: Analysis, node: ir.Node) -> Array:
@@ -165,7 +166,7 @@ def _slice(needs: Needs, node: ir.Node, edit: Edit) -> None:
     if len(places) and not np.array_equal(places, np.arange(places[0], places[0] + len(places))):
         if len(along) > 1:
             raise CannotBeWritten
-        edit.picked = (source, axis, places)
+        edit.picked = (node, axis, places)
         return
     low, high = (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
     if by_input:

@@ -46,7 +46,7 @@ def choose_feeds(model: "onnx.ModelProto", seed: int) -> list[Feeds]:
     Raises:
         Refused: an input of unknown rank or of a type that cannot be drawn, or no size that runs.
     """
-    session = open_session(model.SerializeToString(), threads=1)
+    session = open_session(model.SerializeToString(), threads=1, optimised=False)
     reason = ""
     first: Feeds | None = None
     side_found = 0
@@ -144,7 +144,7 @@ def probe_model(model: "onnx.ModelProto", feeds: list[Feeds]) -> Probe:
     integers = [n for n in made if types[n] in (np.int64, np.int32)]
     for output in (*(o for _, o in asked), *integers):
         graph.output.append(onnx.helper.make_empty_tensor_value_info(output))
-    session = open_session(exposed.SerializeToString(), threads=1)
+    session = open_session(exposed.SerializeToString(), threads=1, optimised=False)
     runs = []
     for one in feeds:
         values = dict(

@@ -50,7 +50,9 @@ def run_node(
     )
     feeds = {n: given for n, given in zip(names, inputs, strict=True) if given is not None}
     try:
-        results: list[Array] = open_session(model.SerializeToString(), threads=1).run(None, feeds)
+        results: list[Array] = open_session(
+            model.SerializeToString(), threads=1, optimised=False
+        ).run(None, feeds)
     except BackendUnavailable:
         raise
     except Exception:  # its errors share no base class but this one
