@@ -4,10 +4,10 @@
     python -m benchmarks.onnx_collapse --networks resnet18 --image 64 --rounds 0 --out rehearsal
     python -m benchmarks.onnx_collapse --table                  # the table again, from the record
 
-A random half of the units of each channel site of a torchvision network is zeroed: filters, biases,
-scales and shifts. It is exported as it is by a bare `torch.onnx.export`, and collapsed as a file. The
-yardstick is the collapse of the same decisions on the torch side, which knows the sites. Latency:
-ONNX Runtime, the collapsed file against the given one, paired, with an A/A control.
+A random half of the units of each channel site of a torchvision network is zeroed: filters,
+biases, scales and shifts. It is exported as it is by a bare `torch.onnx.export`, and collapsed as a
+file. The yardstick is the collapse of the same decisions on the torch side, which knows the sites.
+Latency: ONNX Runtime, the collapsed file against the given one, paired, with an A/A control.
 """
 
 import argparse
@@ -166,8 +166,8 @@ def measure(name: str, image: int, rounds: int, folder: Path) -> dict[str, Any]:
 def table(record: dict[str, Any]) -> str:
     """The record as a markdown table."""
     lines = [
-        "| network | image | operators | file, MB | parameters, M | MACs, M | torch side, M | kept |"
-        " largest error | ONNX Runtime, 1 thread |",
+        "| network | image | operators | file, MB | parameters, M | MACs, M | torch side, M "
+        "| MACs kept | largest error | ONNX Runtime, 1 thread |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in record["rows"]:

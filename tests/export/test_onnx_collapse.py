@@ -1,4 +1,4 @@
-"""collapse-onnx on the smallest graphs: one rule each, with the exact channels that must be left."""
+"""collapse-onnx on the smallest graphs: one rule each, and exactly the channels it must leave."""
 
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def straight(bias: Any, kernel: int, pads: int, first_zero: tuple[int, ...] = (1
 
 def test_filters_of_zero_go_with_their_readers_columns(tmp_path: Path) -> None:
     b = straight(None, 3, 1)
-    report, made, shapes = collapse(tmp_path, b.model([b.last], x=(3, 8, 8)))
+    report, _, shapes = collapse(tmp_path, b.model([b.last], x=(3, 8, 8)))
     assert shapes == {"w_0": (3, 3, 1, 1), "w_1": (2, 3, 3, 3)}
     assert report.channels == (7, 5)
     assert report.macs == (5 * 3 * 64 + 2 * 5 * 9 * 64, 3 * 3 * 64 + 2 * 3 * 9 * 64)
@@ -135,6 +135,26 @@ def test_a_dead_block_is_gone(tmp_path: Path, gate: bool) -> None:
     assert made.graph.output[0].name == b.last
 
 
+def test_a_bias_of_zeros_is_an_edge_but_no_block(tmp_path: Path) -> None:
+    b = Build(0)
+    x = add_conv(b, "x", weight(4, 3))
+    last = b.one("Relu", [b.one("Add", [x, b.constant(np.zeros((4, 1, 1), np.float32))])])
+    report, made, _ = collapse(tmp_path, b.model([last], x=(3, 8, 8)))
+    assert kinds(made) == ["Conv", "Relu"]
+    assert report.blocks_removed == 0
+
+
+def test_weights_that_are_computed_from_constants_are_cut(tmp_path: Path) -> None:
+    b = Build(0)
+    plain = b.constant(weight(4, 3, zero=(1, 2)), "w")
+    mean = b.one("ReduceMean", [plain], axes=[1, 2, 3], keepdims=1)
+    x = b.one("Conv", ["x", b.one("Sub", [plain, mean])])
+    last = add_conv(b, x, weight(2, 4))
+    _, made, shapes = collapse(tmp_path, b.model([last], x=(3, 8, 8)))
+    assert kinds(made) == ["Conv", "Conv"]
+    assert sorted(shapes.values()) == [(2, 2, 1, 1), (2, 3, 1, 1)]
+
+
 def test_a_branch_of_constants_becomes_a_stored_vector(tmp_path: Path) -> None:
     b = Build(0)
     x = add_conv(b, "x", weight(4, 3))
@@ -177,7 +197,7 @@ def test_an_operand_of_which_nothing_is_left_leaves_the_concatenation(tmp_path: 
     x = add_conv(b, "x", weight(3, 3, zero=(0, 1, 2)))
     y = add_conv(b, "x", weight(4, 3, zero=(2,)))
     last = add_conv(b, b.one("Concat", [x, y], axis=1), weight(2, 7, 3), pads=[1] * 4)
-    report, made, shapes = collapse(tmp_path, b.model([last], x=(3, 8, 8)))
+    _, made, shapes = collapse(tmp_path, b.model([last], x=(3, 8, 8)))
     assert kinds(made) == ["Conv", "Conv"]
     assert sorted(shapes.values()) == [(2, 3, 3, 3), (3, 3, 1, 1)]
 
@@ -273,7 +293,7 @@ def test_one_channel_stays_where_an_operator_needs_one(tmp_path: Path) -> None:
     b = Build(0)
     x = add_conv(b, "x", weight(4, 3, zero=(0, 1, 2, 3)))
     last = add_conv(b, x, weight(2, 4), [0.5, 0.25])
-    _, made, shapes = collapse(tmp_path, b.model([last], x=(3, 8, 8)))
+    _, _, shapes = collapse(tmp_path, b.model([last], x=(3, 8, 8)))
     assert (shapes["w_0"][0], shapes["w_1"]) == (1, (2, 1, 1, 1))
 
 
@@ -333,7 +353,7 @@ def test_quantised_filters_are_cut_with_their_scales(tmp_path: Path, per_channel
     grid = [b.constant(np.float32(0.05), "s"), b.constant(np.uint8(0), "z")]
     x = b.one("DequantizeLinear", [b.one("QuantizeLinear", [b.one("Relu", [x]), *grid]), *grid])
     last = b.one("Conv", [x, quantised(b, weight(2, 5, 3), per_channel)], pads=[1] * 4)
-    report, made, shapes = collapse(tmp_path, b.model([last], x=(3, 8, 8)))
+    report, made, _ = collapse(tmp_path, b.model([last], x=(3, 8, 8)))
     whole = [tuple(t.dims) for t in made.graph.initializer if t.data_type == TensorProto.INT8]
     assert {(3, 3, 1, 1), (2, 3, 3, 3)} <= set(whole)
     assert ((3,) in whole) == per_channel
@@ -366,7 +386,7 @@ def test_a_size_read_from_a_cut_value_follows_the_cut(tmp_path: Path) -> None:
     sizes = b.one("Concat", [head, b.constant(np.array([16, 16]))], axis=0)
     x = b.one("Resize", [x, "", "", sizes], mode="nearest")
     last = add_conv(b, x, weight(2, 4))
-    _, made, shapes = collapse(tmp_path, b.model([last], x=(3, 8, 8)))
+    _, _, shapes = collapse(tmp_path, b.model([last], x=(3, 8, 8)))
     assert shapes["w_0"][0] == 3
 
 

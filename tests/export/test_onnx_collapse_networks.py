@@ -7,9 +7,9 @@ import onnx
 import pytest
 import torch
 import torchvision
-from benchmarks.onnx_collapse import lively, prepare
 from torch import nn
 
+from benchmarks.onnx_collapse import lively, prepare
 from polarprune_export import collapse_onnx
 
 

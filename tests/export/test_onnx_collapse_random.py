@@ -1,7 +1,7 @@
 """Random graphs: the outputs stay, nothing is left for a second pass, and nothing is kept in vain.
 
-What has to stay is asked of the graph itself, with numbers: noise is added to one channel at a time,
-and a channel that no output notices is not needed. No rule of the collapse is used for that.
+What has to stay is asked of the graph itself, with numbers: noise is added to one channel at a
+time, and a channel that no output notices is not needed. No rule of the collapse is used for that.
 """
 
 from pathlib import Path
@@ -39,7 +39,8 @@ def collapsed(
     try:
         report = collapse_onnx(folder / "in.onnx", folder / "out.onnx")
     except Refused as error:
-        assert "not finite" in str(error)
+        if "not finite" not in str(error):
+            raise
         return None
     return report, onnx.load(folder / "out.onnx")
 

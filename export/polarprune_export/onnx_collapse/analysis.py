@@ -27,6 +27,11 @@ from polarprune_export.onnx_collapse.probing import Probe
 from polarprune_export.onnx_collapse.sizes import Sizes
 from polarprune_export.onnx_session import Array
 
+REFUSED = {
+    False: "combines channels, or moves them in a way that is not known",
+    True: "has weights that are computed, or channels on another axis",
+}
+
 
 @dataclass(frozen=True)
 class Flow:
@@ -105,7 +110,7 @@ class Analysis:
         uses = len(self.constant_uses)
         if not rule(self, node):
             del self.constant_uses[uses:]
-            self.refuse(node, f"{words_for(node)} combines channels, or has them on another axis")
+            self.refuse(node, f"{words_for(node)} {REFUSED[kind in operators.MIXING]}")
         elif node in self._frozen:
             for value in (*node.inputs, *node.outputs):
                 self.pin_all(value)

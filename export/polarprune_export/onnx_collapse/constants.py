@@ -37,7 +37,7 @@ class Constants:
             plain = value not in self._fed and tensor is not None
             return None if not plain else _numbers(tensor)
         node = value.producer()
-        if node is None or len(node.outputs) != 1:
+        if node is None:
             return None
         if kind_of(node) == "Constant":
             return _numbers(ir.convenience.get_const_tensor(value))
@@ -50,7 +50,8 @@ class Constants:
         if sum(a.size for a in arrays if a is not None) > LARGEST_COMPUTED:
             return None
         results = run_node(node, arrays, self.opsets)
-        return None if results is None else results[0]
+        outputs = [output for output in node.outputs if output.name]
+        return None if results is None else results[outputs.index(value)]
 
     def quantised(self, value: ir.Value) -> bool:
         """Whether a constant is stored in whole numbers, behind a DequantizeLinear."""

@@ -32,8 +32,9 @@ MOVING = frozenset({
 # Of one constant these make the same constant; of zeros those that follow make zeros.
 KEEP_CONSTANT = frozenset({"ReduceMean", "ReduceMax", "ReduceMin"})
 KEEP_ZERO = frozenset({"ReduceL1", "ReduceL2", "ReduceSum", "ReduceSumSquare"})
-# A node of constants alone that may be evaluated: no random numbers, no control flow.
-FOLDABLE = ELEMENTWISE | MOVING | frozenset({"ConstantOfShape", "Range"})
+# A node of constants alone that may be evaluated: no random numbers, no control flow. Weights that
+# are standardised are computed with reductions and norms.
+FOLDABLE = ELEMENTWISE | MOVING | PER_CHANNEL | REDUCING | frozenset({"ConstantOfShape", "Shape"})
 
 
 def is_standard(node: ir.Node) -> bool:

@@ -175,7 +175,7 @@ def constant_of(value: ir.Value, opsets: dict[str, int]) -> Array:
     arrays = [None if given is None else constant_of(given, opsets) for given in node.inputs]
     results = run_node(node, arrays, opsets)
     assert results is not None
-    return results[0]
+    return results[[output for output in node.outputs if output.name].index(value)]
 
 
 def names_in(graph: ir.Graph) -> set[str]:
