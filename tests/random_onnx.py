@@ -224,13 +224,15 @@ def grouped(b: Build, x: Value) -> Value:
 def transposed(b: Build, x: Value) -> Value:
     groups = 2 if x.channels % 2 == 0 and b.chance(0.4) else 1
     out = groups * int(b.random.integers(1, 4))
-    weight = b.numbers(x.channels, out // groups, 1, 1)
+    kernel = int(b.random.choice([1, 3]))
+    weight = b.numbers(x.channels, out // groups, kernel, kernel)
     weight[b.some(x.channels)] = 0
     weight[:, b.some(out // groups)] = 0
     inputs = [x.name, b.constant(weight, "w")]
     if b.chance(0.5):
         inputs.append(b.constant(b.numbers(out), "b"))
-    return Value(b.one("ConvTranspose", inputs, group=groups), out, x.side)
+    pads = [kernel // 2] * 4
+    return Value(b.one("ConvTranspose", inputs, group=groups, pads=pads), out, x.side)
 
 
 def shuffle(b: Build, x: Value) -> Value:

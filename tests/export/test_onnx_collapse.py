@@ -390,6 +390,27 @@ def test_a_size_read_from_a_cut_value_follows_the_cut(tmp_path: Path) -> None:
     assert shapes["w_0"][0] == 3
 
 
+def test_a_slice_whose_bounds_are_fed_keeps_its_channels(tmp_path: Path) -> None:
+    b = Build(0)
+    x = add_conv(b, "x", weight(4, 3, zero=(1,)))
+    ends, axes = b.one("Add", ["start", b.constant(np.array([2]))]), b.constant(np.array([1]))
+    last = add_conv(b, b.one("Slice", [x, "start", ends, axes]), weight(2, 2))
+    model = b.model([last], x=(3, 8, 8), start=())
+    model.graph.input[1].CopyFrom(helper.make_tensor_value_info("start", TensorProto.INT64, [1]))
+    _, _, shapes = collapse(tmp_path, model)
+    assert shapes["w_0"][0] == 4
+
+
+def test_a_gemm_that_adds_a_number_an_image_is_left_alone(tmp_path: Path) -> None:
+    b = Build(0)
+    x = b.one("Gemm", ["x", b.constant(weight(3, 4, zero=(1,))[:, :, 0, 0], "w")])
+    rows = b.constant(np.arange(5, dtype=np.float32)[:, None], "rows")
+    last = b.one("Gemm", [x, b.constant(weight(4, 5)[:, :, 0, 0], "w"), rows])
+    model = b.model([last], batch=5, x=(3,))
+    report, _, _ = collapse(tmp_path, model)
+    assert not report.changed
+
+
 def test_float16_has_its_own_tolerance(tmp_path: Path) -> None:
     b = Build(0, dtype=np.float16)
     x = b.one("Conv", ["x", b.constant(weight(5, 3, zero=(1,)).astype(np.float16), "w")])

@@ -54,6 +54,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @given(seed=st.integers(0, 2**20), opset=st.sampled_from([9, 11, 13, 17, 18, 21]))
 def test_outputs_stay_and_a_second_pass_finds_nothing(seed: int, opset: int, folder: Path) -> None:
     model = random_model(seed, steps=9, opset=opset)
+    if seed % 2:  # a file that states the sizes of all values
+        model = onnx.shape_inference.infer_shapes(model)
     found = collapsed(model, folder)
     if found is None:
         return

@@ -179,6 +179,11 @@ class Analysis:
         constant = self.constants.array(value)
         return self.probe.numbers.get(str(value.name)) if constant is None else constant
 
+    def is_settled(self, value: ir.Value | None) -> bool:
+        """Whether a parameter is constant, or computed from sizes alone: not from an input."""
+        known = value is None or value in self.sizes.found
+        return known or self.constants.array(value) is not None
+
     def all_known(self) -> Known:
         """Per position of the graph what is known of it."""
         return np.concatenate([np.zeros(0), *self.known_positions])

@@ -15,7 +15,7 @@ from polarprune_export.onnx_collapse.counting import Counts, count_graph
 from polarprune_export.onnx_collapse.cutting import cut_graph, plan_edits
 from polarprune_export.onnx_collapse.edges import simplify_edges
 from polarprune_export.onnx_collapse.needs import find_needs
-from polarprune_export.onnx_collapse.probing import Feeds, choose_feeds, probe_model
+from polarprune_export.onnx_collapse.probing import Feeds, Probe, choose_feeds, probe_model
 from polarprune_export.onnx_collapse.reading import FILE_LIMIT_BYTES, read_model
 from polarprune_export.onnx_session import require_onnxruntime
 
@@ -148,12 +148,28 @@ def _collapse(model: ir.Model, feeds: list[Feeds]) -> _Outcome:
             stuck |= more
             continue
         if not any(needs.is_cut(v) for node in needs.live for v in (*node.inputs, *node.outputs)):
+            _state_shapes(model, probe)
             counts = count_graph(model, probe, feeds[0])
             return _Outcome(changed, blocks, counts, tuple(analysis.pinned))
         cut_graph(model, needs, edits)
         changed, stuck = True, set()  # what could not be written may be, of what is left
         remove_dead(model)
     raise Refused(f"the graph is not done after {ROUNDS} rounds; report this with the file")
+
+
+def _state_shapes(model: ir.Model, probe: Probe) -> None:
+    """Sizes that the file states for values in between become those of the smaller graph."""
+    for node in model.graph:
+        for value in node.outputs:
+            found = probe.shapes.get(str(value.name))
+            if found is None or value.shape is None or len(value.shape) != len(found):
+                continue
+            stated = list(value.shape.dims)
+            sizes = [
+                new if isinstance(old, int) else old for old, new in zip(stated, found, strict=True)
+            ]
+            if sizes != stated:
+                value.shape = ir.Shape(sizes)
 
 
 def _proto(model: ir.Model) -> "onnx.ModelProto":

@@ -1,6 +1,5 @@
 """Channels that nobody needs are cut out of weights, parameters and sizes."""
 
-from collections.abc import Iterable
 from functools import partial
 
 import numpy as np
@@ -85,24 +84,11 @@ def cut_graph(model: ir.Model, needs: Needs, edits: dict[ir.Node, Edit]) -> None
         for use in analysis.constant_uses
         if not needs.present[use.labels].any()
     }
-    _shrink_shapes(needs, (node for node in analysis.graph if node in needs.live))
     for node in list(analysis.graph):
         if node in needs.live and kind_of(node) == "Concat":
             _drop_operands(needs, node, empty)
     for node, edit in edits.items():
         _apply(analysis, store, node, edit)
-
-
-def _shrink_shapes(needs: Needs, nodes: Iterable[ir.Node]) -> None:
-    for node in nodes:
-        for value in node.outputs:
-            if not needs.is_cut(value) or value.shape is None:
-                continue
-            axis = needs.analysis.spreads[value].axis
-            sizes = list(value.shape.dims)
-            if axis < len(sizes) and isinstance(sizes[axis], int):
-                sizes[axis] = int(needs.kept(value).sum())
-                value.shape = ir.Shape(sizes)
 
 
 def _cut_mix(needs: Needs, store: Store, mix: Mix) -> None:
@@ -147,11 +133,11 @@ def _cut_bias(analysis: Analysis, store: Store, mix: Mix, kept_in: Mask, kept_ou
             axis = array.ndim - 1
             store.cut(node, 2, lambda array: array.take(places, axis=-1), {axis: places})
         return
-    weight = node.inputs[1]
+    weight, values = node.inputs[1], analysis.constants.array(node.inputs[1])
     assert weight is not None
-    assert weight.dtype is not None
+    assert values is not None
     beta = float(attribute(node, "beta", 1.0)) if kind_of(node) == "Gemm" else 1.0
-    bias = ((mix.bias + folded) / beta)[kept_out].astype(weight.dtype.numpy())
+    bias = ((mix.bias + folded) / beta)[kept_out].astype(values.dtype)
     if given is not None:
         store.put(node, 2, bias)
         return

@@ -109,7 +109,8 @@ def make_mix(node: ir.Node, constants: Constants, known: Known) -> Mix | None:
     given = constants.array(bias_value)
     bias = np.zeros(groups * each_out)
     if bias_value is not None:
-        if given is None or given.size not in (1, len(bias)):
+        # One number an output; of Gemm a column would be one number an image.
+        if given is None or given.size not in (1, len(bias)) or given.shape[-1:] != (given.size,):
             return None
         bias = bias + beta * given.reshape(-1).astype(np.float64)
     if len(known) != groups * each_in or _scaled_by_column(node, constants, groups):

@@ -67,7 +67,7 @@ def run_on_places(
     parameters: list[Array | None] = []
     for index, value in enumerate(node.inputs[1:], start=1):
         number = analysis.number(value)
-        if value is not None and number is None:
+        if value is not None and (number is None or not analysis.is_settled(value)):
             return None
         if kind_of(node) == "Pad" and index == 2 and number is not None:
             number = np.zeros(number.shape, np.float32)
@@ -255,6 +255,8 @@ def _starts_shuffle(
     last = nodes[2].outputs[0]
     shape, inner = analysis.shape(source), analysis.shape(first)
     if shape is None or inner is None or analysis.shape(last) != shape or found.axis != 1:
+        return None
+    if not all(analysis.is_settled(nodes[place].inputs[1]) for place in (0, 2)):
         return None
     apart = len(inner) == len(shape) + 1 and (inner[0], *inner[3:]) == (shape[0], *shape[2:])
     swapped = [0, 2, 1, *range(3, len(inner))]
