@@ -10,7 +10,7 @@ side. A channel that carries an infinity or a NaN into such a product is not kep
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -19,10 +19,10 @@ from polarprune_export.onnx_collapse import operators
 from polarprune_export.onnx_collapse.channel_rules import follow_axis_rules
 from polarprune_export.onnx_collapse.constants import Constants
 from polarprune_export.onnx_collapse.elementwise import combine
-from polarprune_export.onnx_collapse.labels import Ids, Known, Labels, Spread
+from polarprune_export.onnx_collapse.labels import ConstantUse, Flow, Ids, Known, Labels, Spread
 from polarprune_export.onnx_collapse.mixes import Mix, make_mix
 from polarprune_export.onnx_collapse.movement import move
-from polarprune_export.onnx_collapse.operators import attribute, kind_of, words_for
+from polarprune_export.onnx_collapse.operators import attribute, captured, kind_of, words_for
 from polarprune_export.onnx_collapse.probing import Probe
 from polarprune_export.onnx_collapse.sizes import Sizes
 from polarprune_export.onnx_session import Array
@@ -31,25 +31,6 @@ REFUSED = {
     False: "combines channels, or moves them in a way that is not known",
     True: "has weights that are computed, or channels on another axis",
 }
-
-
-@dataclass(frozen=True)
-class Flow:
-    """Of one node: output positions, and the input positions that each is made of."""
-
-    node: ir.Node
-    outputs: Ids
-    inputs: Ids
-
-
-@dataclass(frozen=True)
-class ConstantUse:
-    """A constant that is cut with channels, at one input of one node."""
-
-    node: ir.Node
-    index: int
-    axis: int
-    labels: Ids
 
 
 class Analysis:
@@ -208,19 +189,6 @@ class Analysis:
             if outside or value.is_graph_output():
                 for source, _ in (side for e in numbers.elements for side in e.sides):
                     self.pin_all(source)
-
-
-def captured(node: ir.Node) -> list[ir.Value]:
-    """What the subgraphs of a node (If, Loop, Scan) take from outside."""
-    found = []
-    for attr in node.attributes.values():
-        graphs = [attr.value] if attr.type == ir.AttributeType.GRAPH else []
-        graphs += list(attr.value) if attr.type == ir.AttributeType.GRAPHS else []
-        for graph in graphs:
-            found += list(graph.outputs)  # what a subgraph gives may be an outer value
-            for inner in graph.all_nodes():
-                found += [value for value in inner.inputs if value is not None]
-    return found
 
 
 def _mix(analysis: Analysis, node: ir.Node) -> bool:

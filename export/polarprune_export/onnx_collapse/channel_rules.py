@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from polarprune_export.onnx_collapse.labels import Known, Spread
+from polarprune_export.onnx_collapse.labels import ConstantUse, Known, Spread
 from polarprune_export.onnx_collapse.operators import (
     KEEP_CONSTANT,
     KEEP_ZERO,
@@ -59,8 +59,6 @@ def _pass_on(analysis: "Analysis", node: ir.Node, found: Spread, axis: int, know
 
 
 def _per_channel(analysis: "Analysis", node: ir.Node, source: ir.Value) -> bool:
-    from polarprune_export.onnx_collapse.analysis import ConstantUse
-
     parameters = [analysis.constants.array(value) for value in node.inputs[1:]]
     arrays = [a.astype(np.float64) for a in parameters if a is not None and a.ndim == 1]
     wanted = 4 if kind_of(node) == "BatchNormalization" else 2

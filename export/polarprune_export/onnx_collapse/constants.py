@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from polarprune_export.onnx_collapse.operators import FOLDABLE, kind_of
+from polarprune_export.onnx_collapse.operators import FOLDABLE, kind_of, opsets_of
 from polarprune_export.onnx_collapse.single_nodes import run_node
 from polarprune_export.onnx_session import Array
 
@@ -18,7 +18,7 @@ class Constants:
     """Arrays of constant values, computed when first asked for."""
 
     def __init__(self, model: ir.Model) -> None:
-        self.opsets = dict(model.opset_imports)
+        self.opsets = opsets_of(model)
         self._fed = set(model.graph.inputs) if model.ir_version >= FIRST_IR_WITH_DEFAULTS else set()
         self._found: dict[ir.Value, Array | None] = {}
 

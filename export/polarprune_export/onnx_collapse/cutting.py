@@ -6,18 +6,13 @@ import numpy as np
 import onnx_ir as ir
 
 from polarprune_export.onnx_collapse.analysis import Analysis
+from polarprune_export.onnx_collapse.edits import CannotBeWritten, Edit, rewritten
 from polarprune_export.onnx_collapse.labels import Mask
 from polarprune_export.onnx_collapse.mixes import Mix
-from polarprune_export.onnx_collapse.moving_cut import (
-    CannotBeWritten,
-    Edit,
-    plan_move,
-    plan_resize,
-    plan_shuffle,
-    rewritten,
-)
+from polarprune_export.onnx_collapse.moving_cut import plan_move, plan_resize
 from polarprune_export.onnx_collapse.needs import Needs, drops
 from polarprune_export.onnx_collapse.operators import attribute, kind_of
+from polarprune_export.onnx_collapse.shuffles import plan_shuffle
 from polarprune_export.onnx_collapse.stored import Store
 from polarprune_export.onnx_session import Array
 

@@ -7,8 +7,8 @@ import numpy as np
 import onnx_ir as ir
 
 from polarprune_export.onnx_collapse.constants import per_position
-from polarprune_export.onnx_collapse.labels import Ids, Known
-from polarprune_export.onnx_collapse.operators import attribute, kind_of
+from polarprune_export.onnx_collapse.labels import ConstantUse, Ids, Known
+from polarprune_export.onnx_collapse.operators import kind_of
 from polarprune_export.onnx_collapse.single_nodes import run_node
 from polarprune_export.onnx_session import Array
 
@@ -113,8 +113,6 @@ def _operand(
 def _constant(
     analysis: "Analysis", node: ir.Node, index: int, own: int, size: int, array: Array
 ) -> _Operand:
-    from polarprune_export.onnx_collapse.analysis import ConstantUse
-
     if array.size == 1:
         number = float(array.reshape(-1)[0])
         return _Operand(None, None, np.full(size, number), array)
@@ -152,10 +150,3 @@ def _known(
         for operand in operands:
             known[operand.known == 0] = 0.0  # what it meets is taken to be finite
     return known
-
-
-def is_quantising(node: ir.Node) -> bool:
-    """Whether a node rounds to a grid: then a last bit can become a step."""
-    return kind_of(node) in ("QuantizeLinear", "DynamicQuantizeLinear") or bool(
-        attribute(node, "quantized", 0)
-    )

@@ -1,9 +1,10 @@
-"""Labels: which channels go together, and where in a value they lie."""
+"""Labels: which channels go together, where in a value they lie, and where they come from."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 Ids = npt.NDArray[np.int64]
 Known = npt.NDArray[np.float64]
@@ -30,6 +31,25 @@ class Spread:
     def positions(self) -> Ids:
         """Its places among all positions of the graph."""
         return np.arange(self.start, self.start + len(self.labels))
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Of one node: output positions, and the input positions that each is made of."""
+
+    node: ir.Node
+    outputs: Ids
+    inputs: Ids
+
+
+@dataclass(frozen=True)
+class ConstantUse:
+    """A constant that is cut with channels, at one input of one node."""
+
+    node: ir.Node
+    index: int
+    axis: int
+    labels: Ids
 
 
 class Labels:

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from polarprune_export.onnx_collapse.labels import Ids, Spread
+from polarprune_export.onnx_collapse.labels import ConstantUse, Ids, Spread
 from polarprune_export.onnx_collapse.operators import attribute, kind_of
+from polarprune_export.onnx_collapse.shuffles import end_shuffle, starts_shuffle
 from polarprune_export.onnx_collapse.single_nodes import run_node
 from polarprune_export.onnx_session import Array
 
@@ -31,8 +32,8 @@ def move(analysis: "Analysis", node: ir.Node) -> bool:
         return False
     found = analysis.spreads.get(source)
     if found is None:
-        return _shuffle(analysis, node)
-    if kind_of(node) == "Reshape" and _starts_shuffle(analysis, node, found) is not None:
+        return end_shuffle(analysis, node)
+    if kind_of(node) == "Reshape" and starts_shuffle(analysis, node, found) is not None:
         return True  # told by the end of the shuffle; until then nothing else looks at it
     if kind_of(node) == "Squeeze" and not _axes_given(node):
         return False  # it would drop the axis of a single channel
@@ -188,8 +189,6 @@ def _best_axis(result: Ids, varying: list[int]) -> int | None:
 
 def _concatenate(analysis: "Analysis", node: ir.Node) -> bool:
     """Along the channels one after the other; along another axis they meet, and are tied."""
-    from polarprune_export.onnx_collapse.analysis import ConstantUse
-
     result = node.outputs[0]
     shape = analysis.shape(result)
     axes = {analysis.spreads[v].axis for v in node.inputs if v in analysis.spreads}
@@ -234,57 +233,3 @@ def _concatenate(analysis: "Analysis", node: ir.Node) -> bool:
 def _axes_given(node: ir.Node) -> bool:
     given = len(node.inputs) > 1 and node.inputs[1] is not None
     return given or attribute(node, "axes") is not None
-
-
-def _starts_shuffle(
-    analysis: "Analysis", node: ir.Node, found: Spread
-) -> tuple[ir.Node, ir.Node] | None:
-    """The Transpose and the Reshape that make a channel shuffle of this Reshape."""
-    first = node.outputs[0]
-    nodes = [node]
-    for wanted in ("Transpose", "Reshape"):
-        users = list(nodes[-1].outputs[0].uses())
-        if len(users) != 1 or nodes[-1].outputs[0].is_graph_output():
-            return None
-        user, index = users[0]
-        if kind_of(user) != wanted or index != 0 or user.graph is not analysis.graph:
-            return None
-        nodes.append(user)
-    source = node.inputs[0]
-    assert source is not None
-    last = nodes[2].outputs[0]
-    shape, inner = analysis.shape(source), analysis.shape(first)
-    if shape is None or inner is None or analysis.shape(last) != shape or found.axis != 1:
-        return None
-    if not all(analysis.is_settled(nodes[place].inputs[1]) for place in (0, 2)):
-        return None
-    apart = len(inner) == len(shape) + 1 and (inner[0], *inner[3:]) == (shape[0], *shape[2:])
-    swapped = [0, 2, 1, *range(3, len(inner))]
-    if not apart or list(attribute(nodes[1], "perm", ())) != swapped:
-        return None
-    return nodes[1], nodes[2]
-
-
-def _shuffle(analysis: "Analysis", node: ir.Node) -> bool:
-    """The end of a shuffle: its labels are those of the source of the first Reshape, reordered."""
-    if kind_of(node) != "Reshape" or node.inputs[0] is None:
-        return True
-    middle = node.inputs[0].producer()
-    if middle is None or kind_of(middle) != "Transpose" or middle.inputs[0] is None:
-        return True
-    start = middle.inputs[0].producer()
-    if start is None or kind_of(start) != "Reshape" or start.inputs[0] is None:
-        return True
-    source = start.inputs[0]
-    found = analysis.spreads.get(source)
-    if found is None or _starts_shuffle(analysis, start, found) is None:
-        return True
-    inner = analysis.shape(start.outputs[0])
-    assert inner is not None
-    order = np.arange(len(found.labels)).reshape(inner[1], inner[2]).T.reshape(-1)
-    if not analysis.put(node.outputs[0], 1, found.labels[order], found.known[order]):
-        analysis.read_all(source)
-        return True
-    analysis.shuffles[node] = (source, order)
-    analysis.flow(node, analysis.spreads[node.outputs[0]].positions, found.positions[order])
-    return True

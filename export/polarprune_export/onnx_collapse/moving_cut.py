@@ -4,41 +4,16 @@ Each plan is run on the places of the channels that stay, and has to give what t
 result keeps; where it does not, or cannot be written, the operator's channels stay whole.
 """
 
-from dataclasses import dataclass, field
-
 import numpy as np
 import onnx_ir as ir
 
 from polarprune_export.onnx_collapse.analysis import Analysis
+from polarprune_export.onnx_collapse.edits import CannotBeWritten, Edit, asked_sizes, rewritten
 from polarprune_export.onnx_collapse.labels import Ids
 from polarprune_export.onnx_collapse.movement import places_along, run_on_places, run_with
 from polarprune_export.onnx_collapse.needs import Needs
 from polarprune_export.onnx_collapse.operators import attribute, kind_of
 from polarprune_export.onnx_session import Array
-
-
-class CannotBeWritten(Exception):
-    """The operator has no form for these channels."""
-
-
-@dataclass
-class Edit:
-    """New parameters of one node.
-
-    Attributes:
-        elements: per input the elements of a list of sizes that change.
-        constants: per input the constant that takes its place.
-        attributes: new values, None for one that goes.
-        dropped: outputs that go.
-        picked: (node, axis, places): the result becomes a Gather from that node's first input,
-            which another edit may have replaced by then.
-    """
-
-    elements: dict[int, dict[int, float]] = field(default_factory=dict)
-    constants: dict[int, Array] = field(default_factory=dict)
-    attributes: dict[str, list[int] | None] = field(default_factory=dict)
-    dropped: list[int] = field(default_factory=list)
-    picked: tuple[ir.Node, int, Ids] | None = None
 
 
 def plan_move(needs: Needs, node: ir.Node) -> Edit:
@@ -80,37 +55,6 @@ def plan_resize(needs: Needs, node: ir.Node) -> Edit:
     return edit
 
 
-def plan_shuffle(needs: Needs, node: ir.Node) -> dict[ir.Node, Edit]:
-    """A shuffle of fewer groups or fewer channels a group; else a Gather in the new order."""
-    analysis = needs.analysis
-    source, order = analysis.shuffles[node]
-    kept = needs.kept(source)
-    rank = np.cumsum(kept) - 1
-    wanted = rank[order[kept[order]]]
-    middle = node.inputs[0].producer() if node.inputs[0] is not None else None
-    start = middle.inputs[0].producer() if middle is not None and middle.inputs[0] else None
-    assert start is not None
-    inner = analysis.shape(start.outputs[0])
-    assert inner is not None
-    groups = int(kept.reshape(inner[1], inner[2]).any(axis=1).sum())
-    each, rest = divmod(len(wanted), groups)
-    if not rest and np.array_equal(np.arange(len(wanted)).reshape(groups, each).T.ravel(), wanted):
-        edits = {start: Edit(), node: Edit()}
-        for where, axis, size in ((start, 1, groups), (start, 2, each), (node, 1, len(wanted))):
-            if _asked(analysis, where)[axis] != -1:
-                edits[where].elements.setdefault(1, {})[axis] = size
-        return edits
-    return {node: Edit(picked=(start, 1, wanted))}
-
-
-def _asked(analysis: Analysis, node: ir.Node) -> Array:
-    """The sizes that a node is given, at the first probed size."""
-    number = analysis.number(node.inputs[1])
-    if number is None:
-        raise CannotBeWritten
-    return number
-
-
 def _sizes(needs: Needs, node: ir.Node, edit: Edit) -> None:
     analysis = needs.analysis
     source, result = node.inputs[0], node.outputs[0]
@@ -119,7 +63,7 @@ def _sizes(needs: Needs, node: ir.Node, edit: Edit) -> None:
         return
     spread, shape = analysis.spreads[result], analysis.shape(result)
     assert shape is not None
-    asked = _asked(analysis, node)
+    asked = asked_sizes(analysis, node)
     place = spread.axis - len(shape) + len(asked)
     if place < 0 or asked[place] == -1:
         return
@@ -214,7 +158,7 @@ def _pad(needs: Needs, node: ir.Node, edit: Edit) -> None:
     assert shape is not None
     amounts = attribute(node, "pads")
     if amounts is None:
-        amounts = _asked(analysis, node)
+        amounts = asked_sizes(analysis, node)
     given = analysis.number(node.inputs[3]) if len(node.inputs) > 3 else None
     axes = [int(a) % len(shape) for a in (range(len(shape)) if given is None else given)]
     if axis not in axes:
@@ -287,15 +231,3 @@ def _rehearse(needs: Needs, analysis: Analysis, node: ir.Node, edit: Edit) -> No
             wanted = wanted.compress(needs.kept(node.outputs[i]), axis=found.axis)
         if not np.array_equal(got, wanted):
             raise CannotBeWritten
-
-
-def rewritten(node: ir.Node, edit: Edit) -> ir.Node:
-    """A loose copy of a node, its attributes and the number of its outputs as edited."""
-    attributes = {
-        name: given.value for name, given in node.attributes.items() if name not in edit.attributes
-    }
-    attributes |= {name: value for name, value in edit.attributes.items() if value is not None}
-    inputs = [None if value is None else ir.val(str(value.name)) for value in node.inputs]
-    count = len(node.outputs) - len(edit.dropped)
-    outputs = [ir.val(f"result_{i}") for i in range(count)]
-    return ir.node(node.op_type, inputs, attributes, outputs=outputs, domain=node.domain)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from polarprune_export.onnx_collapse.analysis import Analysis, Flow, captured
-from polarprune_export.onnx_collapse.labels import Ids, Mask
+from polarprune_export.onnx_collapse.analysis import Analysis
+from polarprune_export.onnx_collapse.labels import Flow, Ids, Mask
 from polarprune_export.onnx_collapse.mixes import Mix
-from polarprune_export.onnx_collapse.operators import attribute, kind_of
+from polarprune_export.onnx_collapse.operators import attribute, captured, kind_of
 
 
 @dataclass(frozen=True)

@@ -57,3 +57,22 @@ def words_for(node: ir.Node) -> str:
     """A node in a message."""
     domain = "" if is_standard(node) else f"{node.domain}."
     return f"{domain}{node.op_type} {node.name!r}" if node.name else f"{domain}{node.op_type}"
+
+
+def opsets_of(model: ir.Model) -> dict[str, int]:
+    """The version of ONNX's own operators, which are the only ones that are looked into."""
+    versions = model.opset_imports
+    return {"": versions[""] if "" in versions else versions["ai.onnx"]}
+
+
+def captured(node: ir.Node) -> list[ir.Value]:
+    """What the subgraphs of a node (If, Loop, Scan) take from outside."""
+    found = []
+    for attr in node.attributes.values():
+        graphs = [attr.value] if attr.type == ir.AttributeType.GRAPH else []
+        graphs += list(attr.value) if attr.type == ir.AttributeType.GRAPHS else []
+        for graph in graphs:
+            found += list(graph.outputs)  # what a subgraph gives may be an outer value
+            for inner in graph.all_nodes():
+                found += [value for value in inner.inputs if value is not None]
+    return found

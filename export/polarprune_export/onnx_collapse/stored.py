@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from polarprune_export.onnx_collapse.constants import FIRST_IR_WITH_DEFAULTS
-from polarprune_export.onnx_collapse.operators import attribute, kind_of
+from polarprune_export.onnx_collapse.operators import attribute, kind_of, opsets_of
 from polarprune_export.onnx_collapse.single_nodes import run_node
 from polarprune_export.onnx_session import Array
 
@@ -161,7 +161,7 @@ class Store:
         return made.outputs[0]
 
     def _opsets(self) -> dict[str, int]:
-        return dict(self._model.opset_imports)
+        return opsets_of(self._model)
 
 
 def constant_of(value: ir.Value, opsets: dict[str, int]) -> Array:
