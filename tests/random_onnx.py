@@ -28,6 +28,7 @@ class Build:
     seed: int
     opset: int = OPSET
     dtype: type = np.float32
+    largest: float = 1.0
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
 
@@ -58,8 +59,8 @@ class Build:
         return bool(self.random.random() < share)
 
     def some(self, count: int) -> np.ndarray:
-        """A random mask, of none, of some or (seldom) of all."""
-        share = self.random.choice([0.0, 0.3, 0.6, 1.0], p=[0.25, 0.35, 0.3, 0.1])
+        """A random mask: of none, of some or, seldom, of the largest share."""
+        share = self.random.choice([0.0, 0.3, 0.6, self.largest], p=[0.25, 0.35, 0.3, 0.1])
         return self.random.random(count) < share
 
     def model(

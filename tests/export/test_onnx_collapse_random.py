@@ -89,11 +89,11 @@ def straight_model(seed: int) -> tuple[onnx.ModelProto, list[Value]]:
     Nothing is tied here, no activation is flat, and constants can all be folded: either there is no
     padding, or all of them are zero.
     """
-    b = Build(seed)
+    b = Build(seed, largest=0.5)
     padding = b.chance(0.5)
     x, made = Value("x", 3, 12), []
-    for _ in range(4):
-        x = conv(b, x, int(b.random.integers(2, 7)), int(b.random.choice([1, 3])), pad=padding)
+    for _ in range(3):
+        x = conv(b, x, int(b.random.integers(6, 13)), int(b.random.choice([1, 3])), pad=padding)
         if padding and len(b.nodes[-1].input) == 3:
             del b.nodes[-1].input[2]
         made.append(x)
