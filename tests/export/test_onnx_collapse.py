@@ -390,6 +390,27 @@ def test_a_size_read_from_a_cut_value_follows_the_cut(tmp_path: Path) -> None:
     assert shapes["w_0"][0] == 3
 
 
+def test_a_channel_count_that_is_an_output_stays(tmp_path: Path) -> None:
+    b = Build(0)
+    x = add_conv(b, "x", weight(4, 3, zero=(1,)))
+    shape, last = b.one("Shape", [x]), add_conv(b, x, weight(2, 4))
+    model = b.model([last, shape], x=(3, 8, 8))
+    model.graph.output[1].type.tensor_type.elem_type = TensorProto.INT64
+    report, _, shapes = collapse(tmp_path, model)
+    assert shapes["w_0"][0] == 4
+    assert "is given out" in report.pinned[0]
+
+
+def test_a_channel_count_in_arithmetic_becomes_a_number(tmp_path: Path) -> None:
+    b = Build(0)
+    x = add_conv(b, "x", weight(4, 3, zero=(1,)))
+    count = b.one("Gather", [b.one("Shape", [x]), b.constant(np.array(1))])
+    root = b.one("Sqrt", [b.one("Cast", [count], to=TensorProto.FLOAT)])
+    last = b.one("Div", [add_conv(b, x, weight(2, 4)), root])
+    _, _, shapes = collapse(tmp_path, b.model([last], x=(3, 8, 8)))
+    assert shapes["w_0"][0] == 3
+
+
 def test_a_slice_whose_bounds_are_fed_keeps_its_channels(tmp_path: Path) -> None:
     b = Build(0)
     x = add_conv(b, "x", weight(4, 3, zero=(1,)))

@@ -187,8 +187,10 @@ class Analysis:
         for value, numbers in self.sizes.found.items():
             outside = any(user.graph is not self.graph for user, _ in value.uses())
             if outside or value.is_graph_output():
-                for source, _ in (side for e in numbers.elements for side in e.sides):
-                    self.pin_all(source)
+                for source, axis in (side for e in numbers.elements for side in e.sides):
+                    if source in self.spreads and self.spreads[source].axis == axis:
+                        self.pin_all(source)
+                        self.pinned[f"the channel count of {source.name!r} is given out"] = None
 
 
 def _mix(analysis: Analysis, node: ir.Node) -> bool:
