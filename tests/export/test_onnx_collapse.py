@@ -383,7 +383,10 @@ def test_a_size_read_from_a_cut_value_follows_the_cut(tmp_path: Path) -> None:
     x = add_conv(b, "x", weight(4, 3, zero=(1,)))
     shape = b.one("Shape", [x])
     head = b.one("Slice", [shape, *(b.constant(np.array([n])) for n in (0, 2, 0))])
-    sizes = b.one("Concat", [head, b.constant(np.array([16, 16]))], axis=0)
+    end = np.iinfo(np.int64).max  # what exporters write for "to the end"
+    tail = b.one("Slice", [shape, *(b.constant(np.array([n])) for n in (2, end, 0))])
+    twice = b.one("Mul", [tail, b.constant(np.array([2, 2]))])
+    sizes = b.one("Concat", [head, twice], axis=0)
     x = b.one("Resize", [x, "", "", sizes], mode="nearest")
     last = add_conv(b, x, weight(2, 4))
     _, _, shapes = collapse(tmp_path, b.model([last], x=(3, 8, 8)))

@@ -32,7 +32,7 @@ Side = tuple[ir.Value, int]
 class Element:
     """One number: known where it does not depend on a free side; the sides it was read from."""
 
-    number: float | None
+    number: float | None  # whole numbers as int: the largest int64, an end, is no float
     sides: frozenset[Side] = frozenset()
 
 
@@ -89,7 +89,7 @@ class Sizes:
             or array.dtype.kind not in "iuf"
         ):
             return None
-        elements = tuple(Element(float(number)) for number in array.reshape(-1))
+        elements = tuple(Element(number) for number in array.reshape(-1).tolist())
         return Numbers(elements, array.ndim == 0)
 
     def _shape(self, node: ir.Node) -> Numbers | None:
@@ -104,7 +104,7 @@ class Sizes:
         axes = range(len(shape))[attribute(node, "start", 0) : attribute(node, "end", len(shape))]
         return Numbers(
             tuple(
-                Element(float(shape[a]), frozenset([(value, a)])) if fixed[a] else Element(None)
+                Element(shape[a], frozenset([(value, a)])) if fixed[a] else Element(None)
                 for a in axes
             ),
             False,
@@ -145,6 +145,6 @@ class Sizes:
             if all(operand.number is not None for operand in operands):
                 arrays = [np.array(operand.number).astype(dtype) for operand in operands]
                 results = run_node(node, arrays, self._constants.opsets)
-                number = None if results is None else float(results[0])
+                number = None if results is None else results[0].item()
             elements.append(Element(number, sides))
         return Numbers(tuple(elements), all(numbers.scalar for numbers in given))
