@@ -122,20 +122,24 @@ CANDIDATES = {
         changes=(agree_at_the_target,),
     ),
     "relaxation-gaussian": Candidate(
-        "relaxation, fence-sitter loss", {"method": "relaxation", "ejector": "gaussian"}
+        "relaxation, fence-sitter loss as in the authors' code (before 27 November)",
+        {"method": "relaxation", "ejector": "gaussian"},
     ),
     "relaxation-annealed": Candidate(
-        "relaxation, annealed", {"method": "relaxation", "ejector": "annealed"}
+        "relaxation, annealed (before 27 November)",
+        {"method": "relaxation", "ejector": "annealed"},
     ),
     "relaxation-channels": Candidate(
-        "relaxation, annealed, blocks without a weight of their own",
+        "relaxation, annealed, blocks without a weight of their own (before 27 November)",
         {"method": "relaxation", "ejector": "annealed"},
         changes=(relax_channels_alone,),
     ),
-    "relaxation-annealed-60": Candidate(
-        "relaxation, annealed, search from 0.1, settle at 0.6",
-        {"method": "relaxation", "ejector": "annealed"},
-        one_pass={"phases": Phases(search=0.1, settle=0.6)},
+    "rising-gaussian": Candidate(
+        "relaxation, rising threshold, fence-sitter loss by shares",
+        {"method": "relaxation", "ejector": "gaussian"},
+    ),
+    "rising-annealed": Candidate(
+        "relaxation, rising threshold, annealed", {"method": "relaxation", "ejector": "annealed"}
     ),
     "every-1": Candidate("each image decides in every step", one_pass={"individual_every": 1}),
 }

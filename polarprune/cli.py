@@ -215,9 +215,21 @@ def export(
     x: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="What to export.")],
     out: Annotated[Path, typer.Option(help="Bundle folder to make; an older bundle is replaced.")],
     format: Annotated[str, typer.Option(help="onnx, or trt for ONNX and an engine.")] = "onnx",
-    precision: Annotated[str, typer.Option(help="fp32.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="fp32, fp16, bf16 or int8 (int8 needs --data); in and out fp32.")
+    ] = "fp32",
+    embed_preprocess: Annotated[
+        bool,
+        typer.Option(
+            "--embed-preprocess", help="Take uint8 pixels (n, h, w, 3), normalise in the graph."
+        ),
+    ] = False,
     batch: Annotated[
-        str, typer.Option(help="Batch sizes of the engine, images: smallest:tuned:largest.")
+        str,
+        typer.Option(
+            help="Batch sizes of the engine, images: smallest:tuned:largest; one number fixes it, "
+            "in the ONNX file too."
+        ),
     ] = "1:8:64",
     data: Annotated[
         str | None,
@@ -232,6 +244,28 @@ def export(
             metavar="POINTS",
             help="Refuse to lose more top-1 (or mIoU) than this, 0..100.",
             show_default="no bound",
+        ),
+    ] = None,
+    gpu: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CAPABILITY",
+            help="Compute capability of the engine, as 8.9; several with commas.",
+            show_default="all that can be built",
+        ),
+    ] = None,
+    engine_compat: Annotated[
+        str,
+        typer.Option(
+            help="Where an enterprise TensorRT engine runs too: none, version, ampere+ or same-cc."
+        ),
+    ] = "none",
+    sign: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="KEY.pem",
+            help="Sign the manifest with this ed25519 private key.",
+            show_default="unsigned",
         ),
     ] = None,
     num_classes: Classes = None,
@@ -249,7 +283,8 @@ def export(
         answer = exporting.export_bundle(
             x, format=format, precision=precision, batch=batch, data=data, weights=weights,
             num_classes=num_classes, image_size=image_size, out=out,
-            max_accuracy_drop=max_accuracy_drop,
+            max_accuracy_drop=max_accuracy_drop, gpus=gpu or (), engine_compat=engine_compat,
+            sign=sign, embed_preprocess=embed_preprocess,
             progress=lambda text, step, steps: progress(text, step, steps, {}),
         )  # fmt: skip
     terminal.show(
@@ -258,7 +293,11 @@ def export(
         f"Runs on: {answer['runs_on']}",
     )
     if task_figures(answer):
-        terminal.show(f"Of the ONNX file: {task_figures(answer)}.")
+        before = answer["before"]
+        was = "" if before is None else f"; in float32: {task_figures(before)}"
+        terminal.show(f"Of the ONNX file: {task_figures(answer)}{was}.")
+    if answer["kept_float32"]:
+        terminal.show(f"Left in float32: {', '.join(answer['kept_float32'])}")
     terminal.result(answer)
 
 
@@ -289,17 +328,27 @@ def collapse_onnx(
 @app.command(epilog="Example: polarprune verify bundle")
 def verify(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder.")],
+    public_key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="KEY.pem",
+            help="Require the signature of this ed25519 key, before anything is read.",
+            show_default="a signature is not checked",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a bundle again, on this machine.
 
-    Digests, certificate, ONNX, and its outputs in ONNX Runtime here.
+    Signature (with --public-key), digests, certificate, ONNX, and its outputs in ONNX Runtime here.
+    Digests show accidents; whoever can change the manifest can change them, but not the signature.
     """
     from polarprune_export.bundle_verification import verify_bundle
 
-    answer = verify_bundle(bundle)
+    answer = verify_bundle(bundle, public_key)
     terminal = Terminal(as_json)
     terminal.show(f"Bundle {bundle} holds: {len(answer['files'])} files with the right digests.")
+    terminal.show(f"Signature: {answer['signature']}.")
     for link in answer["parity"]:
         terminal.show(
             f"ONNX Runtime here, {link['inputs']} inputs (n = {link['n']}): largest relative "

@@ -64,3 +64,9 @@ class BackendUnavailable(PolarpruneError):
 def first_line(error: BaseException) -> str:
     """What an exception says, in one line; its type where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def quote(value: object, limit: int = 80) -> str:
+    """A value from a file as a message may quote it: in one line, cut where it is long."""
+    words = ascii(value[:limit] if isinstance(value, str | bytes) else value)
+    return words if len(words) <= limit else f"{words[:limit]}..."

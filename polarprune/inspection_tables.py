@@ -118,8 +118,14 @@ def bundle_tables(found: BundleInspection) -> Iterator[Table | str]:
         accuracy = manifest.accuracy
         yield (
             f"{sentence(task_figures(accuracy.figures))} on {accuracy.data} "
-            f"(n = {accuracy.n:,}), measured with {accuracy.measured_with}."
+            f"(n = {accuracy.n:,}), measured with {accuracy.measured_with}"
+            f"{_before(found)}."
         )
+
+
+def _before(found: BundleInspection) -> str:
+    before = found.manifest.accuracy_before
+    return "" if before is None else f"; before, in float32: {task_figures(before.figures)}"
 
 
 def _link_cells(link: CertificateLink) -> list[str]:
@@ -136,8 +142,11 @@ def _link_cells(link: CertificateLink) -> list[str]:
 
 def _engine_lines(found: BundleInspection) -> Iterator[str]:
     engine, batch = found.manifest.engine, found.manifest.batch
+    if found.manifest.kept_float32:
+        kept = ", ".join(found.manifest.kept_float32)
+        yield f"In float32 all the same ({found.manifest.kept_because}): {kept}."
     if engine is None:
-        yield f"Precision {found.manifest.precision}; no engine: runs wherever ONNX Runtime does."
+        yield f"Precision {found.manifest.precision}; no engine; runs on {found.manifest.runs_on}."
         return
     yield f"Precision {found.manifest.precision}; batch {batch.min}:{batch.opt}:{batch.max}."
     yield f"Engine {engine.runtime} {engine.version} runs on: {engine.runs_on}"
@@ -151,7 +160,8 @@ def _preprocessing_lines(found: BundleInspection) -> Iterator[str]:
         mean, std = (", ".join(f"{x:.4f}" for x in xs) for xs in (steps.mean, steps.std))
         yield (
             f"Preprocessing: shorter side to {steps.resize_side}, centre {steps.height} x "
-            f"{steps.width}, {steps.color} / 255, minus ({mean}), over ({std}), {steps.layout}."
+            f"{steps.width}, {steps.color} / 255, minus ({mean}), over ({std}), {steps.layout}"
+            f"{'; from the division on inside of the graph' if steps.embedded else ''}."
         )
     classes = found.manifest.classes
     shown = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")

@@ -6,20 +6,33 @@ the digest before anything else sees them, because an engine is executable code.
 """
 
 import dataclasses
+import errno
 import hashlib
 import json
-import types
-import typing
+import os
+import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from polarprune.errors import BundleError
+from polarprune.errors import BundleError, quote
+from polarprune.manifest_checks import check_manifest
+from polarprune.strict_json import parse_strict
+from polarprune.typed_json import build_typed
 
 SCHEMA = 1
 """Raised whenever a reader of the old form would misread the new one."""
 
 MANIFEST_NAME = "manifest.json"
+SIGNATURE_NAME = "manifest.json.sig"
+"""A detached signature of the manifest, where there is one (`polarprune_export.signatures`)."""
+
+LARGEST_MANIFEST = 1 << 24
+"""Bytes: room for 20,000 classes with long names."""
+LONGEST_NAME = 255
+"""Bytes of a file's name."""
+PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -49,7 +62,8 @@ class Preprocessing:
     """From a decoded image to the input.
 
     The shorter side is resized to `resize_side`, the centre cropped to height and width, the pixels
-    divided by 255, `mean` subtracted, and the rest divided by `std`, channel by channel.
+    divided by 255, `mean` subtracted, and the rest divided by `std`, channel by channel. Where that
+    is `embedded` in the graph, the input is the pixels.
     """
 
     height: int
@@ -59,6 +73,7 @@ class Preprocessing:
     std: tuple[float, ...]
     layout: str = "NCHW"
     color: str = "RGB"
+    embedded: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,7 +90,9 @@ class EngineInfo:
     """The engine and what it is tied to.
 
     `compute_capabilities` are the GPU generations it holds code for; `gpu` and `driver` are those
-    of the building machine where the engine is tied to them, else None.
+    of the building machine where the engine is tied to them, else None. `flags` are the builder's
+    options ("version", "ampere+", "same-cc"); `fingerprint` is the sha256 of what it was built
+    from, the ONNX file included (`polarprune_export.engine_description`).
     """
 
     file: str
@@ -88,6 +105,8 @@ class EngineInfo:
     outputs: tuple[TensorSpec, ...]
     gpu: str | None = None
     driver: str | None = None
+    flags: tuple[str, ...] = ()
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -137,7 +156,8 @@ class Manifest:
     """A bundle's description; `files` leaves out the manifest itself.
 
     `preprocessing` is None and `classes` empty where they are not known. `base` records what the
-    network was made from, as words for the reader.
+    network was made from, as words for the reader. `accuracy_before` is that of the float32 network
+    where it was measured; `kept_float32` names operators that a lower precision left as they were.
     """
 
     name: str
@@ -155,6 +175,18 @@ class Manifest:
     tools: dict[str, str]
     files: dict[str, FileEntry]
     schema: int = SCHEMA
+    accuracy_before: Accuracy | None = None
+    kept_float32: tuple[str, ...] = ()
+    kept_because: str | None = None
+
+    @property
+    def runs_on(self) -> str:
+        """Where the network can run, in words."""
+        if self.engine is not None:
+            return self.engine.runs_on
+        if self.precision == "bf16":  # Conv in bfloat16 has no kernel on its CPU provider
+            return "GPUs, with ONNX Runtime's CUDA provider or an engine; not on a CPU"
+        return "any machine with ONNX Runtime"
 
     def to_json(self) -> str:
         """The text of `manifest.json`; equal manifests give equal bytes."""
@@ -169,19 +201,24 @@ class Manifest:
             BundleError: the text is no manifest, or one of another schema version.
         """
         try:
-            document = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise BundleError(f"{MANIFEST_NAME} is not JSON ({error}); export again") from None
+            document = parse_strict(text, LARGEST_MANIFEST)
+        except ValueError as error:
+            reason = " ".join(str(error).split())
+            raise BundleError(f"{MANIFEST_NAME} is not JSON ({reason}); export again") from None
         if not isinstance(document, dict) or "schema" not in document:
             raise BundleError(f"{MANIFEST_NAME} has no schema version; this is not a bundle")
-        if document["schema"] != SCHEMA:
+        if type(document["schema"]) is not int or document["schema"] != SCHEMA:
             raise BundleError(
-                f"{MANIFEST_NAME} has schema version {document['schema']!r}, this polarprune reads "
-                f"{SCHEMA}; export again with this version"
+                f"{MANIFEST_NAME} has schema version {quote(document['schema'])}, this polarprune "
+                f"reads {SCHEMA}; export again with this version"
             )
-        manifest: Manifest = _build(cls, document, "manifest")
+        try:
+            manifest: Manifest = build_typed(cls, document, "manifest")
+        except ValueError as error:
+            raise BundleError(f"{MANIFEST_NAME}: {error}; export again") from None
         for name in manifest.files:
             _check_plain_name(name)
+        check_manifest(manifest)
         return manifest
 
 
@@ -198,15 +235,28 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         BundleError: there is none, or it cannot be read.
     """
-    path = folder / MANIFEST_NAME
+    return Manifest.from_json(read_manifest_bytes(folder))
+
+
+def read_manifest_bytes(folder: Path) -> bytes:
+    """The manifest as it is on disk, not parsed: what a signature is of.
+
+    Raises:
+        BundleError: there is none, or it cannot be read, or it is too large to be one.
+    """
     try:
-        content = path.read_bytes()
+        with open_inside(folder, MANIFEST_NAME) as file:
+            content = file.read(LARGEST_MANIFEST + 1)
     except OSError as error:
         raise BundleError(
             f"{folder} is not a bundle: {MANIFEST_NAME} cannot be read ({error.strerror}); "
             "give a folder written by `polarprune export`"
         ) from None
-    return Manifest.from_json(content)
+    if len(content) > LARGEST_MANIFEST:
+        raise BundleError(
+            f"{folder / MANIFEST_NAME} has more than {LARGEST_MANIFEST} bytes; export again"
+        )
+    return content
 
 
 def is_bundle(folder: Path) -> bool:
@@ -223,75 +273,73 @@ def read_verified(folder: Path, manifest: Manifest, name: str) -> bytes:
     Raises:
         BundleError: the file is not listed, missing, of another size or of another digest.
     """
+    return b"".join(_verified_pieces(folder, manifest, name, whole=True))
+
+
+def check_digest(folder: Path, manifest: Manifest, name: str) -> None:
+    """`read_verified` of a file that need not be held in memory.
+
+    Raises:
+        BundleError: the file is not listed, missing, of another size or of another digest.
+    """
+    for _ in _verified_pieces(folder, manifest, name, whole=False):
+        pass
+
+
+def _verified_pieces(
+    folder: Path, manifest: Manifest, name: str, *, whole: bool
+) -> Iterator[bytes]:
+    """The content, in one piece or in many; raises at the end of what does not fit."""
     entry = manifest.files.get(name)
     if entry is None:
-        listed = ", ".join(sorted(manifest.files))
+        listed = ", ".join(sorted(manifest.files)[:8])
         raise BundleError(f"{name} is not listed in {folder / MANIFEST_NAME}; it lists {listed}")
     _check_plain_name(name)
     path = folder / name
+    digest, got = hashlib.sha256(), 0
     try:
-        with path.open("rb") as file:
-            content = file.read(entry.size + 1)  # one byte more shows a file that has grown
+        with open_inside(folder, name) as file:
+            # The size first: what the manifest says must not decide how much memory is taken.
+            size = os.fstat(file.fileno()).st_size
+            left = entry.size + 1 if size == entry.size else 0  # one more shows one that has grown
+            while left > 0 and (piece := file.read(left if whole else min(left, PIECE_BYTES))):
+                digest.update(piece)
+                got, left = got + len(piece), left - len(piece)
+                yield piece
     except OSError as error:
         raise BundleError(
             f"{path} cannot be read ({error.strerror}), but the manifest lists it; export again"
         ) from None
-    if len(content) != entry.size:
-        got = path.stat().st_size
+    if not got == size == entry.size:
         raise BundleError(
-            f"{path} has {got} bytes, the manifest says {entry.size}: it is truncated or was "
+            f"{path} has {size} bytes, the manifest says {entry.size}: it is truncated or was "
             "changed after export; export again"
         )
-    if hashlib.sha256(content).hexdigest() != entry.sha256:
+    if digest.hexdigest() != entry.sha256:
         raise BundleError(
             f"{path} does not have the sha256 digest in the manifest: it was changed after export; "
             "export again"
         )
-    return content
+
+
+def open_inside(folder: Path, name: str) -> BinaryIO:
+    """Opens a file of the folder for reading.
+
+    Raises:
+        OSError: it is absent or cannot be read; it leads out of the folder; it is no file, but a
+            device or a pipe (which would be waited for).
+    """
+    path = folder / name
+    if path.is_symlink() and Path(os.path.realpath(path)).parent != folder.resolve():
+        raise OSError(errno.ELOOP, "a link out of the folder", str(path))
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path.open("rb")
 
 
 def _check_plain_name(name: str) -> None:
     """A manifest must not lead outside its own folder."""
-    if not name or name != Path(name).name or name in {".", "..", MANIFEST_NAME} or "\\" in name:
-        raise BundleError(f"{MANIFEST_NAME} lists {name!r}, which is not a plain file name")
-
-
-def _build(kind: Any, value: Any, where: str) -> Any:
-    """A value of the annotated kind out of parsed JSON; anything else is a BundleError."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        (inner,) = [argument for argument in arguments if argument is not type(None)]
-        return _build(inner, value, where)
-    if dataclasses.is_dataclass(kind):
-        return _build_dataclass(kind, value, where)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_build(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if origin is dict and isinstance(value, dict):
-        return {key: _build(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if kind is Any:
-        return value
-    if kind is float and type(value) is int:
-        return float(value)
-    if isinstance(kind, type) and type(value) is kind:  # `type`: a bool is no int here
-        return value
-    raise BundleError(
-        f"{MANIFEST_NAME}: {where} is of the wrong kind ({type(value).__name__}); export again"
-    )
-
-
-def _build_dataclass(kind: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise BundleError(f"{MANIFEST_NAME}: {where} is not an object; export again")
-    kinds = typing.get_type_hints(kind)
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    unknown = sorted(set(value) - set(fields))
-    # A field with a default is younger than some bundles that are about.
-    needed = {name for name, f in fields.items() if f.default is dataclasses.MISSING}
-    missing = sorted(needed - set(value))
-    if unknown or missing:
-        words = f"unknown {unknown[0]!r}" if unknown else f"no {missing[0]!r}"
-        raise BundleError(f"{MANIFEST_NAME}: {where} has {words}; export again")
-    given = [name for name in fields if name in value]
-    return kind(**{name: _build(kinds[name], value[name], f"{where}.{name}") for name in given})
+    taken = {".", "..", MANIFEST_NAME, SIGNATURE_NAME}
+    plain = name == Path(name).name and name not in taken and "\\" not in name
+    if not name or not plain or not name.isprintable() or len(name.encode()) > LONGEST_NAME:
+        raise BundleError(f"{MANIFEST_NAME} lists {quote(name)}, which is not a plain file name")

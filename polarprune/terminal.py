@@ -72,23 +72,31 @@ def progress_on(stream: TextIO) -> Iterator[Progress]:
         TextColumn("{task.fields[figures]}"),
     )
     with Bars(*columns, console=make_console(stream), transient=True) as bars:
-        task = bars.add_task("", figures="")
+        task = bars.add_task("", total=None, figures="")
 
         def show(text: str, step: int, steps: int, figures: dict[str, float]) -> None:
+            # Drawn at once when the text changes: a stage may be over before the next redraw.
+            new = bars.tasks[0].description != text
             bars.update(
-                task, description=text, completed=step, total=steps, figures=_in_words(figures)
+                task,
+                description=text,
+                completed=step,
+                total=steps,
+                figures=_in_words(figures),
+                refresh=new,
             )
 
         yield show
 
 
 class _ProgressLines:
-    """One line for each text (an epoch, a stage), written when the next one begins."""
+    """One line for each text (an epoch, a stage), written when the next one begins, and once."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._text = ""
         self._words = ""
+        self._written: set[str] = set()
 
     def __call__(self, text: str, step: int, steps: int, figures: dict[str, float]) -> None:
         if text != self._text:
@@ -96,8 +104,10 @@ class _ProgressLines:
         self._text, self._words = text, _in_words(figures)
 
     def flush(self) -> None:
-        if self._text:
-            print(f"{self._text}  {self._words}".rstrip(), file=self._stream, flush=True)
+        line = f"{self._text}  {self._words}".rstrip()
+        if self._text and line not in self._written:
+            print(line, file=self._stream, flush=True)
+            self._written.add(line)
         self._text = ""
 
 

@@ -122,7 +122,8 @@ def random_inputs(runner: Runner, batch: int, generator: np.random.Generator) ->
         if dtype.kind == "f":
             inputs[spec.name] = generator.standard_normal(shape).astype(dtype)
         else:
-            inputs[spec.name] = generator.integers(0, 2, shape).astype(dtype)
+            largest = 255 if dtype == np.uint8 else 1  # pixels; an index must be one that exists
+            inputs[spec.name] = generator.integers(0, largest + 1, shape).astype(dtype)
     return inputs
 
 

@@ -52,12 +52,12 @@ class OnnxRuntimeRunner:
             # an interleaved round would otherwise share its cores with them.
             "spinning": "inside a run only",
         }
+        self.precision = network.precision or _stated_precision(network.data)
         start = time.perf_counter_ns()
         self._session: Any = self._open_session()
         self.load_ms = (time.perf_counter_ns() - start) / 1e6
         self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
         self.output_specs = tuple(_spec(node) for node in self._session.get_outputs())
-        self.precision = network.precision or _stated_precision(network.data)
 
     def _open_session(self) -> Any:
         options = self._ort.SessionOptions()
@@ -74,6 +74,11 @@ class OnnxRuntimeRunner:
                 self._network.data, sess_options=options, providers=[wanted]
             )
         except Exception as error:  # its exceptions share no base class but this one
+            if self.device == "cpu" and self.precision == "bf16":
+                raise BackendUnavailable(
+                    f"{self.name} is in bf16, for which onnxruntime has no operators on a CPU; "
+                    "run it on a GPU, or export another precision"
+                ) from error
             reason = " ".join(str(error).split())[:200]
             raise BundleError(
                 f"onnxruntime cannot load {self.name}: {reason}; export it again"

@@ -14,14 +14,12 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from polarprune.errors import BackendUnavailable, BundleError, ConfigError
-from polarprune.manifest import TensorSpec, is_bundle, read_manifest, read_verified
+from polarprune.manifest import TensorSpec, is_bundle, read_verified
 
 Array = NDArray[Any]
 
 BACKENDS = ("auto", "torch", "onnxruntime", "tensorrt", "tensorrt_rtx")
 DEVICES = ("cpu", "cuda")
-
-MODEL_NAME = "model.onnx"
 
 
 class PreparedRun(Protocol):
@@ -110,7 +108,11 @@ class NetworkBytes:
 
 
 def load_runner(
-    path: Path | str, backend: str = "auto", device: str = "cpu", threads: int | None = None
+    path: Path | str,
+    backend: str = "auto",
+    device: str = "cpu",
+    threads: int | None = None,
+    public_key: Path | str | None = None,
 ) -> Runner:
     """Load a bundle, or a plain ONNX file, which no manifest vouches for.
 
@@ -119,16 +121,18 @@ def load_runner(
         backend: "auto" is onnxruntime, the one backend of this version.
         device: "cpu" or "cuda".
         threads: threads inside one operator; None takes every CPU the process may use.
+        public_key: a PEM file; the bundle must be signed by this ed25519 key.
 
     Raises:
-        BundleError: a file that differs from the manifest; nothing has been deserialized then.
+        BundleError: a file that differs from the manifest, a graph that is not safe to load, or
+            with a key a signature that does not hold; no runtime has seen anything then.
         BackendUnavailable: a backend or device that is not here.
         ConfigError: a name or number out of range.
     """
     check_backend(backend, device)
     if threads is not None and threads < 1:
         raise ConfigError(f"threads must be at least 1, got {threads}")
-    network = read_network(Path(path))
+    network = read_network(Path(path), public_key)
     from polarprune_deploy.runner_onnxruntime import OnnxRuntimeRunner
 
     return OnnxRuntimeRunner(network, device=device, threads=threads)
@@ -147,17 +151,25 @@ def check_backend(backend: str, device: str) -> None:
         )
 
 
-def read_network(path: Path) -> NetworkBytes:
+def read_network(path: Path, public_key: Path | str | None = None) -> NetworkBytes:
     """The bytes of a bundle's ONNX file, checked against its manifest, or of a plain ONNX file.
 
     An ONNX file that lies in a bundle is held to that bundle's manifest too.
     """
+    from polarprune_export.bundle_reading import ONNX_NAME, read_bundle_model
+    from polarprune_export.onnx_guard import guard_model
+
     folder = path.parent if path.suffix == ".onnx" else path
     if is_bundle(folder):
-        manifest = read_manifest(folder)
-        name = path.name if path.suffix == ".onnx" else MODEL_NAME
-        data = read_verified(folder, manifest, name)
-        return NetworkBytes(manifest.name, data, manifest.files[name].sha256, manifest.precision)
+        read = read_bundle_model(folder, public_key)
+        manifest, data = read.manifest, read.content
+        if path.suffix == ".onnx" and path.name != ONNX_NAME:
+            data = read_verified(folder, manifest, path.name)
+            guard_model(data, str(path))
+        digest = hashlib.sha256(data).hexdigest()
+        return NetworkBytes(manifest.name, data, digest, manifest.precision)
+    if public_key is not None:
+        raise BundleError(f"{path} is no bundle, so that {public_key} cannot check its signature")
     if path.suffix != ".onnx":
         raise BundleError(
             f"{path} is neither a bundle nor an ONNX file; write one with: polarprune export"
@@ -166,4 +178,5 @@ def read_network(path: Path) -> NetworkBytes:
         data = path.read_bytes()
     except OSError as error:
         raise BundleError(f"{path} cannot be read ({error.strerror})") from None
+    guard_model(data, str(path), foreign=True)
     return NetworkBytes(path.stem, data, hashlib.sha256(data).hexdigest(), None)

@@ -9,10 +9,11 @@ from torch import nn
 
 from polarprune.errors import DataError
 from polarprune.evaluation import images_at_once
-from polarprune.manifest import Accuracy
+from polarprune.manifest import Accuracy, Preprocessing
 from polarprune.tasks import build_task
 from polarprune.tasks.protocol import scores_of
-from polarprune_export.onnx_session import Array, open_session
+from polarprune_export.onnx_session import Array, open_session, run_session
+from polarprune_export.parity_samples import restore_pixels
 
 if TYPE_CHECKING:
     from polarprune.datasets import Dataset
@@ -23,20 +24,30 @@ Progress = Callable[[str, int, int], None]
 Predict = Callable[[Array], Any]
 
 
-def onnx_accuracy(model: bytes, data: "Dataset", progress: Progress | None = None) -> Accuracy:
-    """With ONNX Runtime on the CPU; the model's batch size is free.
+def onnx_accuracy(
+    model: bytes,
+    data: "Dataset",
+    pixels: Preprocessing | None = None,
+    measured_with: str = "onnxruntime",
+    progress: Progress | None = None,
+) -> Accuracy:
+    """With ONNX Runtime on the CPU.
 
     Read is what training reads of the network (scores_of): the output `out`, or the first one.
+
+    Args:
+        measured_with: for the record, where what is measured is an emulation.
+        pixels: how images become the network's input, of a model that takes pixels; else None.
     """
     session = open_session(model)
-    name = session.get_inputs()[0].name
     outputs = [output.name for output in session.get_outputs()]
 
     def predict(images: Array) -> Any:
-        found = map(torch.from_numpy, session.run(None, {name: images}))
+        given = images if pixels is None else restore_pixels(images, pixels)
+        found = map(torch.from_numpy, run_session(session, given, chunk=BATCH))
         return scores_of(dict(zip(outputs, found, strict=True)))
 
-    return _accuracy(predict, data, "onnxruntime", progress)
+    return _accuracy(predict, data, measured_with, progress)
 
 
 def torch_accuracy(

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,15 +31,28 @@ from polarprune.manifest import (
     is_bundle,
     write_manifest,
 )
+from polarprune.manifest_checks import PRECISIONS
 from polarprune.tasks import build_task
 from polarprune_export.accuracy import onnx_accuracy, torch_accuracy
 from polarprune_export.base_operators import base_operators, refuse_masks
-from polarprune_export.engine import EngineReport, batch_profiles, build_engine
+from polarprune_export.engine import (
+    EngineOptions,
+    EngineReport,
+    batch_profiles,
+    build_engine,
+    check_engine_options,
+)
+from polarprune_export.half_precision import LOW_TYPES, OPSETS
+from polarprune_export.onnx_guard import guard_model
 from polarprune_export.onnx_lint import BASE_OPERATORS, lint_onnx
-from polarprune_export.onnx_session import Array, require_onnxruntime
-from polarprune_export.onnx_writer import OnnxReport, write_onnx
-from polarprune_export.parity import ParityResult, check_parity, count_for_side
+from polarprune_export.onnx_session import require_onnxruntime
+from polarprune_export.onnx_writer import OPSET, OnnxReport, write_onnx
+from polarprune_export.parity import check_parity, count_for_side
 from polarprune_export.parity_samples import SAMPLES_NAME, normalise_pixels, pack_samples
+from polarprune_export.precisions import STAGES
+from polarprune_export.probes import Probe, draw_samples, random_pixels
+from polarprune_export.shipped_model import ShippedModel, ship_model
+from polarprune_export.signatures import load_signing_key, sign_manifest
 
 if TYPE_CHECKING:
     from polarprune.datasets import Dataset
@@ -61,7 +75,8 @@ class BundleContents:
     `cuts` opens the certificate chain. `max_accuracy_drop` is in points (0..100) of top-1 (of a
     segmentation mIoU) that the exported model may lose against torch on `data`. `unpruned` makes
     the network before pruning, which tells the lint what the network itself needs; without it every
-    finding is refused.
+    finding is refused. `precision` is one of `PRECISIONS`; with `embed_preprocess` the file takes
+    pixels.
     """
 
     name: str
@@ -72,6 +87,8 @@ class BundleContents:
     data: "Dataset | None" = None
     max_accuracy_drop: float | None = None
     unpruned: Callable[[], nn.Module] | None = None
+    precision: str = "fp32"
+    embed_preprocess: bool = False
 
 
 def write_bundle(
@@ -81,7 +98,8 @@ def write_bundle(
     contents: BundleContents,
     *,
     batch: tuple[int, int, int] = (1, 8, 64),
-    engine: str | None = None,
+    engine: EngineOptions | str | None = None,
+    signing_key: Path | str | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Exports, checks and describes a network; the folder appears whole or not at all.
@@ -90,48 +108,70 @@ def write_bundle(
         dense: plain or traceable network; left unmodified.
         folder: absent, empty, or a bundle, which is replaced.
         example_input: (n, c, h, w).
-        batch: smallest, tuned and largest batch size of the engine.
-        engine: None for ONNX alone, else "auto", "tensorrt" or "tensorrt_rtx".
+        batch: smallest, tuned and largest batch size of the engine; where all are one size, the
+            ONNX file takes that size alone.
+        engine: None for ONNX alone, else a runtime ("auto", "tensorrt", "tensorrt_rtx") or options.
+        signing_key: a PEM file with an ed25519 private key; the manifest is signed with it.
 
     Raises:
         BundleError: the folder holds something else.
         Refused, ParityError, BackendUnavailable, ConfigError: a link of the chain does not hold.
     """
     batch_profiles(batch)
+    if isinstance(engine, str):
+        engine = EngineOptions(engine)
+    if engine is not None:
+        check_engine_options(engine)
+    key = None if signing_key is None else load_signing_key(signing_key)
     require_onnxruntime()  # before the long work: without it nothing can be certified
-    if contents.max_accuracy_drop is not None and contents.data is None:
-        raise ConfigError("the accuracy drop was bounded without a data set; give --data")
-    _check_cuts(contents.cuts)
+    _check_contents(contents)
+    precision = contents.precision
+    embed = contents.preprocessing if contents.embed_preprocess else None
     with _new_folder(Path(folder)) as place:
-        report = write_onnx(dense, place / ONNX_NAME, example_input)
-        own = base_operators(report, dense, example_input, contents.unpruned)
-        lint_onnx(report.path, own)
-        refuse_masks(report, own)
-        parity, pixels = _check_parity(dense, report, contents)
-        accuracy = _measure_accuracy(dense, report, contents, progress)
+        if progress is not None:
+            progress("ONNX, and torch against it", 0, 1)
+        plain = write_onnx(
+            dense, place / ONNX_NAME, example_input, opset=OPSETS.get(precision, OPSET)
+        )
+        own = base_operators(plain, dense, example_input, contents.unpruned)
+        lint_onnx(plain.path, own)
+        guard_model(plain.path.read_bytes(), str(plain.path))  # as whoever loads it will
+        refuse_masks(plain, own)
+        probes, links = _check_parity(dense, plain, contents)
+        before = _accuracy_before(dense, plain, contents, progress)
+        shape = plain.inputs[0].shape[1:]
+        samples = partial(draw_samples, contents.data, contents.preprocessing, shape)
+        fixed = batch[0] if batch[0] == batch[2] else None
+        shipped = ship_model(plain, precision, embed, fixed, samples, probes, progress)
+        accuracy = _accuracy_after(shipped, before, contents, progress)
         built = None
         if engine is not None:
             built = _build_named_engine(place, engine, batch, progress)
-        samples = _samples(parity, pixels, example_input.shape[-1])
-        (place / SAMPLES_NAME).write_bytes(samples)
+        (place / SAMPLES_NAME).write_bytes(_stored(probes, contents))
         files = {path.name: FileEntry.of(path.read_bytes()) for path in sorted(place.iterdir())}
         manifest = Manifest(
             name=contents.name,
-            precision="fp32",
+            precision=precision,
             base={**contents.base, **({BASE_OPERATORS: own} if own else {})},
-            inputs=report.inputs,
-            outputs=report.outputs,
-            preprocessing=contents.preprocessing,
+            inputs=shipped.report.inputs,
+            outputs=shipped.report.outputs,
+            preprocessing=_stated(contents),
             classes=tuple(contents.classes),
             batch=BatchProfile(*batch),
             engine=None if built is None else built.info,
-            certificate=(*contents.cuts, *parity.links, *_engine_links(built)),
-            real_images=_describe_real(parity, contents),
+            certificate=(*contents.cuts, *links, *shipped.links, *_engine_links(built, precision)),
+            real_images=_describe_real(probes, contents),
             accuracy=accuracy,
             tools=_tool_versions(),
             files=files,
+            accuracy_before=before,
+            kept_float32=shipped.kept,
+            kept_because=shipped.why,
         )
+        Manifest.from_json(manifest.to_json())  # as whoever reads it will
         write_manifest(manifest, place)
+        if key is not None:
+            sign_manifest(place, key)
     return manifest
 
 
@@ -177,28 +217,72 @@ def _check_cuts(cuts: Sequence[CertificateLink]) -> None:
             )
 
 
+def _check_contents(contents: BundleContents) -> None:
+    """Raises before the long work what can be known then."""
+    if contents.precision not in PRECISIONS:
+        raise ConfigError(
+            f"the precision is {contents.precision!r}; it must be one of {', '.join(PRECISIONS)}"
+        )
+    if contents.max_accuracy_drop is not None and contents.data is None:
+        raise ConfigError("the accuracy drop was bounded without a data set; give --data")
+    if contents.precision == "int8" and contents.data is None:
+        raise ConfigError("int8 takes its scales from real images; give --data")
+    if contents.embed_preprocess and contents.preprocessing is None:
+        raise ConfigError(
+            "the preprocessing is not known, so it cannot be embedded; give --data, or weights "
+            "that say how they were trained"
+        )
+    _check_cuts(contents.cuts)
+
+
 def _check_parity(
     dense: nn.Module, report: OnnxReport, contents: BundleContents
-) -> tuple[ParityResult, Array | None]:
-    """The parity links, and the pixels of the real images."""
+) -> tuple[list[Probe], tuple[CertificateLink, ...]]:
+    """What the float32 file was compared on, and the links of that."""
     data, preprocessing = contents.data, contents.preprocessing
-    if data is None or preprocessing is None:
-        return check_parity(dense, report.path, real_images=None), None
-    wanted = count_for_side(REAL_IMAGES, data.image_size)
-    pixels: Array = data.test.raw(min(wanted, len(data.test)))[0].numpy()
-    images = torch.from_numpy(normalise_pixels(pixels, preprocessing))
-    return check_parity(dense, report.path, real_images=images), pixels
+    noise = pixels = images = random_images = None
+    if contents.embed_preprocess and preprocessing is not None:
+        noise = random_pixels(report.inputs[0].shape[1:])
+        random_images = torch.from_numpy(normalise_pixels(noise, preprocessing))
+    if data is not None and preprocessing is not None:
+        wanted = count_for_side(REAL_IMAGES, data.image_size)
+        pixels = data.test.raw(min(wanted, len(data.test)))[0].numpy()
+        images = torch.from_numpy(normalise_pixels(pixels, preprocessing))
+    parity = check_parity(dense, report.path, real_images=images, random_images=random_images)
+    probes = [Probe("random", noise, *parity.random)]
+    if parity.real is not None:
+        probes.append(Probe("real", pixels, *parity.real))
+    return probes, parity.links
 
 
-def _measure_accuracy(
+def _accuracy_before(
     dense: nn.Module, report: OnnxReport, contents: BundleContents, progress: Progress | None
+) -> Accuracy | None:
+    """Of the float32 network, where it will be asked for: the file's where it is not shipped."""
+    if contents.data is None:
+        return None
+    if contents.precision != "fp32":
+        return onnx_accuracy(report.path.read_bytes(), contents.data, progress=progress)
+    if contents.max_accuracy_drop is None:
+        return None
+    network = copy.deepcopy(dense).cpu().float().eval()
+    return torch_accuracy(network, contents.data, progress)
+
+
+def _accuracy_after(
+    shipped: ShippedModel,
+    before: Accuracy | None,
+    contents: BundleContents,
+    progress: Progress | None,
 ) -> Accuracy | None:
     if contents.data is None:
         return None
-    accuracy = onnx_accuracy(report.path.read_bytes(), contents.data, progress)
-    if contents.max_accuracy_drop is not None:
-        network = copy.deepcopy(dense).cpu().float().eval()
-        before = torch_accuracy(network, contents.data, progress)
+    takes = contents.preprocessing if contents.embed_preprocess else None
+    emulated = ", emulated" if contents.precision in LOW_TYPES else ""
+    accuracy = onnx_accuracy(
+        shipped.runs_here, contents.data, takes, f"onnxruntime{emulated}", progress
+    )
+    if contents.max_accuracy_drop is not None and before is not None:
         figure = build_task(contents.data.task).headline
         was, now = before.figures[figure], accuracy.figures[figure]
         drop = 100 * (was - now)
@@ -211,34 +295,50 @@ def _measure_accuracy(
     return accuracy
 
 
+def _stated(contents: BundleContents) -> Preprocessing | None:
+    """What is left to do before the input, as the manifest says it."""
+    if contents.preprocessing is None or not contents.embed_preprocess:
+        return contents.preprocessing
+    return replace(contents.preprocessing, layout="NHWC", embedded=True)
+
+
 def _build_named_engine(
-    place: Path, runtime: str, batch: tuple[int, int, int], progress: Progress | None
+    place: Path,
+    options: EngineOptions,
+    batch: tuple[int, int, int],
+    progress: Progress | None,
 ) -> EngineReport:
     """The engine under `model.<runtime>.engine`; which runtime "auto" is shows when it is built."""
     report = build_engine(
         place / ONNX_NAME,
         out_path=place / "model.engine",
         batch=batch,
-        runtime=runtime,
+        runtime=options.runtime,
+        targets=options.targets,
+        compatibility=options.compatibility,
         progress=progress,
     )
+    for note in report.notes:
+        if progress is not None:
+            progress(note, 1, 1)
     path = report.path.rename(place / f"model.{report.info.runtime}.engine")
     return replace(report, path=path, info=replace(report.info, file=path.name))
 
 
-def _samples(parity: ParityResult, pixels: Array | None, side: int) -> bytes:
-    kept = count_for_side(STORED_IMAGES, side)
-    inputs, outputs = parity.random
-    random = (inputs[:kept], [output[:kept] for output in outputs])
-    if parity.real is None or pixels is None:
-        return pack_samples(random, None)
-    # Spread over those that were compared: data sets are often sorted by class.
-    kept = min(kept, len(pixels))
-    chosen = [i * len(pixels) // kept for i in range(kept)]
-    return pack_samples(random, (pixels[chosen], [output[chosen] for output in parity.real[1]]))
+def _stored(probes: Sequence[Probe], contents: BundleContents) -> bytes:
+    """A few of what was compared. int8 is not compared on noise."""
+    chosen = []
+    for probe in probes:
+        if contents.precision == "int8" and probe.kind == "random":
+            continue
+        kept = min(count_for_side(STORED_IMAGES, probe.images.shape[-1]), len(probe.images))
+        # Spread over those that were compared: data sets are often sorted by class.
+        rows = [i * len(probe.images) // kept for i in range(kept)]
+        chosen.append(probe.rows(rows))
+    return pack_samples(chosen)
 
 
-def _engine_links(built: EngineReport | None) -> tuple[CertificateLink, ...]:
+def _engine_links(built: EngineReport | None, precision: str) -> tuple[CertificateLink, ...]:
     if built is None:
         return ()
     reason = (
@@ -249,7 +349,7 @@ def _engine_links(built: EngineReport | None) -> tuple[CertificateLink, ...]:
     return (
         CertificateLink(
             stage=f"engine {built.info.runtime} {built.info.version}",
-            against="onnxruntime (float32)",
+            against=STAGES[precision],
             inputs=None,
             n=0,
             tolerance=None,
@@ -262,10 +362,11 @@ def _engine_links(built: EngineReport | None) -> tuple[CertificateLink, ...]:
     )
 
 
-def _describe_real(parity: ParityResult, contents: BundleContents) -> str:
-    if parity.real is None or contents.data is None:
+def _describe_real(probes: Sequence[Probe], contents: BundleContents) -> str:
+    real = [probe for probe in probes if probe.kind == "real"]
+    if not real or contents.data is None:
         return NO_REAL_IMAGES
-    return f"{len(parity.real[0])} test images of {contents.data.name}"
+    return f"{len(real[0].images)} test images of {contents.data.name}"
 
 
 def _tool_versions() -> dict[str, str]:

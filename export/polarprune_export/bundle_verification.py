@@ -1,9 +1,10 @@
 """A bundle checked again, without torch, without a GPU and without the data set.
 
-1. every file has the size and digest of the manifest; each is read once, and those bytes are used;
-2. no link of the certificate chain is broken;
-3. the ONNX is valid, keeps its weights inside, has the stated inputs and outputs, passes the lint;
-4. ONNX Runtime on this machine still gives the stored reference outputs.
+1. with a public key: the manifest's signature, before anything is parsed;
+2. the manifest's values, the certificate chain, and that the engine was built from this ONNX;
+3. every file has the size and digest of the manifest; each is read once, and those bytes are used;
+4. the ONNX is valid and safe to load, has the stated inputs and outputs, passes the lint;
+5. ONNX Runtime on this machine still gives the stored reference outputs.
 
 An engine is checked by its digest and never deserialised here: it is executable code.
 """
@@ -12,127 +13,104 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from polarprune.errors import BundleError, ParityError
-from polarprune.manifest import MANIFEST_NAME, Manifest, TensorSpec, read_manifest, read_verified
-from polarprune_export.onnx_lint import BASE_OPERATORS, lint_model
+from polarprune.errors import BundleError, ParityError, quote
+from polarprune.manifest import (
+    MANIFEST_NAME,
+    SIGNATURE_NAME,
+    check_digest,
+    read_verified,
+)
+from polarprune_export.bundle_reading import ONNX_NAME, BundleModel, read_bundle_model
 from polarprune_export.onnx_session import open_session, run_session
-from polarprune_export.output_comparison import ONNX_TOLERANCE, compare_outputs, describe_failure
-from polarprune_export.parity_samples import SAMPLES_NAME, unpack_samples
+from polarprune_export.output_comparison import compare_outputs, describe_failure
+from polarprune_export.parity_samples import SAMPLES_NAME, Stored, unpack_samples
+from polarprune_export.precisions import TOLERANCES, runnable
 
-ONNX_NAME = "model.onnx"
 CHUNK = 8
+CHUNK_BYTES = 1 << 30
+"""Of the largest tensor, for as many images as are computed at once."""
 
 
-def verify_bundle(folder: Path | str) -> dict[str, Any]:
+def verify_bundle(folder: Path | str, public_key: Path | str | None = None) -> dict[str, Any]:
     """Checks the bundle and returns what was checked; `unlisted` names files nobody vouches for.
 
+    Args:
+        public_key: a PEM file; the bundle must be signed by this ed25519 key. Without it a
+            signature is not checked, and `signature` says so.
+
     Raises:
-        BundleError: files and manifest do not match, or the manifest does not match the model.
+        BundleError: the signature is absent or wrong, files and manifest do not match, or the
+            manifest does not match the model.
+        ConfigError: the public key cannot be read.
         ParityError: ONNX Runtime on this machine gives other outputs.
         Refused: the lint finds something.
-        BackendUnavailable: ONNX Runtime is not installed.
+        BackendUnavailable: ONNX Runtime, or with a key `cryptography`, is not installed.
     """
     folder = Path(folder)
-    manifest = read_manifest(folder)
-    contents = {name: read_verified(folder, manifest, name) for name in sorted(manifest.files)}
-    _check_required(manifest)
-    for link in manifest.certificate:
-        if link.passed is False:
-            raise BundleError(f"{folder}: the certificate chain is broken at {link.stage!r}")
-    operators = _check_onnx(contents[ONNX_NAME], manifest, folder)
-    parity = _rerun_parity(contents[ONNX_NAME], contents[SAMPLES_NAME], manifest)
-    listed = {MANIFEST_NAME, *manifest.files}
+    read = read_bundle_model(folder, public_key)
+    manifest = read.manifest
+    if SAMPLES_NAME not in manifest.files:
+        raise BundleError(f"{MANIFEST_NAME} does not list {SAMPLES_NAME}; export again")
+    samples = read_verified(folder, manifest, SAMPLES_NAME)
+    for name in sorted(set(manifest.files) - {ONNX_NAME, SAMPLES_NAME}):
+        check_digest(folder, manifest, name)
+    operators = Counter(node.op_type for node in read.model.graph.node)
+    parity = _rerun_parity(read, samples)
+    listed = {MANIFEST_NAME, SIGNATURE_NAME, *manifest.files}
     return {
         "bundle": str(folder),
         "name": manifest.name,
         "precision": manifest.precision,
+        "signature": read.signature,
         "files": {name: entry.size for name, entry in sorted(manifest.files.items())},
-        "unlisted": sorted(path.name for path in folder.iterdir() if path.name not in listed),
+        "unlisted": sorted(_printable(p.name) for p in folder.iterdir() if p.name not in listed),
         "engine": None if manifest.engine is None else "digest only, not run",
         "runs_on": None if manifest.engine is None else manifest.engine.runs_on,
         "real_images": manifest.real_images,
         **{"top1": None, **({} if manifest.accuracy is None else manifest.accuracy.figures)},
-        "operators": operators,
+        "operators": dict(sorted(operators.items())),
         "parity": parity,
         "passed": True,
     }
 
 
-def _check_required(manifest: Manifest) -> None:
-    required = [ONNX_NAME, SAMPLES_NAME]
-    if manifest.engine is not None:
-        required.append(manifest.engine.file)
-    for name in required:
-        if name not in manifest.files:
-            raise BundleError(f"{MANIFEST_NAME} does not list {name}; export again")
+def _printable(name: str) -> str:
+    """A file's name, which may be any bytes, as a terminal can show it."""
+    return name if name.isprintable() else ascii(name)
 
 
-def _check_onnx(content: bytes, manifest: Manifest, folder: Path) -> dict[str, int]:
-    """Checks the model and counts its operators; what was pruned may leave Slice and Concat."""
-    import onnx
-    from google.protobuf.message import DecodeError
+def _rerun_parity(read: BundleModel, content: bytes) -> list[dict[str, Any]]:
+    manifest = read.manifest
+    # Before a session is opened: the samples fit the graph.
+    kinds = unpack_samples(content, manifest)
+    session = open_session(runnable(read.model, manifest.precision))
+    tolerance = TOLERANCES[manifest.precision]
+    chunk = max(1, min(CHUNK, CHUNK_BYTES // max(1, read.largest)))
+    return [_compare(session, kind, kinds[kind], chunk, tolerance) for kind in kinds]
 
-    where = str(folder / ONNX_NAME)
+
+def _compare(
+    session: Any, kind: str, samples: Stored, chunk: int, tolerance: float
+) -> dict[str, Any]:
+    inputs, reference = samples
+    outputs = run_session(session, inputs, chunk=chunk)
     try:
-        model = onnx.load_from_string(content)
-        onnx.checker.check_model(model, full_check=True)
-    except (DecodeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as e:
-        words = " ".join(str(e).split())[:200]
-        raise BundleError(f"{where} is not valid ONNX ({words}); export again") from None
-    external = [t.name for t in model.graph.initializer if t.data_location == t.EXTERNAL]
-    if external:
-        raise BundleError(
-            f"{where} keeps {external[0]!r} in another file, which no digest covers; export again"
-        )
-    for kind, values, specs in (
-        ("inputs", model.graph.input, manifest.inputs),
-        ("outputs", model.graph.output, manifest.outputs),
-    ):
-        got, stated = [value.name for value in values], [spec.name for spec in specs]
-        if got != stated:
-            raise BundleError(f"{where} has {kind} {got}, the manifest says {stated}; export again")
-    lint_model(model, where, _base_operators(manifest))
-    return dict(sorted(Counter(node.op_type for node in model.graph.node).items()))
-
-
-def _base_operators(manifest: Manifest) -> dict[str, int]:
-    """What the manifest says that the network before pruning holds as well."""
-    stated = manifest.base.get(BASE_OPERATORS, {})
-    if not isinstance(stated, dict) or not all(type(count) is int for count in stated.values()):
-        raise BundleError(
-            f"{MANIFEST_NAME}: base.{BASE_OPERATORS} is no count of each; export again"
-        )
-    return stated
-
-
-def _rerun_parity(model: bytes, samples: bytes, manifest: Manifest) -> list[dict[str, Any]]:
-    session = open_session(model)
-    links = []
-    for kind, (inputs, reference) in unpack_samples(samples, manifest.preprocessing).items():
-        _check_shape(inputs.shape, manifest.inputs[0])
-        outputs = run_session(session, inputs, chunk=CHUNK)
         comparison = compare_outputs(outputs, reference)
-        if not comparison.max_rel_error <= ONNX_TOLERANCE:  # NaN is a failure too
-            words = describe_failure(
-                "ONNX Runtime here", "the stored reference", kind, comparison, ONNX_TOLERANCE
-            )
-            raise ParityError(f"{words}; do not serve this bundle on this machine")
-        links.append(
-            {
-                "inputs": kind,
-                "n": len(inputs),
-                "tolerance": ONNX_TOLERANCE,
-                "max_abs_error": comparison.max_abs_error,
-                "max_rel_error": comparison.max_rel_error,
-                "top1_agreement": comparison.top1_agreement,
-            }
+    except ValueError as error:  # another number or shape of outputs
+        raise ParityError(
+            f"ONNX Runtime here gives other outputs on {kind} inputs ({quote(str(error), 200)}); "
+            "do not serve this bundle"
+        ) from None
+    if not comparison.max_rel_error <= tolerance:  # NaN is a failure too
+        words = describe_failure(
+            "ONNX Runtime here", "the stored reference", kind, comparison, tolerance
         )
-    return links
-
-
-def _check_shape(shape: tuple[int, ...], spec: TensorSpec) -> None:
-    if shape[1:] != spec.shape[1:]:
-        raise BundleError(
-            f"{SAMPLES_NAME} has inputs of shape {shape}, the manifest says {spec.shape}; "
-            "export again"
-        )
+        raise ParityError(f"{words}; do not serve this bundle on this machine")
+    return {
+        "inputs": kind,
+        "n": len(inputs),
+        "tolerance": tolerance,
+        "max_abs_error": comparison.max_abs_error,
+        "max_rel_error": comparison.max_rel_error,
+        "top1_agreement": comparison.top1_agreement,
+    }

@@ -66,10 +66,28 @@ def open_session(
 def run_session(
     session: "onnxruntime.InferenceSession", images: Array, *, chunk: int
 ) -> list[Array]:
-    """All outputs for all images, computed `chunk` images at a time (memory stays bounded)."""
-    name = session.get_inputs()[0].name
-    parts = [session.run(None, {name: part}) for part in split_batch(images, chunk)]
-    return [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
+    """All outputs for all images, computed `chunk` images at a time (memory stays bounded).
+
+    A model with a batch size of its own gets batches of that size, the last one filled up.
+
+    Raises:
+        Refused: ONNX Runtime cannot run the model on them, or an output is not one an image; its
+            reason is given.
+    """
+    inputs = session.get_inputs()
+    if len(inputs) != 1:
+        raise Refused(f"the model has {len(inputs)} inputs, only those with one image can be run")
+    name, size = inputs[0].name, inputs[0].shape[0]
+    fixed = size if isinstance(size, int) else None
+    parts = []
+    try:
+        for part in split_batch(images, fixed or chunk):
+            missing = 0 if fixed is None else fixed - len(part)
+            filled = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
+            parts.append([output[: len(part)] for output in session.run(None, {name: filled})])
+        return [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
+    except Exception as error:  # its exceptions share no base class but this one
+        raise Refused(f"ONNX Runtime cannot run the model: {_first_line(error)}") from None
 
 
 def split_batch(images: Array, chunk: int) -> Iterator[Array]:
@@ -79,4 +97,4 @@ def split_batch(images: Array, chunk: int) -> Iterator[Array]:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -4,7 +4,7 @@ import copy
 import os
 import warnings
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,12 @@ class OnnxReport:
 
 
 def write_onnx(
-    dense: nn.Module, path: Path | str, example_input: Tensor, *, dynamic_batch: bool = True
+    dense: nn.Module,
+    path: Path | str,
+    example_input: Tensor,
+    *,
+    dynamic_batch: bool = True,
+    opset: int = OPSET,
 ) -> OnnxReport:
     """Writes the network, in evaluation mode and float32, as one file.
 
@@ -56,6 +61,7 @@ def write_onnx(
     Args:
         dense: what `collapse` returned, or any network that `torch.fx` traces; left unmodified.
         example_input: (n, c, h, w); c, h and w are fixed by it, and n too without dynamic_batch.
+        opset: bfloat16 convolutions need 22.
 
     Raises:
         Refused: the network cannot be exported, or its batch size does not stay free.
@@ -68,7 +74,7 @@ def write_onnx(
     if dynamic_batch and len(example) < 2:  # a batch of one can be taken for a constant
         example = torch.cat([example, example])
     outputs = _output_names(plain, example)
-    model = _export(plain, example, outputs, dynamic_batch)
+    model = _export(plain, example, outputs, dynamic_batch, opset)
     parameters = set(plain.state_dict())
     strip_metadata(model)
     name_canonically(model, parameters)
@@ -79,22 +85,27 @@ def write_onnx(
         name_canonically(model, parameters)
     model.producer_name, model.producer_version = "polarprune", ""
     _check(model, dynamic_batch, example)
+    report = OnnxReport(
+        path, 0, (), (), opset, {}, unfolded=tuple(unfolded), simplified=smaller is not None
+    )
+    return save_model(model, report)
+
+
+def save_model(model: "onnx.ModelProto", report: OnnxReport) -> OnnxReport:
+    """Writes the model at the report's path, whole or not at all, and returns a report of it."""
     content = model.SerializeToString(deterministic=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = report.path.with_name(f".{report.path.name}.partial")
     try:
         partial.write_bytes(content)
-        os.replace(partial, path)
+        os.replace(partial, report.path)
     finally:
         partial.unlink(missing_ok=True)
-    return OnnxReport(
-        path=path,
+    return replace(
+        report,
         bytes=len(content),
         inputs=_specs(model.graph.input),
         outputs=_specs(model.graph.output),
-        opset=OPSET,
         operators=dict(Counter(node.op_type for node in model.graph.node)),
-        unfolded=tuple(unfolded),
-        simplified=smaller is not None,
     )
 
 
@@ -128,7 +139,7 @@ def _output_names(plain: nn.Module, example: Tensor) -> list[str]:
 
 
 def _export(
-    plain: fx.GraphModule, example: Tensor, outputs: list[str], dynamic_batch: bool
+    plain: fx.GraphModule, example: Tensor, outputs: list[str], dynamic_batch: bool, opset: int
 ) -> "onnx.ModelProto":
     free = {0: torch.export.Dim(BATCH_NAME, min=1)} if dynamic_batch else {}
     try:
@@ -140,7 +151,7 @@ def _export(
                 (example,),
                 input_names=[INPUT_NAME],
                 output_names=outputs,
-                opset_version=OPSET,
+                opset_version=opset,
                 dynamic_shapes=(free,),
                 dynamo=True,
                 external_data=False,

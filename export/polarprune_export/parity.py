@@ -21,6 +21,7 @@ from polarprune_export.output_comparison import (
     compare_outputs,
     describe_failure,
 )
+from polarprune_export.precisions import STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +32,7 @@ LARGE_SIDE = 256
 SMALL_SIDE = 64
 """Images up to this side are cheap; of larger ones a quarter is taken."""
 CHUNK = 32
+AGAINST = "torch (float64)"
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,11 @@ class ParityResult:
 
 
 def check_parity(
-    dense: nn.Module, onnx_path: Path | str, *, real_images: Tensor | None
+    dense: nn.Module,
+    onnx_path: Path | str,
+    *,
+    real_images: Tensor | None,
+    random_images: Tensor | None = None,
 ) -> ParityResult:
     """Compares torch in float64 with ONNX Runtime in float32, on random and on real images.
 
@@ -54,6 +60,7 @@ def check_parity(
         dense: the network that was exported; left unmodified.
         real_images: (n, c, h, w), normalised as in training; None where there are none, and then
             the certificate says so.
+        random_images: (n, c, h, w); None for normally distributed ones.
 
     Raises:
         ParityError: an error above `ONNX_TOLERANCE` of the largest output, or a value that is not
@@ -63,17 +70,19 @@ def check_parity(
     # One thread: the certificate must not depend on how many cores the machine has.
     session = open_session(Path(onnx_path).read_bytes(), threads=1)
     shape = [size if isinstance(size, int) else None for size in session.get_inputs()[0].shape]
-    count = shape[0] or count_for_side(RANDOM_IMAGES, shape[-1])
-    generator = torch.Generator().manual_seed(RANDOM_SEED)
-    random_images = torch.randn(count, *[size or 1 for size in shape[1:]], generator=generator)
+    if random_images is None:
+        count = shape[0] or count_for_side(RANDOM_IMAGES, shape[-1])
+        generator = torch.Generator().manual_seed(RANDOM_SEED)
+        random_images = torch.randn(count, *[size or 1 for size in shape[1:]], generator=generator)
     reference = float64_copy(dense)
+    stage, tolerance = STAGES["fp32"], ONNX_TOLERANCE
     random = (random_images.numpy(), reference_outputs(reference, random_images.numpy()))
-    links = [_link(session, "random", *random, chunk=shape[0] or CHUNK)]
+    links = [link_of(session, stage, tolerance, "random", *random)]
     real = None
     if real_images is not None:
         pixels = real_images.detach().cpu().float().numpy()
         real = (pixels, reference_outputs(reference, pixels))
-        links.append(_link(session, "real", *real, chunk=shape[0] or CHUNK))
+        links.append(link_of(session, stage, tolerance, "real", *real))
     return ParityResult(tuple(links), random, real)
 
 
@@ -100,23 +109,34 @@ def reference_outputs(network: nn.Module, images: Array) -> list[Array]:
     return [torch.cat(pieces).numpy() for pieces in zip(*parts, strict=True)]
 
 
-def _link(
-    session: Any, inputs: str, images: Array, reference: list[Array], *, chunk: int
+def link_of(
+    session: Any,
+    stage: str,
+    tolerance: float,
+    inputs: str,
+    images: Array,
+    reference: list[Array],
 ) -> CertificateLink:
-    outputs = run_session(session, images, chunk=chunk)
+    """One comparison of a model in ONNX Runtime with the network in float64.
+
+    Args:
+        images: as the model takes them.
+        tolerance: of the largest output.
+
+    Raises:
+        ParityError: the error is larger, or no number.
+    """
+    outputs = run_session(session, images, chunk=CHUNK)
     comparison = compare_outputs(outputs, reference)
-    passed = comparison.max_rel_error <= ONNX_TOLERANCE  # False for NaN
-    if not passed:
-        words = describe_failure(
-            "ONNX Runtime", "torch (float64)", inputs, comparison, ONNX_TOLERANCE
-        )
+    if not comparison.max_rel_error <= tolerance:  # True for NaN
+        words = describe_failure(stage, AGAINST, inputs, comparison, tolerance)
         raise ParityError(f"{words}; the network is not exported, report this with it")
     return CertificateLink(
-        stage="onnxruntime (float32)",
-        against="torch (float64)",
+        stage=stage,
+        against=AGAINST,
         inputs=inputs,
         n=len(images),
-        tolerance=ONNX_TOLERANCE,
+        tolerance=tolerance,
         max_abs_error=comparison.max_abs_error,
         max_rel_error=comparison.max_rel_error,
         top1_agreement=comparison.top1_agreement,

@@ -1,6 +1,7 @@
 """The manifest: what is written is read back, and nothing else is accepted."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from polarprune.manifest import (
     Manifest,
     Preprocessing,
     TensorSpec,
+    check_digest,
     read_manifest,
     read_verified,
     write_manifest,
@@ -117,3 +119,81 @@ def test_reading_a_manifest_needs_neither_torch_nor_numpy() -> None:
         "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (["inputs", 0, "shape"], [-1, 10**9, 10**9, 10**9], r"inputs\[0\]\.shape is 1000000000"),
+        (["inputs", 0, "shape"], [-1, 30_000, 30_000], "at most 268435456 elements"),
+        (["inputs", 0, "shape", 1], 0, "from 1 to"),
+        (["inputs", 0, "dtype"], "complex64", "it must be one of bfloat16"),
+        (["inputs"], [], "at least one tensor"),
+        (["batch", "min"], 9, "is .9:8:64., it must be 1 <= min <= opt <= max"),
+        (["preprocessing", "std", 1], 0.0, "positive numbers"),
+        (["preprocessing", "mean"], [0.5], "a number a channel"),
+        (["preprocessing", "height"], 10**6, "from 1 to 65536"),
+        (["accuracy", "top1"], 1.5, "from 0 to 1"),
+        (["certificate", 0, "n"], -1, "from 0 to"),
+        (["certificate", 0, "tolerance"], -1.0, "at least 0"),
+        (["engine", "runtime"], "cudnn", "one of tensorrt, tensorrt_rtx"),
+        (["engine", "compute_capabilities"], ["8.6; x"], "versions as 8.9"),
+        (["files", "model.onnx", "size"], 2**40, "from 0 to 4294967296"),
+        (["files", "model.onnx", "sha256"], "0" * 63, "64 hexadecimal digits"),
+        (["files", "a\nb"], {"sha256": "0" * 64, "size": 1}, "plain file name"),
+        (["schema"], True, "schema version True"),
+        (["base", "model"], "x" * 100_000, "100000 characters"),
+        (["base", "model"], 10**30, "larger than 64 bits"),
+        (["tolerance" * 10_000], 1, "characters"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_one_short_line(
+    path: list[str | int], value: Any, words: str
+) -> None:
+    with pytest.raises(BundleError, match=words) as caught:
+        Manifest.from_json(changed(path, value))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "words"),
+    [
+        ('"name": "resnet20"', '"name": "a", "name": "b"', "'name' is there twice"),
+        ('"name": "resnet20"', '"name": "\\ud800"', "half a character"),
+        ('"tolerance": 1e-05', '"tolerance": NaN', "NaN is no number"),
+        ('"tolerance": 1e-05', '"tolerance": 1e999', "inf is not finite"),
+        ('"model": "resnet20"', '"model": ' + "[" * 40 + "]" * 40, "nested more than 32 deep"),
+    ],
+)
+def test_what_json_takes_and_a_manifest_does_not(was: str, now: str, words: str) -> None:
+    text = MANIFEST.to_json()
+    assert was in text
+    with pytest.raises(BundleError, match=words):
+        Manifest.from_json(text.replace(was, now))
+
+
+def test_only_plain_files_of_the_folder_itself_are_opened(tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    (tmp_path / "outside").write_bytes(b"content")
+    model = folder / "model.onnx"
+    model.symlink_to(tmp_path / "outside")
+    with pytest.raises(BundleError, match="a link out of the folder"):
+        read_verified(folder, MANIFEST, "model.onnx")
+    (folder / "inside").write_bytes(b"content")
+    model.unlink()
+    model.symlink_to("inside")
+    assert read_verified(folder, MANIFEST, "model.onnx") == b"content"
+    model.unlink()
+    os.mkfifo(model)
+    with pytest.raises(BundleError, match="not a regular file"):
+        read_verified(folder, MANIFEST, "model.onnx")
+    model.unlink()
+    model.write_bytes(b"contents")
+    for read in (read_verified, check_digest):
+        with pytest.raises(BundleError, match="has 8 bytes, the manifest says 7"):
+            read(folder, MANIFEST, "model.onnx")
+    model.write_bytes(b"c0ntent")
+    with pytest.raises(BundleError, match="sha256"):
+        check_digest(folder, MANIFEST, "model.onnx")

@@ -17,7 +17,8 @@ from polarprune.cut_records import agreement_of, decided_by_each
 from polarprune.errors import ConfigError
 from polarprune.gates import GatedNetwork
 from polarprune.methods import Units, build_method
-from polarprune.methods.relaxation import RelaxedGate, cubic_ramp, fence_sitter_loss
+from polarprune.methods.protocol import GateRequest
+from polarprune.methods.relaxation import RelaxedGate, cost_share, cubic_ramp, fence_sitter_loss
 from polarprune.onepass import OnePass, Phases
 from polarprune.run_folder import RunFolder
 from polarprune.training import train
@@ -28,20 +29,49 @@ def _block(s, x: Tensor) -> Tensor:
     return s.head(F.relu(x + s.two(F.relu(s.one(x)))))
 
 
-def test_the_fence_sitter_loss_is_the_formula_of_the_authors_code() -> None:
-    s = [-2.0, -0.5, 0.0, 0.3, 1.7]
+def test_the_fence_sitter_loss_is_the_mean_of_a_gaussian_over_shares() -> None:
+    s, share = [-2.0, -0.5, 0.0, 0.3, 1.0], [0.4, 0.1, 0.2, 0.1, 0.2]
     w = torch.tensor([1 / (1 + math.exp(-5 * each)) for each in s])
-    bumps = [math.exp(-((each / 2) ** 2)) for each in s]
-    expected = math.sqrt(sum(b * b for b in bumps)) / math.sqrt(len(s))
-    assert float(fence_sitter_loss(w)) == pytest.approx(expected, rel=1e-4)
+    bumps = [math.exp(-((each / (2 * 0.2)) ** 2)) for each in s]
+    expected = sum(part * bump for part, bump in zip(share, bumps, strict=True))
+    assert float(fence_sitter_loss(w, torch.tensor(share))) == pytest.approx(expected, rel=1e-4)
 
 
 def test_half_precision_gives_it_a_gradient_without_holes() -> None:
     s = torch.tensor([3.0, 1.0, 0.2], dtype=torch.bfloat16, requires_grad=True)
-    fence_sitter_loss(torch.sigmoid(5 * s)).backward()
+    fence_sitter_loss(torch.sigmoid(5 * s), torch.full((3,), 1 / 3)).backward()
     assert s.grad is not None
     assert bool(s.grad.isfinite().all())
     assert float(s.grad[2]) < 0
+
+
+def test_a_units_share_is_what_closing_it_a_little_saves() -> None:
+    gated = polarprune.attach_gates(small(_block), image(), method="relaxation")
+    gated.search()
+    openness, sizes = [], [site.units for site in gated.sites]
+    for site in gated.sites:
+        openness.append(torch.linspace(0.4, 0.9, site.units))
+
+    def cost(values: Tensor) -> Tensor:
+        stream, inner = values.split(sizes)[0].sum(), values.split(sizes)[-1].sum()
+        return stream * stream + 3 * stream * inner
+
+    flat = torch.cat(openness).requires_grad_()
+    share = cost_share(cost(flat), flat)
+    step = 1e-3
+    saved = []
+    for i in range(len(flat)):
+        lower = flat.detach().clone()
+        lower[i] -= step
+        saved.append(float(cost(flat.detach()) - cost(lower)) / step)
+    expected = torch.tensor(saved)
+    torch.testing.assert_close(share, expected / expected.sum(), rtol=1e-2, atol=1e-3)
+    assert not share.requires_grad
+
+
+def test_where_nothing_has_a_price_all_units_weigh_alike() -> None:
+    openness = torch.full((4,), 0.5, requires_grad=True)
+    assert cost_share(torch.tensor(1.0), openness).tolist() == [0.25] * 4
 
 
 @pytest.mark.slow
@@ -73,9 +103,22 @@ def test_a_compiled_search_goes_where_an_eager_one_goes(ejector: str) -> None:
 
 def test_its_gradient_drives_weights_away_from_the_middle() -> None:
     w = torch.tensor([0.2, 0.8], requires_grad=True)
-    fence_sitter_loss(w).backward()
+    fence_sitter_loss(w, torch.tensor([0.5, 0.5])).backward()
     assert w.grad is not None
     assert float(w.grad[0]) > 0 > float(w.grad[1])
+
+
+@pytest.mark.parametrize("ejector", ["gaussian", "annealed"])
+def test_the_threshold_rises_to_one_half(ejector: str) -> None:
+    method = build_method("relaxation", {"ejector": ejector})
+    [gate] = method.make_gates([GateRequest(3, 0)], 100)
+    assert isinstance(gate, RelaxedGate)
+    units = Units(*(torch.full((3,), value) for value in (0.9, 0.9, 1 / 3)))
+    found = []
+    for progress in (0.0, 0.4, 0.6, 0.8, 1.0):
+        method.loss(units, torch.tensor(0.7), 0.5, progress)
+        found.append(float(gate.threshold))
+    assert found == pytest.approx([0.02, 0.02, 0.26, 0.5, 0.5])
 
 
 def test_the_ramp_is_a_cubic_between_its_ends() -> None:
@@ -96,9 +139,11 @@ def test_a_weight_below_the_threshold_is_0_and_keeps_its_gradient() -> None:
     gate = RelaxedGate(3)
     with torch.no_grad():
         gate.s.copy_(torch.tensor([-1.0, -0.5, 1.0]))
-    output = gate(torch.zeros(2, 0))
     w = torch.sigmoid(5 * gate.s.detach())
+    output = gate(torch.zeros(2, 0))
     assert output.values.tolist() == [[0.0, float(w[1]), float(w[2])]]
+    gate.threshold.fill_(0.5)
+    assert gate(torch.zeros(2, 0)).values.tolist() == [[0.0, 0.0, float(w[2])]]
     assert torch.equal(output.probability, w)
     output.values.sum().backward()
     torch.testing.assert_close(gate.s.grad, 5 * w * (1 - w))

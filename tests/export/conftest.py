@@ -86,7 +86,8 @@ def onnx_report(
 def written_before(onnx_report: OnnxReport, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets `write_bundle` copy the file above: the exporter takes 2 s and is not the subject."""
 
-    def copy(dense: nn.Module, path: Path, example: Tensor) -> OnnxReport:
+    def copy(dense: nn.Module, path: Path, example: Tensor, *, opset: int) -> OnnxReport:
+        assert opset == onnx_report.opset
         shutil.copy(onnx_report.path, path)
         return dataclasses.replace(onnx_report, path=path)
 

@@ -27,6 +27,7 @@ from polarprune.manifest import (
 )
 from polarprune_export import verify_bundle, write_bundle
 from polarprune_export.bundle import NO_REAL_IMAGES, BundleContents
+from polarprune_export.engine_description import fingerprint_of
 from polarprune_export.parity_samples import normalise_pixels
 
 
@@ -34,7 +35,11 @@ def relist(bundle: Path, name: str) -> None:
     """Writes the present digest of a file into the manifest, as a forger would."""
     manifest = read_manifest(bundle)
     files = {**manifest.files, name: FileEntry.of((bundle / name).read_bytes())}
-    write_manifest(dataclasses.replace(manifest, files=files), bundle)
+    engine = manifest.engine
+    assert engine is not None
+    fingerprint = fingerprint_of(engine, files["model.onnx"].sha256)
+    engine = dataclasses.replace(engine, fingerprint=fingerprint)
+    write_manifest(dataclasses.replace(manifest, files=files, engine=engine), bundle)
 
 
 def test_a_bundle_holds_what_its_manifest_says(bundle: Path) -> None:
@@ -92,6 +97,23 @@ def test_a_missing_file_is_named(bundle: Path, name: str) -> None:
     (bundle / name).unlink()
     with pytest.raises(BundleError, match=name):
         verify_bundle(bundle)
+
+
+def test_an_engine_of_another_graph_is_refused(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    assert manifest.engine is not None
+    model = onnx.load(bundle / "model.onnx")
+    model.doc_string = "another file"
+    onnx.save(model, bundle / "model.onnx")
+    files = {**manifest.files, "model.onnx": FileEntry.of((bundle / "model.onnx").read_bytes())}
+    write_manifest(dataclasses.replace(manifest, files=files), bundle)
+    with pytest.raises(BundleError, match=r"was not built from this model\.onnx"):
+        verify_bundle(bundle)
+    # A bundle of an older version does not say what its engine was built from.
+    document = json.loads((bundle / "manifest.json").read_text())
+    del document["engine"]["fingerprint"], document["engine"]["flags"]
+    (bundle / "manifest.json").write_text(json.dumps(document))
+    assert verify_bundle(bundle)["passed"] is True
 
 
 def test_a_forged_digest_does_not_help_a_changed_weight(bundle: Path) -> None:

@@ -1,17 +1,25 @@
 """Real TensorRT-RTX builds, on a machine that needs no GPU for them."""
 
+import contextlib
+import io
+import os
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
+from torch import Tensor, fx
 
-from polarprune.errors import BackendUnavailable, ConfigError, Refused
+from polarprune.errors import BackendUnavailable, BundleError, ConfigError, Refused
 from polarprune.manifest import BatchProfile
-from polarprune_export import build_engine
-from polarprune_export.engine import batch_profiles
+from polarprune.terminal import progress_on
+from polarprune_export import build_engine, export_bundle, write_bundle
+from polarprune_export.bundle import BundleContents
+from polarprune_export.engine import EngineOptions, batch_profiles
 from polarprune_export.onnx_writer import OnnxReport
 
 pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
@@ -73,6 +81,107 @@ def test_progress_runs_from_nothing_to_everything(written: Path, tmp_path: Path)
     assert any(done == total > 0 for _, done, total in seen)
 
 
+def test_progress_is_seen_on_a_terminal(written: Path, tmp_path: Path) -> None:
+    leader, follower = os.openpty()
+    shown = bytearray()
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # the terminal was closed
+            while piece := os.read(leader, 1024):
+                shown.extend(piece)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with os.fdopen(follower, "w") as stream, progress_on(stream) as show:
+        build_engine(
+            written,
+            out_path=tmp_path / "m.engine",
+            runtime="tensorrt_rtx",
+            progress=lambda text, done, total: show(text, done, total, {}),
+        )
+    reader.join(10)
+    os.close(leader)
+    text = shown.decode()
+    assert "engine: Building engine" in text
+    assert "━" in text
+
+
+def test_the_cards_can_be_chosen(written: Path, tmp_path: Path) -> None:
+    report = build_engine(
+        written, out_path=tmp_path / "m", runtime="tensorrt_rtx", targets=("12.0", "8.9")
+    )
+    assert report.info.compute_capabilities == ("12.0", "8.9")
+    assert "capability 12.0, 8.9 (" in report.runs_on
+    with pytest.raises(Refused, match=r"build for 9\.0; it builds for 8\.6, 8\.9, 12\.0"):
+        build_engine(written, out_path=tmp_path / "n", runtime="tensorrt_rtx", targets=("9.0",))
+    with pytest.raises(Refused, match="has no engine compatibility 'version'"):
+        build_engine(
+            written, out_path=tmp_path / "n", runtime="tensorrt_rtx", compatibility="version"
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_what_cannot_be_built_is_refused_before_anything_is_exported(
+    plain: fx.GraphModule,
+    example: Tensor,
+    contents: BundleContents,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("polarprune_export.bundle.write_onnx", None)
+    for options, words in (
+        (EngineOptions("tensorrt_rtx", ("9.0",)), "cannot build for"),
+        (EngineOptions("tensorrt_rtx", None, "version"), "has no engine compatibility"),
+    ):
+        with pytest.raises(Refused, match=words):
+            write_bundle(plain, tmp_path / "b", example, contents, engine=options)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(BackendUnavailable, match="no TensorRT to build with"):
+        write_bundle(plain, tmp_path / "b", example, contents, engine="auto")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_on_a_pipe_says_each_stage_once(written: Path, tmp_path: Path) -> None:
+    stream = io.StringIO()
+    with progress_on(stream) as show:
+        build_engine(
+            written,
+            out_path=tmp_path / "m.engine",
+            runtime="tensorrt_rtx",
+            progress=lambda text, done, total: show(text, done, total, {}),
+        )
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "engine: Building engine"
+    assert len(set(lines)) == len(lines)
+
+
+def test_the_fingerprint_is_of_the_graph_and_of_what_was_asked(
+    written: Path, tmp_path: Path
+) -> None:
+    def fingerprint(**options: Any) -> str | None:
+        out = tmp_path / "m.engine"
+        return build_engine(
+            written, out_path=out, runtime="tensorrt_rtx", **options
+        ).info.fingerprint
+
+    plain = fingerprint()
+    assert plain == fingerprint()
+    others = {fingerprint(batch=(1, 2, 4)), fingerprint(targets=("8.9",))}
+    assert len(others - {plain}) == 2
+
+
+def test_options_of_an_engine_need_an_engine(tmp_path: Path) -> None:
+    for options in ({"gpus": ["8.9"]}, {"engine_compat": "version"}):
+        with pytest.raises(ConfigError, match="give --format trt"):
+            export_bundle("resnet20", out=tmp_path / "b", **options)
+    with pytest.raises(ConfigError, match="compute capability is empty"):
+        export_bundle("resnet20", format="trt", gpus=["8.6,"], out=tmp_path / "b")
+    with pytest.raises(BundleError, match="cannot be read"):
+        build_engine(tmp_path / "no.onnx", out_path=tmp_path / "m", runtime="tensorrt_rtx")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_operator_the_parser_does_not_know_is_named(tmp_path: Path) -> None:
     node = helper.make_node("Whirl", ["input"], ["logits"], name="whirl_0", domain="nobody")
     path = save_model(tmp_path / "m.onnx", node)
@@ -90,7 +199,7 @@ def test_a_build_that_fails_quotes_the_builders_log(
         pytest.skip("needs a machine without a GPU")
     import tensorrt_rtx as trt
 
-    monkeypatch.setattr("polarprune_export.engine.RTX_TARGETS", {"CURRENT": "this one"})
+    monkeypatch.setattr("polarprune_export.engine_targets.RTX_TARGETS", {"CURRENT": "this one"})
     assert hasattr(trt.ComputeCapability, "CURRENT")
     with pytest.raises(Refused, match=r"did not build .*[Cc][Uu][Dd][Aa]"):
         build_engine(written, out_path=tmp_path / "m.engine", runtime="tensorrt_rtx")

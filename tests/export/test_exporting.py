@@ -73,7 +73,8 @@ def test_a_run_becomes_a_verified_bundle_with_an_engine(
 ) -> None:
     out, answer = exported
     assert set(answer) == {
-        *("bundle", "onnx", "engine", "runs_on", "precision", "max_abs_error", "top1")
+        *("bundle", "onnx", "engine", "runs_on", "precision", "max_abs_error", "top1"),
+        *("before", "kept_float32"),
     }
     assert answer["precision"] == "fp32"
     assert 0 < answer["max_abs_error"] < 1e-3
@@ -129,7 +130,9 @@ def test_a_network_by_name_needs_no_data_and_the_paths_open_from_here(
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "format": ({"format": "tflite"}, "format"),
-    "precision": ({"precision": "int8"}, "only fp32 is supported by this version"),
+    "precision": ({"precision": "fp8"}, "it must be one of fp32, fp16, bf16, int8"),
+    "int8 without images": ({"precision": "int8"}, "int8 takes its scales from real images; give"),
+    "unknown preprocessing": ({"embed_preprocess": True}, "so it cannot be embedded; give --data"),
     "batch text": ({"batch": "1:x:8"}, "MIN:OPT:MAX"),
     "batch order": ({"batch": "8:4:16"}, "MIN <= OPT"),
     "batch zero": ({"batch": (0, 1, 2)}, "1 <= MIN"),
