@@ -301,6 +301,30 @@ def export(
     terminal.result(answer)
 
 
+@app.command(
+    "collapse-onnx", epilog="Example: polarprune collapse-onnx pruned-elsewhere.onnx small.onnx"
+)
+def collapse_onnx(
+    given: Annotated[
+        Path, typer.Argument(metavar="IN.onnx", help="A file with filters, gates or scales of 0.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The file to write.")],
+    as_json: AsJson = False,
+) -> None:
+    """Cut what is zero out of any ONNX file.
+
+    Channels and blocks that no output needs go, whoever made the zeros. Both files are run on
+    random inputs and compared; where they differ nothing is written.
+    """
+    from polarprune_export.onnx_collapse.collapsing import collapse_onnx
+    from polarprune_export.onnx_collapse.telling import tell
+
+    report = collapse_onnx(given, out)
+    terminal = Terminal(as_json)
+    terminal.show(*tell(report))
+    terminal.result(report.as_dict())
+
+
 @app.command(epilog="Example: polarprune verify bundle")
 def verify(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder.")],

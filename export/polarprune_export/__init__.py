@@ -13,15 +13,18 @@ if TYPE_CHECKING:
     from polarprune_export.engine import EngineReport, build_engine
     from polarprune_export.exporting import export_bundle
     from polarprune_export.folding import fold_batchnorms
+    from polarprune_export.onnx_collapse.collapsing import CollapseReport, collapse_onnx
     from polarprune_export.onnx_lint import lint_onnx
     from polarprune_export.onnx_writer import OnnxReport, write_onnx
     from polarprune_export.parity import check_parity
 
 __all__ = [
+    "CollapseReport",
     "EngineReport",
     "OnnxReport",
     "build_engine",
     "check_parity",
+    "collapse_onnx",
     "export_bundle",
     "fold_batchnorms",
     "lint_onnx",
@@ -31,10 +34,12 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CollapseReport": "onnx_collapse.collapsing",
     "EngineReport": "engine",
     "OnnxReport": "onnx_writer",
     "build_engine": "engine",
     "check_parity": "parity",
+    "collapse_onnx": "onnx_collapse.collapsing",
     "export_bundle": "exporting",
     "fold_batchnorms": "folding",
     "lint_onnx": "onnx_lint",

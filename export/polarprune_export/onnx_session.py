@@ -16,6 +16,9 @@ Array = npt.NDArray[Any]
 LOG_ERRORS_ONLY = 3
 """ONNX Runtime's own number; its warnings would land in the middle of a table."""
 
+LOG_NOTHING = 4
+"""The same: fatal errors only; others are raised as well."""
+
 
 def require_onnxruntime() -> Any:
     """The module `onnxruntime`.
@@ -33,8 +36,14 @@ def require_onnxruntime() -> Any:
     return onnxruntime
 
 
-def open_session(model: bytes, *, threads: int | None = None) -> "onnxruntime.InferenceSession":
+def open_session(
+    model: bytes, *, threads: int | None = None, optimised: bool = True
+) -> "onnxruntime.InferenceSession":
     """A session on the CPU provider; `threads` None leaves the number to ONNX Runtime.
+
+    Args:
+        optimised: False runs the graph as it is written, and is silent where that fails: sizes
+            are tried like this.
 
     Raises:
         BackendUnavailable: ONNX Runtime is not installed.
@@ -45,6 +54,9 @@ def open_session(model: bytes, *, threads: int | None = None) -> "onnxruntime.In
     options.log_severity_level = LOG_ERRORS_ONLY
     if threads is not None:
         options.intra_op_num_threads = threads
+    if not optimised:
+        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = LOG_NOTHING
     try:
         return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base class but this one

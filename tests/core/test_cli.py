@@ -17,7 +17,7 @@ from polarprune import cli, inspecting
 from polarprune.errors import TrainingError
 from polarprune.train_config import TrainConfig
 
-VERBS = ["train", "inspect", "export", "verify", "bench", "demo"]
+VERBS = ["train", "inspect", "export", "collapse-onnx", "verify", "bench", "demo"]
 TRAIN = ["train", "--model", "resnet20", "--data", "digits", "--out", "out"]
 
 Answer = tuple[int, str, str]
@@ -79,7 +79,7 @@ def test_every_verb_has_an_example_and_help_for_every_option(
     code, out, _ = run(verb, "--help")
     assert code == 0
     assert f"Example: polarprune {verb}" in out
-    parameters = inspect.signature(getattr(cli, verb)).parameters.values()
+    parameters = inspect.signature(getattr(cli, verb.replace("-", "_"))).parameters.values()
     for parameter in parameters:
         [information] = parameter.annotation.__metadata__
         assert information.help, parameter.name
@@ -124,6 +124,8 @@ FAILURES = [
     (["export", "resnet20", "--precision", "fp4", "--out", "out"], 1, "error: the precision is 'f"),
     (["export", "resnet20", "--batch", "8:1", "--out", "out"], 1, "error: the batch profile is '8"),
     (["export", ".", "--out", "out"], 1, "error: "),
+    (["collapse-onnx", "nothing.onnx", "out.onnx"], 1, "error: nothing.onnx does not exist; "),
+    (["collapse-onnx", ".", "out.onnx"], 1, "error: . is no file; "),
     (["verify", "."], 1, "error: . is not a bundle: "),
     (["bench", "resnet20"], 1, "error: resnet20 is no run, so it has no base to compare with; "),
     (["bench", "resnet20", "--backend", "abacus"], 1, "error: backend must be one of "),
@@ -135,6 +137,7 @@ FAILURES = [
     (["train"], 2, "error: Missing option '--model'"),
     ([*TRAIN, "--epochs", "many"], 2, "error: Invalid value for '--epochs'"),
     (["verify"], 2, "error: Missing argument 'BUNDLE'"),
+    (["collapse-onnx", "in.onnx"], 2, "error: Missing argument 'OUT.onnx'"),
     (["serve", "bundle"], 2, "error: No such command 'serve'"),
 ]
 
