@@ -329,7 +329,7 @@ def _stored(probes: Sequence[Probe], contents: BundleContents) -> bytes:
     """A few of what was compared. int8 is not compared on noise."""
     chosen = []
     for probe in probes:
-        if contents.precision == "int8" and probe.kind == "random":
+        if contents.precision == "int8" and probe.kind != "real":
             continue
         kept = min(count_for_side(STORED_IMAGES, probe.images.shape[-1]), len(probe.images))
         # Spread over those that were compared: data sets are often sorted by class.
