@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
+MOST_PIXELS = 1 << 21
+"""Of all images that are computed at once: 8 of 512 x 512."""
 LOG_ERRORS_ONLY = 3
 """ONNX Runtime's own number; its warnings would land in the middle of a table."""
 
@@ -81,7 +83,7 @@ def run_session(
     fixed = size if isinstance(size, int) else None
     parts = []
     try:
-        for part in split_batch(images, fixed or chunk):
+        for part in split_batch(images, fixed or chunk, exact=fixed is not None):
             missing = 0 if fixed is None else fixed - len(part)
             filled = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
             parts.append([output[: len(part)] for output in session.run(None, {name: filled})])
@@ -90,8 +92,15 @@ def run_session(
         raise Refused(f"ONNX Runtime cannot run the model: {_first_line(error)}") from None
 
 
-def split_batch(images: Array, chunk: int) -> Iterator[Array]:
-    """The images in order, `chunk` at a time, the last part shorter."""
+def split_batch(images: Array, chunk: int, *, exact: bool = False) -> Iterator[Array]:
+    """The images in order, `chunk` at a time, or fewer of large ones; the last part shorter.
+
+    Args:
+        exact: not fewer of large ones.
+    """
+    if images.ndim == 4 and not exact:
+        pixels = images.size // max(1, len(images)) // 3
+        chunk = max(1, min(chunk, MOST_PIXELS // max(1, pixels)))
     for start in range(0, len(images), chunk):
         yield images[start : start + chunk]
 

@@ -24,17 +24,24 @@ def largest_values(model: "onnx.ModelProto", batches: Iterable[Array]) -> dict[s
     seen.CopyFrom(model)
     graph = seen.graph
     inferred = shape_inference.infer_shapes(model).graph
-    known = {value.name for value in graph.output}
-    for value in inferred.value_info:
-        if value.type.tensor_type.elem_type == TensorProto.FLOAT and value.name not in known:
-            graph.output.append(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, None))
+    floats = [
+        value.name
+        for value in (*inferred.value_info, *inferred.output)
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT
+    ]
+    del graph.output[:]
+    for name in floats:  # a number each: the values themselves may not fit into memory together
+        graph.node.append(helper.make_node("Abs", [name], [f"{name}_magnitude"]))
+        graph.node.append(
+            helper.make_node("ReduceMax", [f"{name}_magnitude"], [f"{name}_largest"], keepdims=0)
+        )
+        graph.output.append(helper.make_tensor_value_info(f"{name}_largest", TensorProto.FLOAT, []))
     session = open_session(seen.SerializeToString())
-    names = [output.name for output in session.get_outputs()]
-    found = dict.fromkeys(names, 0.0)
+    found = dict.fromkeys(floats, 0.0)
     for images in batches:
-        outputs = session.run(names, {session.get_inputs()[0].name: images})
-        for name, value in zip(names, outputs, strict=True):
-            largest = float(np.abs(value).max(initial=0.0))
+        outputs = session.run(None, {session.get_inputs()[0].name: images})
+        for name, value in zip(floats, outputs, strict=True):
+            largest = float(value)
             found[name] = max(found[name], largest if np.isfinite(largest) else np.inf)
     return found
 
