@@ -352,7 +352,7 @@ def verify(
     for link in answer["parity"]:
         terminal.show(
             f"ONNX Runtime here, {link['inputs']} inputs (n = {link['n']}): largest relative "
-            f"error {link['max_rel_error']:.1e}, {link['tolerance']:.0e} allowed."
+            f"error {link['max_rel_error']:.1e}, {link['tolerance']:g} allowed."
         )
     if answer["engine"] is not None:
         terminal.show(f"Engine: {answer['engine']}; runs on: {answer['runs_on']}")

@@ -35,6 +35,7 @@ from polarprune.manifest_checks import PRECISIONS
 from polarprune.tasks import build_task
 from polarprune_export.accuracy import onnx_accuracy, torch_accuracy
 from polarprune_export.base_operators import base_operators, refuse_masks
+from polarprune_export.bundle_reading import read_bundle_model
 from polarprune_export.engine import (
     EngineOptions,
     EngineReport,
@@ -124,7 +125,7 @@ def write_bundle(
         check_engine_options(engine)
     key = None if signing_key is None else load_signing_key(signing_key)
     require_onnxruntime()  # before the long work: without it nothing can be certified
-    _check_contents(contents)
+    _check_contents(contents, example_input.shape[1])
     precision = contents.precision
     embed = contents.preprocessing if contents.embed_preprocess else None
     with _new_folder(Path(folder)) as place:
@@ -170,6 +171,7 @@ def write_bundle(
         )
         Manifest.from_json(manifest.to_json())  # as whoever reads it will
         write_manifest(manifest, place)
+        read_bundle_model(place)  # what nobody could load is not left behind
         if key is not None:
             sign_manifest(place, key)
     return manifest
@@ -217,8 +219,13 @@ def _check_cuts(cuts: Sequence[CertificateLink]) -> None:
             )
 
 
-def _check_contents(contents: BundleContents) -> None:
+def _check_contents(contents: BundleContents, channels: int) -> None:
     """Raises before the long work what can be known then."""
+    if contents.preprocessing is not None and len(contents.preprocessing.mean) != channels:
+        raise ConfigError(
+            f"the preprocessing is for images of {len(contents.preprocessing.mean)} channels, the "
+            f"network takes {channels}"
+        )
     if contents.precision not in PRECISIONS:
         raise ConfigError(
             f"the precision is {contents.precision!r}; it must be one of {', '.join(PRECISIONS)}"

@@ -20,6 +20,8 @@ from polarprune_export.engine_runtime import collecting_logger, import_runtime, 
 from polarprune_export.engine_targets import choose_targets
 from polarprune_export.timing_cache import cache_path, load_timings, save_timings
 
+LARGEST_BATCH, LARGEST_FIXED = 1 << 16, 1 << 10
+"""Images. A batch size that is fixed is also that of every check."""
 WORKSPACE_BYTES = 1 << 30
 """An upper bound for scratch memory; networks of this size use a few MB of it."""
 
@@ -164,7 +166,7 @@ def batch_profiles(batch: tuple[int, int, int]) -> tuple[BatchProfile, ...]:
     """One profile for a batch of one, where that is in the range, and one for the whole range.
 
     Raises:
-        ConfigError: not 1 <= smallest <= tuned <= largest.
+        ConfigError: not 1 <= smallest <= tuned <= largest, or more than can be meant.
     """
     low, opt, high = batch
     if not 1 <= low <= opt <= high:
@@ -172,6 +174,9 @@ def batch_profiles(batch: tuple[int, int, int]) -> tuple[BatchProfile, ...]:
             f"the batch profile is {low}:{opt}:{high}; "
             "it must be MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX"
         )
+    most = LARGEST_FIXED if low == high else LARGEST_BATCH
+    if high > most:
+        raise ConfigError(f"the largest batch is {high} images; it may be up to {most}")
     whole = BatchProfile(low, opt, high)
     one = BatchProfile(1, 1, 1)
     return (one, whole) if low == 1 < high else (whole,)

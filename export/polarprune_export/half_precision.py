@@ -21,6 +21,17 @@ LOW_TYPES = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 OPSETS = {"fp16": 20, "bf16": 22}
 """From opset 22 on Conv and the pools have bfloat16; TensorRT 11 reads up to 25."""
 LARGEST = {"fp16": 65_504.0, "bf16": 3.3895313892515355e38}
+SMALLEST = {"fp16": 2.0**-14, "bf16": 2.0**-126}
+"""Below these numbers lose digits, and end at 0."""
+_MIXING = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+# What a small constant (an epsilon) goes through until it is divided by.
+_CARRYING = {
+    *("Add", "Max", "Clip", "Sqrt", "Pow", "Reciprocal", "Expand", "Reshape", "Unsqueeze"),
+    *("Transpose", "ReduceSum", "ReduceL2"),
+}
+_DIVIDING = {"Div", "Mul"}
+# TensorRT-RTX 1.7 builds no bfloat16 one.
+_LACKING = {"fp16": set[str](), "bf16": {"ConvTranspose"}}
 
 
 def lower_to_half(
@@ -35,12 +46,18 @@ def lower_to_half(
 
     Returns:
         Names of the nodes that stayed in float32: those, and whatever ONNX has no such form of or
-        whose constants do not fit.
+        whose constants do not fit: too large, or so small (an epsilon) that they would become 0,
+        and what divides by these.
     """
     low = _Lowering(model, precision)
-    kept = [node.name for node in model.graph.node if node.name in keep or not low.fits(node)]
-    low.rewrite(set(kept))
-    return tuple(kept)
+    small = low.behind_small_constants()
+    kept = {
+        node.name
+        for node in model.graph.node
+        if node.name in keep or node.name in small or not low.fits(node)
+    }
+    low.rewrite(kept)
+    return tuple(node.name for node in low.computing if node.name in kept)
 
 
 class _Lowering:
@@ -54,10 +71,38 @@ class _Lowering:
         self.word = f"tensor({'float16' if precision == 'fp16' else 'bfloat16'})"
         self.weights = {tensor.name: tensor for tensor in self.graph.initializer}
         self.floats = _float_values(model)
+        self.lacking, self.smallest = _LACKING[precision], SMALLEST[precision]
+        self.computing = [node for node in self.graph.node if self._computes(node)]
+
+    def _computes(self, node: "onnx.NodeProto") -> bool:
+        """Whether there is anything of float32 in it; a Cast is none of either precision."""
+        names = (*node.input, *node.output)
+        return node.op_type != "Cast" and any(name in self.floats for name in names)
+
+    def behind_small_constants(self) -> set[str]:
+        """Names of nodes with a constant that would lose its digits, and of what divides by it."""
+        found: set[str] = set()
+        small: set[str] = set()
+        for node in self.graph.node:
+            held = any(self._is_small(name) for name in node.input) and node.op_type not in _MIXING
+            carried = any(name in small for name in node.input)
+            if held or (carried and node.op_type in _CARRYING | _DIVIDING):
+                found.add(node.name)
+                if node.op_type in _CARRYING:
+                    small.update(node.output)
+        return found
+
+    def _is_small(self, name: str) -> bool:
+        if name not in self.weights or name not in self.floats:
+            return False
+        size = np.abs(_values(self.weights[name]))
+        return bool(((size > 0) & (size < self.smallest)).any())
 
     def fits(self, node: "onnx.NodeProto") -> bool:
         """Whether the operator exists in low precision and all its constants are numbers there."""
         if node.op_type in {"Cast", "Constant"} or node.domain not in {"", "ai.onnx"}:
+            return False
+        if node.op_type in self.lacking or not self._follows_its_inputs(node):
             return False
         ports = [*self._ports(node, inputs=True), *self._ports(node, inputs=False)]
         ports = [(name, allowed) for name, allowed in ports if name in self.floats]
@@ -65,6 +110,15 @@ class _Lowering:
         # A port that is float32 in any case (the scales of a Resize) is no obstacle.
         obstacles = [name for name, kinds in ports if self.word not in kinds and len(kinds) > 1]
         return bool(lowered) and not obstacles and all(map(self._fits_constant, lowered))
+
+    def _follows_its_inputs(self, node: "onnx.NodeProto") -> bool:
+        """False where an attribute decides what is written (ConstantOfShape, EyeLike, ...)."""
+        from onnx import defs
+
+        schema = defs.get_schema(node.op_type, self.opset, node.domain)
+        return {port.type_str for port in schema.outputs if self.word in port.types} <= {
+            port.type_str for port in schema.inputs
+        }
 
     def _fits_constant(self, name: str) -> bool:
         if name not in self.weights:
@@ -134,6 +188,18 @@ class _Lowering:
         del self.graph.node[:], self.graph.initializer[:], self.graph.value_info[:]
         self.graph.node.extend(nodes)
         self.graph.initializer.extend([*used, *low_weights.values()])
+        self._state_types({stored(name) for name in made_low} - outputs)
+
+    def _state_types(self, low: set[str]) -> None:
+        """Shape inference has no rule for some operators in low precision (GroupNormalization)."""
+        from onnx import TensorProto, helper
+
+        ends = {value.name for value in (*self.graph.input, *self.graph.output)}
+        for node in self.graph.node:
+            for name in node.output:
+                if name in low or (name in self.floats and name not in ends):
+                    kind = self.low_type if name in low else TensorProto.FLOAT
+                    self.graph.value_info.append(helper.make_tensor_value_info(name, kind, None))
 
     @property
     def _suffix(self) -> str:

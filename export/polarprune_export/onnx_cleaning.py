@@ -45,7 +45,7 @@ def name_canonically(model: "onnx.ModelProto", parameters: set[str]) -> None:
     for i, tensor in enumerate(graph.initializer):
         if tensor.name not in names:
             keep = tensor.name in parameters
-            names[tensor.name] = tensor.name if keep else _free(f"constant_{i}", taken)
+            names[tensor.name] = tensor.name if keep else free_name(f"constant_{i}", taken)
     counts: dict[str, int] = {}
     for node in graph.node:
         kind = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", node.op_type).lower()
@@ -54,7 +54,7 @@ def name_canonically(model: "onnx.ModelProto", parameters: set[str]) -> None:
         for i, output in enumerate(node.output):
             if output and output not in names:
                 suffix = f"_{i}" if i else ""
-                names[output] = _free(f"{node.name}_output{suffix}", taken)
+                names[output] = free_name(f"{node.name}_output{suffix}", taken)
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
@@ -89,7 +89,8 @@ def simplify(model: "onnx.ModelProto") -> "onnx.ModelProto | None":
     return simplified
 
 
-def _free(name: str, taken: set[str]) -> str:
+def free_name(name: str, taken: set[str]) -> str:
+    """The name, with underscores behind it where it is taken; it is taken then."""
     while name in taken:
         name += "_"
     taken.add(name)

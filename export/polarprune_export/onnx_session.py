@@ -92,6 +92,12 @@ def run_session(
         raise Refused(f"ONNX Runtime cannot run the model: {_first_line(error)}") from None
 
 
+def scored_output(session: "onnxruntime.InferenceSession") -> int:
+    """Which output is scored, as `tasks.protocol.scores_of` has it: `out`, else the first."""
+    names = [output.name for output in session.get_outputs()]
+    return names.index("out") if "out" in names else 0
+
+
 def split_batch(images: Array, chunk: int, *, exact: bool = False) -> Iterator[Array]:
     """The images in order, `chunk` at a time, or fewer of large ones; the last part shorter.
 

@@ -18,8 +18,8 @@ class Comparison:
 
     `max_rel_error` is, for each output, its largest error over its largest reference value: an
     element-wise ratio would say nothing where the reference happens to pass through zero. Both are
-    NaN if any value is not finite. `top1_agreement` is the share of positions of the first output
-    whose largest class is the same.
+    NaN if any value is not finite. `top1_agreement` is the share of positions of the scored
+    output whose largest class is the same.
     """
 
     max_abs_error: float
@@ -28,8 +28,13 @@ class Comparison:
     worst: str
 
 
-def compare_outputs(outputs: Sequence[Array], reference: Sequence[Array]) -> Comparison:
+def compare_outputs(
+    outputs: Sequence[Array], reference: Sequence[Array], scored: int = 0
+) -> Comparison:
     """Compares outputs in the order given; batch first, classes second.
+
+    Args:
+        scored: whose largest class is compared.
 
     Raises:
         ValueError: another number of outputs, or another shape: these are not the same network.
@@ -50,7 +55,9 @@ def compare_outputs(outputs: Sequence[Array], reference: Sequence[Array]) -> Com
             largest_rel = absolute / scale
             place = np.unravel_index(int(error.argmax()), error.shape)
             worst = _place(i, place, got, wanted)
-    return Comparison(largest_abs, largest_rel, _agreement(outputs[0], reference[0]), worst)
+    return Comparison(
+        largest_abs, largest_rel, _agreement(outputs[scored], reference[scored]), worst
+    )
 
 
 def describe_failure(

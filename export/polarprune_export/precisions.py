@@ -89,7 +89,10 @@ def lower_precision(
     found = largest_values(lowered, split_batch(samples.calibration, CHUNK))
     too_large = nodes_above(lowered, found, LARGEST[precision] / HEADROOM)
     kept = lower_to_half(lowered, precision, too_large)
-    why = f"values above {LARGEST[precision] / HEADROOM:g}, or no such operator in ONNX"
+    why = (
+        f"values above {LARGEST[precision] / HEADROOM:g}, constants that {precision} does not "
+        "have, or no such operator"
+    )
     return Lowered(lowered, kept, why if kept else None)
 
 

@@ -6,6 +6,8 @@ import numpy as np
 
 from polarprune.errors import Refused
 from polarprune.manifest import Preprocessing
+from polarprune_export.onnx_cleaning import free_name
+from polarprune_export.onnx_session import Array
 
 if TYPE_CHECKING:
     import onnx
@@ -31,25 +33,33 @@ def embed_preprocessing(model: "onnx.ModelProto", preprocessing: Preprocessing) 
     if channels != 3:
         raise Refused(f"preprocessing is for images of 3 channels, the network reads {channels}")
     name = graph.input[0].name
-    image = f"{name}_normalised"
+    taken = {t.name for t in graph.initializer} | {n for node in graph.node for n in node.output}
+    taken |= {name}
+    image = free_name(f"{name}_normalised", taken)
     for node in graph.node:
         node.input[:] = [image if read == name else read for read in node.input]
     std = np.asarray(preprocessing.std, np.float64)
     mean = np.asarray(preprocessing.mean, np.float64)
-    constants = {
-        "pixel_scale": (1 / (255 * std)).astype(np.float32),
-        "pixel_offset": (mean / std).astype(np.float32),
-    }
-    graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in constants.items())
-    steps = [
-        helper.make_node("Cast", [name], ["pixels"], name="pixel_cast", to=TensorProto.FLOAT),
-        helper.make_node("Mul", ["pixels", "pixel_scale"], ["scaled_pixels"], name="pixel_mul"),
-        helper.make_node("Sub", ["scaled_pixels", "pixel_offset"], ["shifted"], name="pixel_sub"),
-        helper.make_node("Transpose", ["shifted"], [image], name="to_nchw", perm=[0, 3, 1, 2]),
-    ]
+    steps: list[tuple[str, str, Array | None]] = [("Cast", "pixels", None)]
+    scale, offset = (1 / (255 * std)).astype(np.float32), (mean / std).astype(np.float32)
+    if (scale != 1).any():  # of 0..255 networks it is 1, and the lint takes that for a mask
+        steps.append(("Mul", "pixel_scale", scale))
+    if offset.any():
+        steps.append(("Sub", "pixel_offset", offset))
+    nodes, last = [], name
+    for kind, words, constant in steps:
+        result = free_name(f"{words}_applied", taken)
+        if constant is None:
+            nodes.append(helper.make_node(kind, [last], [result], to=TensorProto.FLOAT))
+        else:
+            held = free_name(words, taken)
+            graph.initializer.append(numpy_helper.from_array(constant, held))
+            nodes.append(helper.make_node(kind, [last, held], [result]))
+        last = result
+    nodes.append(helper.make_node("Transpose", [last], [image], perm=[0, 3, 1, 2]))
     rest = list(graph.node)
     del graph.node[:], graph.value_info[:]
-    graph.node.extend([*steps, *rest])
+    graph.node.extend([*nodes, *rest])
     graph.input[0].CopyFrom(
         helper.make_tensor_value_info(name, TensorProto.UINT8, [batch, height, width, channels])
     )

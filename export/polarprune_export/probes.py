@@ -46,11 +46,13 @@ class Probe:
 
 
 def random_pixels(shape: tuple[int, ...]) -> Array:
-    """Uint8 (n, h, w, 3) for a network that takes (3, h, w)."""
+    """Uint8 (n, h, w, 3) for a network that takes (3, h, w); the last image is black."""
     _, height, width = shape
     generator = np.random.default_rng(RANDOM_SEED)
     count = count_for_side(RANDOM_IMAGES, width)
-    return generator.integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+    pixels = generator.integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+    pixels[-1] = 0  # noise is never black
+    return pixels
 
 
 def draw_samples(

@@ -27,7 +27,12 @@ CHUNK = 32
 
 
 class Quantizer:
-    """One network, calibrated on one set of images; quantised as often as is asked for."""
+    """One network, calibrated on one set of images; quantised as often as is asked for.
+
+    Attributes:
+        matrices: names of its convolutions and matrix products.
+        choices: names of all that can be left in float32, each with what follows it.
+    """
 
     def __init__(self, model: "onnx.ModelProto", images: Array, folder: Path) -> None:
         """Write the network where ONNX Runtime's tool reads it.
@@ -46,7 +51,10 @@ class Quantizer:
         require_onnxruntime()
         self._images, self._name = images, model.graph.input[0].name
         self._layers = [n.name for n in model.graph.node if n.op_type in QUANTISED_OPERATORS]
+        self.matrices = [n.name for n in model.graph.node if n.op_type in MATRIX_OPERATORS]
         self._followers = _followers(model)
+        behind = {name for names in self._followers.values() for name in names}
+        self.choices = [name for name in self._layers if name not in behind]
         self._folder = folder
         onnx.save(model, folder / "float.onnx")
 

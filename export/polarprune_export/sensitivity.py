@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from polarprune_export.onnx_session import Array, open_session, run_session
-from polarprune_export.quantization import MATRIX_OPERATORS, Quantizer
+from polarprune.errors import Refused
+from polarprune_export.onnx_session import Array, open_session, run_session, scored_output
+from polarprune_export.quantization import Quantizer
 
 if TYPE_CHECKING:
     import onnx
@@ -53,29 +54,34 @@ def choose_int8(
         model: float32.
         quantizer: calibrated on other images.
         images: as the network takes them, (n, c, h, w); real ones.
+
+    Raises:
+        Refused: no layer can be int8 at that price.
     """
-    wanted = _outputs(model, images)
+    scored = scored_output(open_session(model.SerializeToString()))
+    wanted = _output(model, images, scored)
 
     def agreement(candidate: "onnx.ModelProto") -> float:
-        got = _outputs(candidate, images)
+        got = _output(candidate, images, scored)
         return float((got.argmax(axis=1) == wanted.argmax(axis=1)).mean())
 
     whole = quantizer.quantized()
     reached = agreement(whole)
     if reached >= AGREEMENT:
         return Int8Choice(whole, (), reached, {})
-    layers = [node.name for node in model.graph.node if node.op_type in MATRIX_OPERATORS]
+    layers = quantizer.choices
     ranking, reference = images[:RANKING_IMAGES], wanted[:RANKING_IMAGES]
     errors: dict[str, float] = {}
     for i, layer in enumerate(layers):
         alone = quantizer.quantized(only=[layer])
-        errors[layer] = _rms(_outputs(alone, ranking) - reference) / _rms(reference)
+        error = _rms(_output(alone, ranking, scored) - reference) / _rms(reference)
+        errors[layer] = error if np.isfinite(error) else np.inf
         if progress is not None:
             progress("sensitivity", i + 1, len(layers))
     worst_first = sorted(layers, key=lambda layer: -errors[layer])
-    # With the first `few` of them in float32 it is not good enough, with `enough` it is.
+    # With the first `few` of them in float32 it is not good enough, with all of them it is exact.
     few, enough = 0, len(layers)
-    candidate = quantizer.quantized(keep=worst_first)
+    candidate = model
     while enough - few > 1:
         count = (few + enough) // 2
         trial = quantizer.quantized(keep=worst_first[:count])
@@ -83,13 +89,18 @@ def choose_int8(
             candidate, enough = trial, count
         else:
             few = count
-    kept = tuple(sorted(worst_first[:enough]))
-    return Int8Choice(candidate, kept, agreement(candidate), errors)
+    kept = worst_first[:enough]
+    if set(quantizer.matrices) <= set(kept):
+        raise Refused(
+            f"int8 costs too much: with any layer in it fewer than {100 * AGREEMENT:.0f} % of the "
+            "held-out images keep their class; choose another precision"
+        )
+    return Int8Choice(candidate, tuple(sorted(kept)), agreement(candidate), errors)
 
 
-def _outputs(model: "onnx.ModelProto", images: Array) -> Array:
-    """The first output, classes along axis 1."""
-    return run_session(open_session(model.SerializeToString()), images, chunk=CHUNK)[0]
+def _output(model: "onnx.ModelProto", images: Array, scored: int) -> Array:
+    """What is scored, classes along axis 1."""
+    return run_session(open_session(model.SerializeToString()), images, chunk=CHUNK)[scored]
 
 
 def _rms(values: Array) -> float:
