@@ -11,6 +11,8 @@ from random_onnx import Build
 
 from polarprune_export import CollapseReport, collapse_onnx
 
+FED = "{} and may be fed; take them off the inputs to collapse"
+
 
 def weight(rows: int, columns: int, kernel: int = 1, zero: tuple[int, ...] = ()) -> np.ndarray:
     """Filters of which some are zero."""
@@ -453,9 +455,36 @@ def test_weights_that_may_be_fed_are_no_constants(tmp_path: Path) -> None:
             helper.make_tensor_value_info(t.name, t.data_type, t.dims)
             for t in model.graph.initializer
         )
-        _, made, shapes = collapse(tmp_path, model)
+        report, made, shapes = collapse(tmp_path, model)
         assert shapes["w_0"][0] == left
         assert [i.name for i in made.graph.input] == ["x", "w_0", "w_1"]
+        assert report.channels == (7, left + 2)
+        assert report.pinned == (
+            () if version == 3 else (FED.format("2 weights are graph inputs"),)
+        )
+
+
+def test_a_single_weight_that_may_be_fed_is_named(tmp_path: Path) -> None:
+    b = straight(None, 3, 1, first_zero=(1,))
+    model = b.model([b.last], x=(3, 8, 8))
+    model.graph.input.append(helper.make_tensor_value_info("w_0", 1, [5, 3, 1, 1]))
+    report, _, _ = collapse(tmp_path, model)
+    assert report.pinned[0] == FED.format("1 weight is a graph input")
+
+
+def test_operators_on_whole_numbers_are_named(tmp_path: Path) -> None:
+    b = Build(0)
+    scale, zero = b.constant(np.array(0.1, np.float32)), b.constant(np.array(128, np.uint8))
+    filters = np.full((4, 3, 1, 1), 100, np.uint8)
+    filters[1] = 128
+    x = b.one("QuantizeLinear", ["x", scale, zero])
+    w = b.constant(filters, "w")
+    x = b.one("QLinearConv", [x, scale, zero, w, scale, zero, scale, zero])
+    last = b.one("DequantizeLinear", [x, scale, zero])
+    report, _, _ = collapse(tmp_path, b.model([last], x=(3, 8, 8)))
+    assert not report.changed
+    assert len(report.pinned) == 1
+    assert report.pinned[0].startswith("QLinearConv compute with whole numbers; write the file")
 
 
 def test_uint8_images_are_drawn_over_their_range(tmp_path: Path) -> None:

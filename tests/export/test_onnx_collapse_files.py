@@ -121,6 +121,14 @@ def _short_data(folder: Path) -> None:
     external(folder, "weights.bin", offset=8)
 
 
+def _sparse(folder: Path) -> None:
+    made = model()
+    values = onnx.numpy_helper.from_array(np.ones(2, np.float32), "s")
+    places = onnx.numpy_helper.from_array(np.array([0, 5]), "places")
+    made.graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(values, places, [6, 8]))
+    onnx.save(made, folder / "in.onnx")
+
+
 def _infinite(folder: Path) -> None:
     b = Build(0)
     zero = b.one("Sub", ["x", "x"])
@@ -144,6 +152,7 @@ BAD = {
     _link: "outside of its folder",
     _absent_data: "not beside it",
     _short_data: "which is shorter",
+    _sparse: "stores sparse tensors",
     _infinite: "not finite",
 }
 

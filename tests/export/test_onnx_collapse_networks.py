@@ -65,7 +65,7 @@ def test_a_gate_in_a_net_with_free_sides(training: bool, tmp_path: Path) -> None
     # The filter of zeros has a bias: the convolution behind it has no padding, so it is folded.
     assert report.channels == (16, 5 + 5 + 2)
     assert report.pinned == ()
-    assert [one["x"] for one in report.inputs] == [(2, 3, 64, 64), (3, 3, 96, 96)]
+    assert [one["x"] for one in report.inputs] == [(2, 3, 64, 64), (3, 3, 129, 161)]
 
 
 def test_a_segmentation_head_follows_its_features(tmp_path: Path) -> None:

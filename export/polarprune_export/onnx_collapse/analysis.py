@@ -160,6 +160,23 @@ class Analysis:
         constant = self.constants.array(value)
         return self.probe.numbers.get(str(value.name)) if constant is None else constant
 
+    def listed(self, node: ir.Node, index: int, name: str) -> list[float | None] | None:
+        """A parameter, an input or an attribute; None for each number that is not the same always.
+
+        None where the parameter is not given.
+        """
+        value = node.inputs[index] if index < len(node.inputs) else None
+        if value is None:
+            stated = attribute(node, name)
+            return None if stated is None else list(stated)
+        constant = self.constants.array(value)
+        if constant is not None:
+            return list(constant.reshape(-1).tolist())
+        if value in self.sizes.found:
+            return [element.number for element in self.sizes.found[value].elements]
+        number = self.probe.numbers.get(str(value.name))
+        return [None] * (1 if number is None else number.size)
+
     def is_settled(self, value: ir.Value | None) -> bool:
         """Whether a parameter is constant, or computed from sizes alone: not from an input."""
         known = value is None or value in self.sizes.found

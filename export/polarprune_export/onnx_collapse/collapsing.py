@@ -10,7 +10,11 @@ import onnx_ir as ir
 from polarprune.errors import Refused, first_line
 from polarprune_export.onnx_collapse.analysis import Analysis
 from polarprune_export.onnx_collapse.checking import check_outputs, tolerance_for
-from polarprune_export.onnx_collapse.constants import FIRST_IR_WITH_DEFAULTS, Constants
+from polarprune_export.onnx_collapse.constants import (
+    FIRST_IR_WITH_DEFAULTS,
+    Constants,
+    not_looked_into,
+)
 from polarprune_export.onnx_collapse.counting import Counts, count_graph
 from polarprune_export.onnx_collapse.cutting import cut_graph, plan_edits
 from polarprune_export.onnx_collapse.edges import simplify_edges
@@ -150,7 +154,8 @@ def _collapse(model: ir.Model, feeds: list[Feeds]) -> _Outcome:
         if not any(needs.is_cut(v) for node in needs.live for v in (*node.inputs, *node.outputs)):
             _state_shapes(model, probe)
             counts = count_graph(model, probe, feeds[0])
-            return _Outcome(changed, blocks, counts, tuple(analysis.pinned))
+            pinned = (*not_looked_into(model), *analysis.pinned)
+            return _Outcome(changed, blocks, counts, pinned)
         cut_graph(model, needs, edits)
         changed, stuck = True, set()  # what could not be written may be, of what is left
         remove_dead(model)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from polarprune_export.onnx_collapse.operators import FOLDABLE, kind_of, opsets_of
+from polarprune_export.onnx_collapse.operators import FOLDABLE, QUANTISED, kind_of, opsets_of
 from polarprune_export.onnx_collapse.single_nodes import run_node
 from polarprune_export.onnx_session import Array
 
@@ -57,6 +57,24 @@ class Constants:
         """Whether a constant is stored in whole numbers, behind a DequantizeLinear."""
         node = value.producer()
         return node is not None and kind_of(node) == "DequantizeLinear"
+
+
+def not_looked_into(model: ir.Model) -> list[str]:
+    """Why weights that are stored in the file are no constants here, or none that are followed."""
+    found, graph = [], model.graph
+    fed = 0
+    if model.ir_version >= FIRST_IR_WITH_DEFAULTS:
+        fed = sum(value.is_initializer() and bool(value.uses()) for value in graph.inputs)
+    if fed:
+        words = "1 weight is a graph input" if fed == 1 else f"{fed} weights are graph inputs"
+        found.append(f"{words} and may be fed; take them off the inputs to collapse")
+    kinds = sorted({node.op_type for node in graph if node.op_type in QUANTISED})
+    if kinds:
+        found.append(
+            f"{', '.join(kinds)} compute with whole numbers; "
+            "write the file with QuantizeLinear and DequantizeLinear (QDQ) to collapse"
+        )
+    return found
 
 
 def _numbers(tensor: Any) -> Array | None:

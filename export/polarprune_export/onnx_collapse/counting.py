@@ -30,10 +30,18 @@ def count_graph(model: ir.Model, probe: Probe, feeds: Feeds) -> Counts:
         if kind_of(node) not in MIXING:
             continue
         macs += _macs(node, probe)
-        weight = constants.array(node.inputs[1])
-        matrix = None if weight is None else weight_matrix(node, weight)
-        channels += 0 if matrix is None else matrix.shape[0] * matrix.shape[1]
+        channels += _channels(node, constants)
     return Counts(len(list(model.graph)), channels, count_params(model), macs // batch)
+
+
+def _channels(node: ir.Node, constants: Constants) -> int:
+    """Outputs of one operator, those of weights that may be fed too; 0 of computed ones."""
+    value = node.inputs[1]
+    weight = constants.array(value)
+    if weight is None and value is not None and value.const_value is not None:
+        weight = value.const_value.numpy()
+    matrix = None if weight is None else weight_matrix(node, weight)
+    return 0 if matrix is None else matrix.shape[0] * matrix.shape[1]
 
 
 def count_params(model: ir.Model) -> int:

@@ -6,7 +6,8 @@
 4. An operand of an element-wise operator that holds a known number in each channel: a stored
    (c, 1, 1), so that nothing needs to compute it.
 
-Only where the result has the shape of what takes its place, at both probed sizes.
+Only where the result has the shape of what takes its place, at both probed sizes. Of a movement
+that alone proves nothing for other sizes: its parameters have to say that it takes everything.
 Exactness: bitwise, but for 4, which is rounding in the last bit of a constant.
 """
 
@@ -19,6 +20,7 @@ from polarprune_export.onnx_collapse.analysis import Analysis
 from polarprune_export.onnx_collapse.operators import ELEMENTWISE, attribute, kind_of
 from polarprune_export.onnx_collapse.stored import Store
 
+PAST_ANY_END = 2**31 - 1
 _SUMS = frozenset({"Add", "Sum"})
 
 
@@ -69,9 +71,9 @@ def _same_shape(analysis: Analysis, value: ir.Value | None, result: ir.Value) ->
         or analysis.constants.array(value) is not None
     ):
         return False
-    names = str(value.name), str(result.name)
-    fixed = analysis.probe.fixed
-    return analysis.shape(value) == analysis.shape(result) and fixed[names[0]] == fixed[names[1]]
+    if analysis.shape(result) is None:
+        return False
+    return analysis.probe.agree(str(value.name), str(result.name))
 
 
 def _idle(analysis: Analysis, node: ir.Node) -> int | None:
@@ -100,16 +102,12 @@ def _idle(analysis: Analysis, node: ir.Node) -> int | None:
 
 
 def _takes_all(analysis: Analysis, node: ir.Node) -> bool:
-    """A movement that, its result being as large as its source, moves nothing."""
+    """A movement whose parameters say, whatever the size, that it moves nothing."""
     kind = kind_of(node)
     if kind == "Split":
         return len(node.outputs) == 1
     if kind == "Slice":
-        steps = attribute(node, "steps")
-        if len(node.inputs) > 4 and node.inputs[4] is not None:
-            found = analysis.constants.array(node.inputs[4])
-            steps = [0] if found is None else found.tolist()
-        return steps is None or all(step == 1 for step in steps)
+        return _slices_all(analysis, node)
     if kind == "Pad":
         amounts = attribute(node, "pads")
         if amounts is None and len(node.inputs) > 1:
@@ -123,6 +121,30 @@ def _takes_all(analysis: Analysis, node: ir.Node) -> bool:
         size = shape[int(attribute(node, "axis", 0)) % len(shape)]
         return bool(np.array_equal(indices, np.arange(size)))
     return False
+
+
+def _slices_all(analysis: Analysis, node: ir.Node) -> bool:
+    """From 0 in steps of 1 to past any end, or to the end of a side that is fixed."""
+    source = node.inputs[0]
+    shape = None if source is None else analysis.shape(source)
+    if source is None or shape is None:
+        return False
+    names = ("starts", "ends", "axes", "steps")
+    given = [analysis.listed(node, index, name) for index, name in enumerate(names, start=1)]
+    starts, ends, axes, steps = given
+    if starts is None or ends is None or None in (*starts, *ends, *(axes or ()), *(steps or ())):
+        return False
+    along = range(len(starts)) if axes is None else axes
+    fixed = analysis.probe.fixed[str(source.name)]
+    for axis, start, end, step in zip(along, starts, ends, steps or [1] * len(starts), strict=True):
+        assert axis is not None
+        assert end is not None
+        if start != 0 or step != 1:
+            return False
+        place = int(axis) % len(shape)
+        if end < PAST_ANY_END and not (fixed[place] and end >= shape[place]):
+            return False
+    return True
 
 
 def _bypass(graph: ir.Graph, node: ir.Node, index: int) -> bool:

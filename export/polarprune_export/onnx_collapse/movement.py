@@ -39,6 +39,8 @@ def move(analysis: "Analysis", node: ir.Node) -> bool:
         return False  # it would drop the axis of a single channel
     given = analysis.shape(source)
     assert given is not None
+    if not _asks_always_alike(analysis, node, found.axis, len(given)):
+        return False
     places = run_on_places(analysis, node, given, found.axis, len(found.labels))
     if places is None:
         return False
@@ -52,6 +54,30 @@ def move(analysis: "Analysis", node: ir.Node) -> bool:
             analysis.labels.pin(found.labels[used])
         moved.append(np.zeros(0, dtype=np.int64) if row is None else row)
     analysis.moves[node] = moved
+    return True
+
+
+def _asks_always_alike(analysis: "Analysis", node: ir.Node, axis: int, rank: int) -> bool:
+    """Whether what is asked of the channels' axis is the same at all sizes, probed or not.
+
+    A Reshape or Expand is told all sizes, free ones too: there the result's axis tells.
+    """
+    kind = kind_of(node)
+    if kind in ("Split", "Gather"):
+        asked = analysis.listed(node, 1, "split")
+        return int(attribute(node, "axis", 0)) % rank != axis or None not in (asked or ())
+    if kind not in ("Slice", "Pad"):
+        return True
+    axes = analysis.listed(node, 3, "axes")
+    if axes is not None and None in axes:
+        return False
+    along = [int(a or 0) % rank for a in (range(rank) if axes is None else axes)]
+    names = ("starts", "ends", "axes", "steps") if kind == "Slice" else ("pads",)
+    for place, name in enumerate(names, start=1):
+        asked = analysis.listed(node, place, name) or []
+        own = [n for i, n in enumerate(asked) if along[i % len(along)] == axis]
+        if None in own:
+            return False
     return True
 
 
@@ -143,7 +169,9 @@ def _lay_padded(
     first = rows.max(axis=1)
     if ((rows != first[:, None]) & (rows >= 0)).any():
         return None
-    pads, mixed = first < 0, (rows < 0).any(axis=1)
+    # Amounts that are computed are perhaps 0 at the probed size alone.
+    computed = None in (analysis.listed(node, 1, "pads") or ())
+    pads, mixed = first < 0, (rows < 0).any(axis=1) | computed
     number = _pad_number(analysis, node)
     labels = found.labels[first]
     labels[pads] = analysis.labels.new(int(pads.sum()))

@@ -72,6 +72,9 @@ def _sizes(needs: Needs, node: ir.Node, edit: Edit) -> None:
             return
     elif asked[place] == 0 and analysis.spreads[source].axis == spread.axis:
         return  # copied from the source
+    lasting = analysis.listed(node, 1, "shape")
+    if lasting is None or lasting[place] is None:
+        raise CannotBeWritten  # as many as there are channels at the probed sizes alone
     edit.elements[1] = {place: int(needs.kept(result).sum())}
 
 
@@ -173,7 +176,8 @@ def _pad(needs: Needs, node: ir.Node, edit: Edit) -> None:
         place + len(axes): int(kept[len(kept) - after :].sum()),
     }
     if attribute(node, "pads") is None:
-        edit.elements[1] = counts
+        changed = {i: count for i, count in counts.items() if count != int(amounts[i])}
+        edit.elements |= {1: changed} if changed else {}
     else:
         edit.attributes["pads"] = [int(counts.get(i, int(a))) for i, a in enumerate(amounts)]
 

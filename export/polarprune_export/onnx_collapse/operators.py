@@ -36,6 +36,12 @@ KEEP_ZERO = frozenset({"ReduceL1", "ReduceL2", "ReduceSum", "ReduceSumSquare"})
 # are standardised are computed with reductions and norms.
 FOLDABLE = ELEMENTWISE | MOVING | PER_CHANNEL | REDUCING | frozenset({"ConstantOfShape", "Shape"})
 
+# Weights of whole numbers, read without a DequantizeLinear: not followed.
+QUANTISED = frozenset({
+    "ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QGemm",
+    "QLinearConv", "QLinearMatMul",
+})  # fmt: skip
+
 
 def is_standard(node: ir.Node) -> bool:
     """Whether the operator is one of ONNX itself."""

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 # A free side of an image: the first at which the model runs.
 SIDES = (64, 32, 96, 128, 224, 256, 299, 384, 512)
 BATCHES = (2, 3)
-FREE_CHANNELS = 3
-FREE_LENGTH = 8
+FREE_CHANNELS = (3, 4)
+FREE_LENGTHS = (8, 13)
 SMALL = 1024  # elements; smaller constants may be sizes
 _SHAPE_OF = "polarprune_shape_of_"
 
@@ -27,21 +27,46 @@ Feeds = dict[str, Array]
 class Probe:
     """What two runs say, per value name.
 
-    `shapes` are those of the first run; `fixed` says per side whether both runs agree on it;
-    `numbers` holds values of type int64 and int32; `dtypes` the numpy types.
+    `shapes` are those of the first run, `others` those of the second (if there was one); `fixed`
+    says per side whether both runs agree on it; `numbers` holds values of type int64 and int32;
+    `dtypes` the numpy types.
     """
 
     shapes: dict[str, tuple[int, ...]]
+    others: tuple[dict[str, tuple[int, ...]], ...]
     fixed: dict[str, tuple[bool, ...]]
     numbers: dict[str, Array]
     dtypes: dict[str, "np.dtype[Any]"]
+
+    def agree(self, one: str, other: str) -> bool:
+        """Whether two values have the same shape in each run."""
+        return all(run[one] == run[other] for run in (self.shapes, *self.others))
+
+
+@dataclass(frozen=True)
+class Free:
+    """What free sides are set to; those of an image by axis, in turn."""
+
+    batch: int
+    sides: tuple[int, int]
+    channels: int = FREE_CHANNELS[0]
+    length: int = FREE_LENGTHS[0]
+
+    def size(self, axis: int, rank: int) -> int:
+        """Of one free side."""
+        if axis == 0:
+            return self.batch
+        if rank >= 4 and axis >= 2:
+            return self.sides[axis % 2]
+        return self.channels if axis == 1 and rank >= 3 else self.length
 
 
 def choose_feeds(model: "onnx.ModelProto", seed: int) -> list[Feeds]:
     """Random inputs at two sizes (at one where nothing is free) with which the model runs.
 
     Floats are standard normal, uint8 and int8 take their whole range, other integers 0 or 1. A free
-    first side is 2 and 3, a free side of an image the first of `SIDES` that runs, then 32 more.
+    first side is 2 and 3, a free side of an image the first of `SIDES` that runs, then two that
+    differ, odd ones where the model takes them: what rounds sizes, or crops, shows there only.
 
     Raises:
         Refused: an input of unknown rank or of a type that cannot be drawn, or no size that runs.
@@ -51,21 +76,46 @@ def choose_feeds(model: "onnx.ModelProto", seed: int) -> list[Feeds]:
     first: Feeds | None = None
     side_found = 0
     for side in SIDES:
-        feeds = draw_feeds(model, seed, BATCHES[0], side)
+        feeds = draw_feeds(model, seed, Free(BATCHES[0], (side, side)))
         reason = _failure(session, feeds)
         if not reason:
             first, side_found = feeds, side
             break
     if first is None:
         raise Refused(f"the model does not run on random inputs of any usual size: {reason}")
-    for batch, side in ((3, side_found + 32), (3, side_found * 2), (3, side_found)):
-        feeds = draw_feeds(model, seed + 1, batch, side)
+    tried = []
+    for free in _second_sizes(side_found):
+        feeds = draw_feeds(model, seed + 1, free)
+        shapes = {name: array.shape for name, array in feeds.items()}
+        if shapes in tried:
+            continue
+        tried.append(shapes)
         if not _failure(session, feeds):
             return [first, feeds]
     return [first]
 
 
-def draw_feeds(model: "onnx.ModelProto", seed: int, batch: int, side: int) -> Feeds:
+def _second_sizes(side: int) -> Iterator[Free]:
+    """In order: odd and different; odd; even, then multiples of 32, of the first side; the same.
+
+    From one run to the next even a 64th of a side changes, where 64 is the first.
+    """
+    sides = (
+        (side + 65, side + 97),
+        (side + 65, side + 65),
+        (side + 66, side + 98),
+        (side + 64, side + 96),
+        (2 * side, 3 * side),
+        (side + 32, side + 32),
+        (2 * side, 2 * side),
+        (side, side),
+    )
+    for pair in sides:
+        for channels, length in ((1, 1), (0, 1), (1, 0), (0, 0)):
+            yield Free(BATCHES[1], pair, FREE_CHANNELS[channels], FREE_LENGTHS[length])
+
+
+def draw_feeds(model: "onnx.ModelProto", seed: int, free: Free) -> Feeds:
     """Random inputs with the free sides set; equal symbols get equal sizes."""
     import onnx
 
@@ -84,19 +134,11 @@ def draw_feeds(model: "onnx.ModelProto", seed: int, batch: int, side: int) -> Fe
             if dim.HasField("dim_value") and dim.dim_value > 0:
                 shape.append(dim.dim_value)
                 continue
-            size = _free_size(axis, len(kind.shape.dim), batch, side)
+            size = free.size(axis, len(kind.shape.dim))
             shape.append(symbols.setdefault(dim.dim_param, size) if dim.dim_param else size)
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
         feeds[value.name] = _draw(generator, value.name, np.dtype(dtype), tuple(shape))
     return feeds
-
-
-def _free_size(axis: int, rank: int, batch: int, side: int) -> int:
-    if axis == 0:
-        return batch
-    if rank >= 4 and axis >= 2:
-        return side
-    return FREE_CHANNELS if axis == 1 and rank >= 3 else FREE_LENGTH
 
 
 def _draw(
@@ -152,14 +194,15 @@ def probe_model(model: "onnx.ModelProto", feeds: list[Feeds]) -> Probe:
         )
         runs.append(({n: tuple(int(s) for s in values[o]) for n, o in asked}, values))
     shapes, values = runs[0]
+    others = tuple(other for other, _ in runs[1:])
     fixed = {}
     for name, shape in shapes.items():
-        others = [other[name] for other, _ in runs[1:]]
+        found = [other[name] for other in others]
         fixed[name] = tuple(
-            all(len(o) == len(shape) and o[a] == size for o in others)
+            all(len(o) == len(shape) and o[a] == size for o in found)
             for a, size in enumerate(shape)
         )
-    return Probe(shapes, fixed, {n: values[n] for n in integers}, types)
+    return Probe(shapes, others, fixed, {n: values[n] for n in integers}, types)
 
 
 def _inferred(model: "onnx.ModelProto") -> "onnx.GraphProto":

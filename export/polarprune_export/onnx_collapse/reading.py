@@ -18,8 +18,8 @@ def read_model(path: Path) -> "tuple[onnx.ModelProto, bool]":
     """The model with its external data loaded, and whether it had any.
 
     Raises:
-        Refused: no file, no ONNX, an opset or a size out of range, no outputs, or external data
-            outside of the model's own folder.
+        Refused: no file, no ONNX, an opset or a size out of range, no outputs, sparse tensors, or
+            external data outside of the model's own folder.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -43,6 +43,11 @@ def _check_graph(model: "onnx.ModelProto", path: Path) -> None:
     if not model.graph.node or not model.graph.output:
         missing = "outputs" if model.graph.node else "operators"
         raise Refused(f"{path} holds no ONNX graph with {missing}")
+    sparse = sum(len(graph.sparse_initializer) for graph in _graphs(model.graph))
+    if sparse:
+        raise Refused(
+            f"{path} stores sparse tensors ({sparse}), which are not read; store dense ones"
+        )
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), None)
     if opset is None or not SMALLEST_OPSET <= opset <= LARGEST_OPSET:
         raise Refused(
@@ -90,6 +95,14 @@ def all_tensors(model: "onnx.ModelProto") -> "Iterator[onnx.TensorProto]":
     for function in model.functions:
         for node in function.node:
             yield from _node_tensors(node)
+
+
+def _graphs(graph: "onnx.GraphProto") -> "Iterator[onnx.GraphProto]":
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _graphs(inner)
 
 
 def _graph_tensors(graph: "onnx.GraphProto") -> "Iterator[onnx.TensorProto]":
