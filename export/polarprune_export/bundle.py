@@ -44,7 +44,6 @@ from polarprune_export.engine import (
     check_engine_options,
 )
 from polarprune_export.half_precision import LOW_TYPES, OPSETS
-from polarprune_export.onnx_guard import guard_model
 from polarprune_export.onnx_lint import BASE_OPERATORS, lint_onnx
 from polarprune_export.onnx_session import require_onnxruntime
 from polarprune_export.onnx_writer import OPSET, OnnxReport, write_onnx
@@ -136,7 +135,6 @@ def write_bundle(
         )
         own = base_operators(plain, dense, example_input, contents.unpruned)
         lint_onnx(plain.path, own)
-        guard_model(plain.path.read_bytes(), str(plain.path))  # as whoever loads it will
         refuse_masks(plain, own)
         probes, links = _check_parity(dense, plain, contents)
         before = _accuracy_before(dense, plain, contents, progress)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
@@ -76,14 +77,13 @@ def check_parity(
     # One thread: the certificate must not depend on how many cores the machine has.
     session = open_session(Path(onnx_path).read_bytes(), threads=1)
     shape = [size if isinstance(size, int) else None for size in session.get_inputs()[0].shape]
-    if random_images is None:
-        count = shape[0] or count_for_side(RANDOM_IMAGES, shape[-1])
-        generator = torch.Generator().manual_seed(RANDOM_SEED)
-        random_images = torch.randn(count, *[size or 1 for size in shape[1:]], generator=generator)
-        random_images = _last_blank(dense, random_images)
     reference = float64_copy(dense)
     stage, tolerance = STAGES["fp32"], ONNX_TOLERANCE
-    random = (random_images.numpy(), reference_outputs(reference, random_images.numpy()))
+    if random_images is None:
+        count = shape[0] or count_for_side(RANDOM_IMAGES, shape[-1])
+        random = _noise_and_blank(reference, (count, *[size or 1 for size in shape[1:]]))
+    else:
+        random = (random_images.numpy(), reference_outputs(reference, random_images.numpy()))
     links = [link_of(session, stage, tolerance, "random", *random)]
     real = None
     if real_images is not None:
@@ -93,17 +93,19 @@ def check_parity(
     return ParityResult(tuple(links), random, real)
 
 
-@torch.no_grad()
-def _last_blank(dense: nn.Module, images: Tensor) -> Tensor:
-    """The last image of several all zero: noise never divides by an epsilon.
+def _noise_and_blank(reference: nn.Module, shape: tuple[int, ...]) -> tuple[Array, list[Array]]:
+    """Images of noise, of several the last one zero (noise never divides by an epsilon).
 
-    Left as it is where the network itself gives no numbers for it.
+    Noise alone where the network itself gives no numbers for zeros.
     """
-    if len(images) < 2:
-        return images
-    blank = torch.cat([images[:-1], torch.zeros_like(images[:1])])
-    leaves = _pytree.tree_leaves(float64_copy(dense)(blank.double()))
-    return blank if all(bool(leaf.isfinite().all()) for leaf in leaves) else images
+    noise = torch.randn(*shape, generator=torch.Generator().manual_seed(RANDOM_SEED)).numpy()
+    images = noise.copy()
+    if len(images) > 1:
+        images[-1] = 0
+    outputs = reference_outputs(reference, images)
+    if all(np.isfinite(output[-1]).all() for output in outputs):
+        return images, outputs
+    return noise, reference_outputs(reference, noise)
 
 
 def count_for_side(count: int, side: int | None) -> int:
