@@ -120,7 +120,7 @@ def _folded_network(
         graph_module = plain_network(dense, example_input)
     plain = graph_module.cpu().float().eval()
     example = example_input.detach().cpu().float()
-    write_pooling_out(plain, example[:1])  # the sizes of one image are those of all
+    write_pooling_out(plain, example)
     folded, unfolded = fold_batchnorms(plain, example)
     for tensor in (*folded.parameters(), *folded.buffers()):
         tensor.data = tensor.data.contiguous()  # channels_last weights would be written transposed
@@ -129,7 +129,7 @@ def _folded_network(
 
 def _output_names(plain: nn.Module, example: Tensor) -> list[str]:
     with torch.no_grad():
-        outputs = plain(example[:1])
+        outputs = plain(example)
     leaves = _pytree.tree_leaves(outputs)
     if len(leaves) == 1:
         return ["logits"]
