@@ -7,27 +7,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx_layers import add_conv, kinds, weight
 from random_onnx import Build
 
 from polarprune_export import CollapseReport, collapse_onnx
 
 FED = "{} and may be fed; take them off the inputs to collapse"
-
-
-def weight(rows: int, columns: int, kernel: int = 1, zero: tuple[int, ...] = ()) -> np.ndarray:
-    """Filters of which some are zero."""
-    made = np.random.default_rng(rows * 100 + columns).uniform(
-        0.2, 1.0, (rows, columns, kernel, kernel)
-    )
-    made[list(zero)] = 0
-    return made.astype(np.float32)
-
-
-def add_conv(b: Build, x: str, w: np.ndarray, bias: Any = None, **attributes: Any) -> str:
-    inputs = [x, b.constant(w, "w")]
-    if bias is not None:
-        inputs.append(b.constant(np.asarray(bias, np.float32), "b"))
-    return b.one("Conv", inputs, kernel_shape=list(w.shape[2:]), **attributes)
 
 
 def collapse(
@@ -41,10 +26,6 @@ def collapse(
     assert not again.changed
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "out.onnx").read_bytes()
     return report, made, {t.name: tuple(t.dims) for t in made.graph.initializer}
-
-
-def kinds(model: onnx.ModelProto) -> list[str]:
-    return [node.op_type for node in model.graph.node]
 
 
 def stored(model: onnx.ModelProto, name: str) -> np.ndarray:

@@ -10,29 +10,13 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx_layers import add_conv, kinds, weight
 from random_onnx import Build
 
 from polarprune_export import CollapseReport, collapse_onnx
 from polarprune_export.onnx_collapse import probing
 
 SIZES = ((64, 64), (33, 35), (65, 64), (40, 97))
-
-
-def weight(rows: int, columns: int, kernel: int = 1, zero: tuple[int, ...] = ()) -> np.ndarray:
-    made = np.random.default_rng(rows).uniform(0.2, 1.0, (rows, columns, kernel, kernel))
-    made[list(zero)] = 0
-    return made.astype(np.float32)
-
-
-def add_conv(b: Build, x: str, w: np.ndarray, bias: Any = None, **attributes: Any) -> str:
-    inputs = [x, b.constant(w, "w")]
-    if bias is not None:
-        inputs.append(b.constant(np.asarray(bias, np.float32), "b"))
-    return b.one("Conv", inputs, kernel_shape=list(w.shape[2:]), **attributes)
-
-
-def kinds(model: onnx.ModelProto) -> list[str]:
-    return [node.op_type for node in model.graph.node]
 
 
 def run(model: onnx.ModelProto, images: np.ndarray) -> list[np.ndarray]:

@@ -107,6 +107,16 @@ def test_operators_without_a_rule_are_no_obstacle(
         assert onnx.TensorProto.FLOAT in {kinds.get(value) for value in values}, name
 
 
+def test_transposed_convolutions_stay_out_of_bf16_alone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    up = nn.ConvTranspose2d(8, 8, 2, stride=2)
+    kept = {}
+    for precision in ("fp16", "bf16"):
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), up, nn.Flatten(), nn.Linear(8 * 144, 10))
+        kept[precision] = _write(net, tmp_path / precision, precision).kept_float32
+    assert kept == {"fp16": (), "bf16": ("conv_transpose_0",)}
+
+
 def test_pixels_of_0_to_255_need_no_product(tmp_path: Path, digits: Dataset) -> None:
     steps = Preprocessing(SIDE, SIDE, SIDE, (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))
     net = Computed(torch.relu)
