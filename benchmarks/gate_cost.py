@@ -2,12 +2,14 @@
 
     OMP_NUM_THREADS=2 python -m benchmarks.gate_cost             # about six minutes on two cores
     python -m benchmarks.gate_cost --rounds 10 --record FILE     # a rehearsal
+    python -m benchmarks.gate_cost --device cuda --record FILE   # two minutes
 
 Paired: each round trains sixteen steps on each side, in random order, on one batch: the network
 without gates (twice: the control), with gates as OnePass runs them by default, with gates that
 decide for each image in every step, and with those of the other methods. A step is forward, losses,
 backward, the optimizer's step and OnePass.step(); nothing is cut meanwhile. The recipe is that of
-`polarprune train`: bfloat16 where the CPU has it, channels last, SGD with momentum, batch size 128.
+`polarprune train`: bfloat16 where the device has it, channels last, SGD with momentum, batch size
+128.
 """
 
 import json
@@ -25,7 +27,7 @@ from torch.nn import functional as F
 
 from benchmarks.records import describe_machine
 from polarprune import attach_gates, build_network
-from polarprune.devices import autocast, choose_bf16, fast_layout
+from polarprune.devices import autocast, choose_bf16, choose_device, fast_layout
 from polarprune.onepass import OnePass, Phases
 from polarprune_deploy.statistics import corrected_confidence, paired_ratio
 
@@ -52,19 +54,18 @@ SIDES = {
 }
 
 Step = Callable[[], None]
-_CPU = torch.device("cpu")
 
 
-def make_step(model: str, batch_size: int, gating: Gating | None) -> Step:
+def make_step(model: str, batch_size: int, gating: Gating | None, device: torch.device) -> Step:
     """One training step of a fresh network; without gates where there is no gating."""
     torch.manual_seed(0)
-    images = torch.randn(batch_size, 3, 32, 32)
-    labels = torch.randint(0, 10, (batch_size,))
-    net = build_network(model, num_classes=10).train()
-    layout = fast_layout(net, _CPU)
+    images = torch.randn(batch_size, 3, 32, 32).to(device)
+    labels = torch.randint(0, 10, (batch_size,)).to(device)
+    net = build_network(model, num_classes=10).to(device).train()
+    layout = fast_layout(net, device)
     net.to(memory_format=layout)
     images = images.to(memory_format=layout)
-    bf16 = choose_bf16("auto", _CPU)
+    bf16 = choose_bf16("auto", device)
     gated = None if gating is None else attach_gates(net, images[:2], method=gating.method)
     module = net if gated is None else gated
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9, nesterov=True)
@@ -76,7 +77,7 @@ def make_step(model: str, batch_size: int, gating: Gating | None) -> Step:
         )  # fmt: skip
 
     def step() -> None:
-        with autocast(_CPU, bf16):
+        with autocast(device, bf16):
             outputs = module(images)
         loss = F.cross_entropy(outputs.float(), labels)
         if one is not None:
@@ -90,16 +91,20 @@ def make_step(model: str, batch_size: int, gating: Gating | None) -> Step:
     return step
 
 
-def measure(model: str, batch_size: int, rounds: int, family: int) -> dict[str, Any]:
+def measure(
+    model: str, batch_size: int, rounds: int, family: int, device: torch.device
+) -> dict[str, Any]:
     """Every side against the network without gates."""
-    steps = {"dense": make_step(model, batch_size, None)}
-    steps |= {side: make_step(model, batch_size, gating) for side, gating in SIDES.items()}
+    steps = {"dense": make_step(model, batch_size, None, device)}
+    steps |= {side: make_step(model, batch_size, gating, device) for side, gating in SIDES.items()}
     seconds: dict[str, list[float]] = {side: [] for side in steps}
     for number in range(rounds + 1):  # the first one warms up
         for side in random.Random(number).sample(sorted(steps), len(steps)):
             began = time.perf_counter()
             for _ in range(STEPS):
                 steps[side]()
+            if device.type == "cuda":
+                torch.cuda.synchronize()  # a step is over when the GPU has done it
             if number:
                 seconds[side].append((time.perf_counter() - began) / STEPS)
     ratios = {}
@@ -122,13 +127,14 @@ def main(
     rounds: Annotated[int, typer.Option(help="Of sixteen steps a side.")] = 16,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
     networks: Annotated[str, typer.Option(help="Names, with commas.")] = ",".join(NETWORKS),
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     record: Annotated[Path, typer.Option(help="Where it is written.")] = RECORD,
 ) -> None:
     """Measure and record."""
-    names = networks.split(",")
+    names, where = networks.split(","), choose_device(device)
     rows = []
     for name in names:
-        row = measure(name, batch_size, rounds, len(names) * len(SIDES))
+        row = measure(name, batch_size, rounds, len(names) * len(SIDES), where)
         rows.append(row)
         print(f"{name}: dense step {row['dense_ms']:.1f} ms")
         for side, found in row["ratios"].items():
@@ -136,8 +142,9 @@ def main(
     document = {
         "what": "seconds of a training step with gates over one without, paired",
         "machine": describe_machine(),
+        "device": device,
         "threads": torch.get_num_threads(),
-        "bf16": choose_bf16("auto", _CPU),
+        "bf16": choose_bf16("auto", where),
         "steps_a_round": STEPS,
         "rows": rows,
     }

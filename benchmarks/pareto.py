@@ -22,7 +22,7 @@ import typer
 import benchmarks.pareto_methods  # noqa: F401  registers the control methods
 from benchmarks.pareto_report import write_report
 from benchmarks.pareto_settings import BATCH_SIZE, EPOCHS, NETWORK, SETTINGS, Setting
-from benchmarks.recorded_runs import Record, record_missing, recorded_run
+from benchmarks.recorded_runs import Record, record_missing, recorded_run, top1_of
 from benchmarks.records import describe_machine
 from benchmarks.torch_pruning_rival import prune_half_way
 from polarprune.run_folder import RUN_FILE
@@ -84,11 +84,6 @@ def run(
         if name in names and seed < setting.seeds
     ]
     record_missing(runs, make, top1_of, records, commit=commit)
-
-
-def top1_of(record: Record) -> str:
-    """The headline of a record, in words."""
-    return f"{100 * record['result']['top1']:.2f} %"
 
 
 @app.command()

@@ -6,12 +6,23 @@ One recipe for all: that of TrainConfig's defaults, at batch size 128, for 12 ep
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.torch_pruning_rival import Rival
-
 EPOCHS = 12
 BATCH_SIZE = 128
 NETWORK = "resnet20"
 NARROWED = "benchmarks.narrowed_networks:resnet20_half"
+
+
+@dataclass(frozen=True)
+class Rival:
+    """One way to use Torch-Pruning.
+
+    Attributes:
+        importance: "magnitude" (L2 norm over the group) or "bn-scale".
+        restart: the second half has a learning-rate cycle of its own; else the first goes on.
+    """
+
+    importance: str
+    restart: bool
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,11 @@ def record_missing(
             _commit(path, f"Record {row}, seed {seed}: {say(record)}")
 
 
+def top1_of(record: Record) -> str:
+    """The headline of a record, in words."""
+    return f"{100 * record['result']['top1']:.2f} %"
+
+
 def read_results(records: Path, rows: Iterable[str]) -> dict[str, list[Record]]:
     """What the runs of each row gave, by their seeds; rows without any are left out."""
     found = {

@@ -3,6 +3,7 @@
     export OMP_NUM_THREADS=1
     python -m benchmarks.relaxed_resnet18 run --data TREE --work FOLDER
     python -m benchmarks.relaxed_resnet18 report
+    python -m benchmarks.relaxed_resnet18 run --width 64 --records FOLDER ...    # on a GPU
 
 ResNet-18 with a quarter of its channels (16 to 128) and a stem for images of 32 x 32, on CIFAR-10
 with the recipe of `pareto`: 12 epochs, test images used once, on the last epoch. Bounds on MACs and
@@ -20,7 +21,6 @@ import timm.models.resnet
 import typer
 from torch import nn
 
-from benchmarks.pareto import top1_of
 from benchmarks.pareto_report import difference, in_words
 from benchmarks.pareto_settings import BATCH_SIZE, EPOCHS
 from benchmarks.recorded_runs import (
@@ -30,6 +30,7 @@ from benchmarks.recorded_runs import (
     read_results,
     record_missing,
     recorded_run,
+    top1_of,
     write_table,
 )
 from polarprune.run_folder import RUN_FILE
@@ -51,17 +52,29 @@ Records = Annotated[Path, typer.Option(help="Folder of the records.")]
 
 
 def resnet18_width16(num_classes: int = 10) -> nn.Module:
-    """ResNet-18 of timm with 16, 32, 64 and 128 channels; no pooling after a 3 x 3 stem."""
+    """A quarter of the channels: 16, 32, 64 and 128."""
+    return _resnet18(16, num_classes)
+
+
+def resnet18_width64(num_classes: int = 10) -> nn.Module:
+    """The real width: 64, 128, 256 and 512 channels."""
+    return _resnet18(64, num_classes)
+
+
+def _resnet18(width: int, num_classes: int) -> nn.Module:
+    """ResNet-18 of timm; no pooling after a 3 x 3 stem."""
     block = timm.models.resnet.BasicBlock
+    channels = (width, 2 * width, 4 * width, 8 * width)
     net = timm.models.resnet.ResNet(
-        block, (2, 2, 2, 2), num_classes, stem_width=16, channels=(16, 32, 64, 128)
+        block, (2, 2, 2, 2), num_classes, stem_width=width, channels=channels
     )
     net.conv1 = nn.Conv2d(3, net.conv1.out_channels, 3, padding=1, bias=False)
     net.maxpool = nn.Identity()  # type: ignore[assignment]
     return net
 
 
-resnet18_width16.input_size = (3, 32, 32)  # type: ignore[attr-defined]
+for _build in (resnet18_width16, resnet18_width64):
+    _build.input_size = (3, 32, 32)  # type: ignore[attr-defined]
 
 
 @app.command()
@@ -70,25 +83,29 @@ def run(
     work: Annotated[Path, typer.Option(help="Where run folders are kept.")],
     only: Annotated[str, typer.Option(help="Rows, with commas.")] = ",".join(ROWS),
     seeds: Annotated[int, typer.Option(help="Runs a row.")] = 2,
+    first_seed: Annotated[int, typer.Option(help="Others are left to another process.")] = 0,
     epochs: Annotated[int, typer.Option(help="Of each run.")] = EPOCHS,
+    width: Annotated[int, typer.Option(help="Channels of the first stage: 16 or 64.")] = 16,
     records: Records = RESULTS,
     commit: Annotated[bool, typer.Option(help="Commit every record.")] = False,
 ) -> None:
     """Make the runs that are not recorded yet."""
+    if width not in (16, 64):
+        raise SystemExit(f"error: --width is {width}; 16 and 64 are built here")
     unknown = set(only.split(",")) - set(ROWS)
     if unknown:
         raise SystemExit(f"error: there is no row {', '.join(sorted(unknown))}")
 
     def make(row: str, seed: int) -> Record:
-        out = work / f"resnet18-{row}-{seed}"
+        out = work / f"resnet18-{row}-{seed}"  # one folder of runs a width
         config = TrainConfig(
-            model="benchmarks.relaxed_resnet18:resnet18_width16", data=data, out=out,
+            model=f"benchmarks.relaxed_resnet18:resnet18_width{width}", data=data, out=out,
             method="relaxation", epochs=epochs, batch_size=BATCH_SIZE, seed=seed,
             resume=(out / RUN_FILE).exists(), **ROWS[row],
         )  # fmt: skip
         return {"name": row, "seed": seed, **recorded_run(config)}
 
-    runs = [(row, seed) for seed in range(seeds) for row in only.split(",")]
+    runs = [(row, seed) for seed in range(first_seed, seeds) for row in only.split(",")]
     record_missing(runs, make, top1_of, records, commit=commit)
 
 

@@ -9,7 +9,6 @@ of adaptive pooling and flatten. It computes the same.
 """
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch_pruning
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from benchmarks.pareto_settings import Rival
 from polarprune import count_macs
 from polarprune.datasets import Dataset, load_dataset
 from polarprune.devices import autocast, choose_bf16, fast_layout
@@ -31,19 +31,6 @@ from polarprune.train_config import TrainConfig
 
 _DEPTH = {"resnet20": 3, "resnet56": 9}  # blocks a stage
 _ITERATIONS = 200  # steps of the cut: the finer, the closer to the target
-
-
-@dataclass(frozen=True)
-class Rival:
-    """One way to use it.
-
-    Attributes:
-        importance: "magnitude" (L2 norm over the group) or "bn-scale".
-        restart: the second half has a learning-rate cycle of its own; else the first goes on.
-    """
-
-    importance: str
-    restart: bool
 
 
 class MeanHead(CifarResNet):

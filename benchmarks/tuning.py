@@ -17,9 +17,9 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.pareto import run_once, top1_of
+from benchmarks.pareto import run_once
 from benchmarks.pareto_settings import EPOCHS
-from benchmarks.recorded_runs import Record, record_missing
+from benchmarks.recorded_runs import Record, record_missing, top1_of
 from benchmarks.records import describe_machine
 from benchmarks.tuning_candidates import CANDIDATES
 from polarprune import training

@@ -4,8 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.pareto_settings import NARROWED, Setting
-from benchmarks.torch_pruning_rival import Rival
+from benchmarks.pareto_settings import NARROWED, Rival, Setting
 from benchmarks.tuning_changes import (
     agree_at_the_target,
     keep_streams,
