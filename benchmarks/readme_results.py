@@ -118,7 +118,7 @@ def dynamic_words() -> str:
 
 def real_images_line() -> list[str]:
     """Two more networks with weights that mean something."""
-    return [f"{segmentation()} {resnet56()}"]
+    return [" ".join([real_resnet18(), segmentation(), resnet56()])]
 
 
 def segmentation() -> str:
@@ -134,6 +134,25 @@ def segmentation() -> str:
         "U-Net (width 16, depth 4) on electron microscopy images, relaxation, Dice on 6 held-out "
         f"images at kept MACs of {'; '.join(parts)}; [table](benchmarks/results/unet.md), "
         "[picture](benchmarks/results/unet.png)."
+    )
+
+
+def real_resnet18() -> str:
+    """The ResNet-18 of the real width, pruned by relaxation on a GPU."""
+    rows = {
+        "dense": "dense",
+        "macs-0.5": "half of the MACs",
+        "macs-0.25": "a quarter of the MACs",
+        "params-0.13": "13 % of the parameters",
+    }
+    found = read_results(HERE / "results" / "gpu" / "relaxed_resnet18", rows)
+    parts = [
+        f"{what} {100 * mean_of(found[row], 'top1'):.2f} % (n = {len(found[row])})"
+        for row, what in rows.items()
+    ]
+    return (
+        "ResNet-18 on CIFAR-10 for 12 epochs on an H200, relaxation: "
+        f"{', '.join(parts)}; [table](benchmarks/results/gpu/relaxed_resnet18.md)."
     )
 
 

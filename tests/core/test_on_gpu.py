@@ -77,6 +77,8 @@ def test_a_unet_is_trained_and_cut(tmp_path: Path) -> None:
     assert result.macs_ratio < 1
 
 
+# Inductor imports what torch itself has deprecated.
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_a_compiled_run(tmp_path: Path) -> None:
     result = train(config(tmp_path / "run", device="cuda", compile=True))
     assert result.macs_ratio < 1
