@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from polarprune.gate_arithmetic import apply_gate, mean_of_channels, peaks_of_channels
 from polarprune.methods.protocol import GateOutput, Method
-from polarprune.ranks import mean_over_ranks
+from polarprune.ranks import mean_over_ranks, rank_and_count
 
 
 @dataclass
@@ -160,7 +160,7 @@ class SourceGate(nn.Module):
             output = GateOutput(
                 output.values * left, output.probability * left, output.openness * left
             )
-        if self.training:
+        if self.training and rank_and_count()[1] > 1:
             both = mean_over_ranks(torch.stack([output.probability, output.openness]))
             output = GateOutput(output.values, both[0], both[1])
         self.output = output
@@ -240,6 +240,7 @@ class ChannelGates(nn.Module):
         self.owners = owners
         self.peaks: Float[Tensor, "n c"] | None = None
         self.register_buffer("index", index, persistent=False)
+        self.reach = int(index.max()) if len(index) else -1
 
     def forward(self, x: Float[Tensor, "..."], *gates: Tensor | None) -> Float[Tensor, "..."]:
         """X with closed channels zero."""
@@ -251,7 +252,7 @@ class ChannelGates(nn.Module):
             return x
         shape = [-1] + [1] * (x.dim() - 1)
         shape[self.axis] = len(self.index)
-        values = one_for_all(_at(gates, self.index), x).reshape(shape)
+        values = one_for_all(_at(gates, self.index, self.reach), x).reshape(shape)
         if self.state.mode == "frozen":
             zero = torch.zeros((), dtype=x.dtype, device=x.device)
             return torch.where(values > 0, x * values.to(x.dtype), zero)
@@ -277,6 +278,7 @@ class MaskedReader(nn.Module):
         self.state = state
         self._layer = (layer,)  # in a tuple, so that its parameters are not listed twice
         self.register_buffer("index", index, persistent=False)
+        self.reach = int(index.max()) if len(index) else -1
 
     def forward(self, x: Float[Tensor, "n ..."], *gates: Tensor | None) -> Float[Tensor, "n ..."]:
         """The layer's output; x is gated already unless all images are decided alike."""
@@ -285,7 +287,7 @@ class MaskedReader(nn.Module):
             result: Tensor = layer(x)
             return result
         assert isinstance(layer, MASKABLE)
-        mask = _at(gates, self.index).to(layer.weight.dtype)
+        mask = _at(gates, self.index, self.reach).to(layer.weight.dtype)
         if _is_watched(layer):
             space = 0 if isinstance(layer, nn.Linear) else layer.weight.dim() - 2
             watched: Tensor = layer(x * mask.reshape(-1, *[1] * space).to(x.dtype))
@@ -310,9 +312,11 @@ def _alike(gates: tuple[Tensor | None, ...]) -> bool:
     return all(gate is None or len(gate) == 1 for gate in gates)
 
 
-def _at(gates: tuple[Tensor | None, ...], index: Tensor) -> Float[Tensor, "n c"]:
-    """The gate value of each position."""
+def _at(gates: tuple[Tensor | None, ...], index: Tensor, reach: int) -> Float[Tensor, "n c"]:
+    """The gate value of each position; `reach` is the largest of the index."""
     given = [gate for gate in gates if gate is not None]
+    if len(given) == 1 and reach < given[0].shape[1]:  # nothing is always open
+        return given[0].index_select(1, index)
     ones = given[0].new_ones((len(given[0]), 1))
     return torch.cat([*given, ones], dim=1).index_select(1, index)
 
