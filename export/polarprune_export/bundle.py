@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from polarprune.errors import BundleError, ConfigError, ParityError
+from polarprune.errors import BundleError, ConfigError, ParityError, PolarpruneError
 from polarprune.figure_words import WORDS
 from polarprune.manifest import (
     Accuracy,
@@ -203,6 +203,9 @@ def _new_folder(folder: Path) -> Iterator[Path]:
             if previous.exists():
                 previous.rename(folder)
             raise
+    except PolarpruneError as error:  # it may name a file, and its folder is gone in a moment
+        error.args = tuple(str(word).replace(str(partial), str(folder)) for word in error.args)
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(previous, ignore_errors=True)

@@ -21,7 +21,7 @@ from polarprune.manifest import (
     read_verified,
 )
 from polarprune_export.bundle_reading import ONNX_NAME, BundleModel, read_bundle_model
-from polarprune_export.onnx_session import open_session, run_session
+from polarprune_export.onnx_session import open_session, run_session, scored_output
 from polarprune_export.output_comparison import compare_outputs, describe_failure
 from polarprune_export.parity_samples import SAMPLES_NAME, Stored, unpack_samples
 from polarprune_export.precisions import TOLERANCES, runnable
@@ -95,7 +95,7 @@ def _compare(
     inputs, reference = samples
     outputs = run_session(session, inputs, chunk=chunk)
     try:
-        comparison = compare_outputs(outputs, reference)
+        comparison = compare_outputs(outputs, reference, scored_output(session))
     except ValueError as error:  # another number or shape of outputs
         raise ParityError(
             f"ONNX Runtime here gives other outputs on {kind} inputs ({quote(str(error), 200)}); "

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polarprune.datasets import Dataset, load_dataset
-from polarprune.errors import ConfigError, ParityError
+from polarprune.errors import ConfigError, ParityError, PolarpruneError
 from polarprune.manifest import Manifest, Preprocessing
 from polarprune_export import verify_bundle, write_bundle
 from polarprune_export.bundle import ONNX_NAME, BundleContents
 from polarprune_export.half_emulation import emulate_half
 from polarprune_export.onnx_session import Array, open_session
+from polarprune_export.parity_samples import SAMPLES_NAME, unpack_samples
 
 SIDE = 8
 
@@ -181,6 +182,27 @@ def test_the_output_that_is_scored_decides(tmp_path: Path, digits: Dataset) -> N
     session = open_session((tmp_path / "b" / ONNX_NAME).read_bytes())
     got = session.run(["out"], {"input": images.numpy()})[0].argmax(1)
     assert link.top1_agreement == pytest.approx(float((got == wanted).mean()), abs=0.01)
+    samples = unpack_samples((tmp_path / "b" / SAMPLES_NAME).read_bytes(), manifest)
+    for check in verify_bundle(tmp_path / "b")["parity"]:
+        inputs, (_, reference) = samples[check["inputs"]]
+        [scored] = session.run(["out"], {"input": inputs})
+        same = (scored.argmax(1) == reference.argmax(1)).mean()
+        assert check["top1_agreement"] == pytest.approx(float(same))
+
+
+def test_a_refusal_names_the_folder_that_was_asked_for(tmp_path: Path) -> None:
+    class Through(Computed):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+            return {"out": super().forward(x), "image": x}
+
+    with pytest.raises(PolarpruneError) as caught:
+        write_bundle(
+            Through(torch.relu), tmp_path / "b", torch.randn(2, 3, SIDE, SIDE),
+            BundleContents("net"),
+        )  # fmt: skip
+    assert str(tmp_path / "b" / ONNX_NAME) in str(caught.value)
+    assert ".partial" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_images_of_another_depth_are_refused(tmp_path: Path, digits: Dataset) -> None:
