@@ -69,8 +69,25 @@ def alignment_line() -> list[str]:
     )
     return [
         f"Half of the MACs is not half of the time: at batch 64, trained with `--align` {found}. "
-        "Each is another network, one training each.",
+        f"Each is another network, one training each. {gpu_cuts()}",
     ]
+
+
+def gpu_cuts() -> str:
+    """What a cut of half of the units does to ResNet-50 on a GPU, by what is cut."""
+    record = load("gpu/latency")
+    rows = [row for row in record["rows"] if row["network"] == "resnet50"]
+    found = "; ".join(
+        f"{cut} ({100 * record['networks']['resnet50'][cut]['macs_ratio']:.0f} % of the MACs kept) "
+        + " and ".join(timed(row) for row in rows if row["cut"] == cut)
+        for cut in ("channels", "aligned channels", "blocks")
+    )
+    most = max(row["control"]["speedup"] for row in rows)
+    return (
+        f"{record['machine']['gpu']}, one process, ResNet-50 of fresh weights in fp16, half of its "
+        f"units cut, batch 1 and 64: {found}. Inconclusive: against itself a network gave up to "
+        f"{most:.3f} there."
+    )
 
 
 def study_table() -> list[str]:
