@@ -6,7 +6,8 @@
 
 TREE is a class-folder tree of CIFAR-10, RUN what `benchmarks.resnet56_cifar10 part` left: those
 weights pruned to half. Only these two have an accuracy: the others are trained for 40 steps, so
-that their outputs depend on the image, and compared on 64 test images.
+that their outputs depend on the image, and compared on 64 test images. What an export refuses is a
+row that says why.
 TensorRT-RTX builds the engines here; no card that it supports was at hand to run them.
 """
 
@@ -25,7 +26,8 @@ from torch import nn
 from benchmarks.recorded_runs import Record, record_missing, write_table
 from benchmarks.records import describe_machine
 from polarprune import attach_gates, build_network, collapse, count_macs
-from polarprune.datasets import load_dataset
+from polarprune.datasets import Dataset, load_dataset
+from polarprune.errors import PolarpruneError
 from polarprune.manifest import Manifest, Preprocessing, read_manifest
 from polarprune.manifest_checks import PRECISIONS
 from polarprune_export import build_engine, export_bundle, write_bundle
@@ -47,13 +49,29 @@ def zoo_network(name: str, state: str, tree: Path) -> nn.Module:
     net = build_network(f"torchvision:{name}", num_classes=10)
     if state == "half":
         net = _halved(net)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
     net.train()
     for epoch in range(EPOCHS):
         for images, labels in data.train.batches(64, shuffle_seed=epoch, augment=True):
             optimizer.zero_grad()
             nn.functional.cross_entropy(net(images), labels).backward()
             optimizer.step()
+    return _settled(net, data)
+
+
+def _settled(net: nn.Module, data: Dataset) -> nn.Module:
+    """With the statistics of its last weights: so few steps leave those of its first, and outputs
+    in the hundreds that hardly depend on the image.
+    """
+    net.eval()
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+        norm.train()
+    with torch.no_grad():
+        for images, _ in data.train.batches(64, shuffle_seed=0, augment=False):
+            net(images)
     return net.eval()
 
 
@@ -107,7 +125,23 @@ def few_images(tree: Path, out: Path) -> Path:
 
 
 def make(args: argparse.Namespace, row: str, tree: Path) -> Record:
-    """One bundle, and what it says."""
+    """What one bundle says, or why there is none."""
+    try:
+        return measured(args, row, tree)
+    except PolarpruneError as error:
+        name, state, precision = row.split(".")
+        head = {"network": name, "state": state, "precision": precision}
+        return {
+            "result": {**head, "refused": str(error)}, "seed": 0, "machine": describe_machine()
+        }  # fmt: skip
+
+
+def measured(args: argparse.Namespace, row: str, tree: Path) -> Record:
+    """One bundle with its engine, and what its manifest says.
+
+    Raises:
+        PolarpruneError: it is refused.
+    """
     name, state, precision = row.split(".")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "bundle"
@@ -155,6 +189,8 @@ def make(args: argparse.Namespace, row: str, tree: Path) -> Record:
 def said(record: Record) -> str:
     """A record in a few words."""
     found = record["result"]
+    if "refused" in found:
+        return "refused"
     accuracy = "" if found["top1"] is None else f", top-1 {100 * found['top1']:.2f} %"
     return f"error {found['max_rel_error']:.1e}{accuracy}"
 
@@ -174,6 +210,9 @@ def report(folder: Path) -> None:
 
 
 def _cells(found: Record) -> list[str]:
+    if "refused" in found:
+        name = f"{found['network']}, {found['state']}"
+        return [name, found["precision"], f"refused: {found['refused']}", *["-"] * 7]
     top1 = "-" if found["top1"] is None else f"{100 * found['top1']:.2f} %"
     return [
         f"{found['network']}, {found['state']}",
