@@ -60,8 +60,9 @@ def zoo_network(name: str, state: str, tree: Path) -> nn.Module:
 
 
 def _settled(net: nn.Module, data: Dataset) -> nn.Module:
-    """With the statistics of its last weights: so few steps leave those of its first, and outputs
-    in the hundreds that hardly depend on the image.
+    """With the statistics of its last weights.
+
+    After so few steps they are those of its first, and outputs hardly depend on the image.
     """
     net.eval()
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
