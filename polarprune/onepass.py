@@ -54,6 +54,7 @@ class OnePass:
     Attributes:
         network: what to call for the forward pass: gated at first, plain and small in the end. A
             wrapper of it (DDP, torch.compile) has to be made anew once step() returns a record.
+            DDP needs find_unused_parameters=True: gates take no part before the search.
         cuts: one record a cut since this was made.
         steps: training steps done.
     """

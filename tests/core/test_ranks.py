@@ -81,3 +81,16 @@ def test_a_batch_that_ranks_cannot_share_is_refused(tmp_path: Path) -> None:
     )  # fmt: skip
     assert "--batch-size 33 is no multiple of the 2 processes" in done.stdout
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["consensus", "mask-predictor"])
+def test_a_foreign_loop_under_ddp_is_cut_alike_on_both_ranks(method: str) -> None:
+    done = subprocess.run(
+        [*TORCHRUN, str(TESTS / "ddp_loop.py"), method], capture_output=True, text=True,
+        timeout=200, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (line.split() for line in done.stdout.splitlines())
+    assert first == second
+    assert float(first[0]) < 1, "nothing was cut"
