@@ -1,4 +1,4 @@
-"""A loop of somebody else's under DDP, one of two ranks: ddp_loop.py METHOD; prints what it made."""
+"""A loop of somebody else's under DDP, one of two ranks: ddp_loop.py METHOD."""
 
 import hashlib
 import sys
