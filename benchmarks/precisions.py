@@ -5,7 +5,7 @@
     python -m benchmarks.precisions report
 
 TREE is a class-folder tree of CIFAR-10, RUN what `benchmarks.resnet56_cifar10 part` left: those
-weights pruned to half. Only these two have an accuracy: the others are trained for 40 steps, so
+weights pruned to half. Only these two have an accuracy: the others are trained for 60 steps, so
 that their outputs depend on the image, and compared on 64 test images. What an export refuses is a
 row that says why.
 TensorRT-RTX builds the engines here; no card that it supports was at hand to run them.
@@ -37,7 +37,7 @@ RESULTS = Path(__file__).parent / "results" / "precisions"
 ZOO = ("resnet50", "mobilenet_v2", "efficientnet_b0", "densenet121")
 STATES = ("dense", "half")
 SIDE = 64  # of the zoo's images: 224 would take hours on two cores
-EPOCHS = 4  # of 10 batches each
+EPOCHS = 6  # of 10 batches each
 FEW = {"train": 640, "test": 64}  # images of the tree that the zoo's bundles see
 
 
@@ -49,7 +49,7 @@ def zoo_network(name: str, state: str, tree: Path) -> nn.Module:
     net = build_network(f"torchvision:{name}", num_classes=10)
     if state == "half":
         net = _halved(net)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
     net.train()
     for epoch in range(EPOCHS):
         for images, labels in data.train.batches(64, shuffle_seed=epoch, augment=True):
