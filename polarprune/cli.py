@@ -289,9 +289,11 @@ def export(
         )  # fmt: skip
     terminal.show(
         f"Bundle {answer['bundle']}: {answer['precision']}, "
-        f"largest error against torch in float64 {answer['max_abs_error']:.1e}.",
+        f"outputs differ from torch in float64 by at most {answer['max_abs_error']:.1e}.",
         f"Runs on: {answer['runs_on']}",
     )
+    if answer["weights"] == "random":
+        terminal.show("Its weights are random, as no --weights were given: good for timing alone.")
     if task_figures(answer):
         before = answer["before"]
         was = "" if before is None else f"; in float32: {task_figures(before)}"

@@ -159,7 +159,8 @@ def _preprocessing_lines(found: BundleInspection) -> Iterator[str]:
     else:
         mean, std = (", ".join(f"{x:.4f}" for x in xs) for xs in (steps.mean, steps.std))
         yield (
-            f"Preprocessing: shorter side to {steps.resize_side}, centre {steps.height} x "
+            f"Preprocessing: upright, shorter side to {steps.resize_side} ({steps.interpolation}, "
+            f"antialiased), centre {steps.height} x "
             f"{steps.width}, {steps.color} / 255, minus ({mean}), over ({std}), {steps.layout}"
             f"{'; from the division on inside of the graph' if steps.embedded else ''}."
         )

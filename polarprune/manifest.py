@@ -61,9 +61,12 @@ class TensorSpec:
 class Preprocessing:
     """From a decoded image to the input.
 
-    The shorter side is resized to `resize_side`, the centre cropped to height and width, the pixels
-    divided by 255, `mean` subtracted, and the rest divided by `std`, channel by channel. Where that
-    is `embedded` in the graph, the input is the pixels.
+    An image that says how it was turned (EXIF) is turned upright. The shorter side is resized to
+    `resize_side`, the longer one to `int(resize_side * longer / shorter)`, by bilinear
+    `interpolation` that looks at all pixels when it shrinks (`antialias`, as Pillow does). Height
+    and width are cropped out of the centre (from `round((side - crop) / 2)` on), the pixels
+    multiplied by `scale`, `mean` subtracted, and the rest divided by `std`, channel by channel.
+    Where that is `embedded` in the graph, the input is the pixels before the multiplication.
     """
 
     height: int
@@ -74,6 +77,11 @@ class Preprocessing:
     layout: str = "NCHW"
     color: str = "RGB"
     embedded: bool = False
+    exif_transpose: bool = True
+    interpolation: str = "bilinear"
+    antialias: bool = True
+    crop_mode: str = "center"
+    scale: float = 1 / 255
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,13 @@ def _check_preprocessing(steps: "Preprocessing") -> None:
         _refuse("preprocessing.std", steps.std, "positive numbers of a moderate size")
     _one_of("preprocessing.layout", steps.layout, ("NCHW", "NHWC"))
     _one_of("preprocessing.color", steps.color, ("RGB", "BGR"))
+    # What every loader here does; said for those who write another.
+    _one_of("preprocessing.interpolation", steps.interpolation, ("bilinear",))
+    _one_of("preprocessing.crop_mode", steps.crop_mode, ("center",))
+    if not (steps.exif_transpose and steps.antialias):
+        _refuse("preprocessing.exif_transpose and antialias", False, "true")
+    if abs(255 * steps.scale - 1) > 1e-6:
+        _refuse("preprocessing.scale", steps.scale, "1 / 255")
 
 
 def _check_engine(engine: "EngineInfo") -> None:

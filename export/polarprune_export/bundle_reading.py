@@ -64,6 +64,8 @@ def read_bundle_model(folder: Path, public_key: Path | str | None = None) -> Bun
     _check_specs("inputs", model.graph.input, manifest.inputs, where)
     _check_specs("outputs", model.graph.output, manifest.outputs, where)
     lint_model(model, where, _base_operators(manifest))
+    _check_images(manifest)
+    _check_precision(manifest, model)
     return BundleModel(manifest, signature, content, model, largest)
 
 
@@ -100,6 +102,42 @@ def _check_specs(
         raise BundleError(
             f"{where} has {kind} {_in_words(got)}, the manifest says {_in_words(stated)}; "
             "export again"
+        )
+
+
+def _check_images(manifest: Manifest) -> None:
+    """The preprocessing makes what the graph takes, and no class is without an output."""
+    steps, sides = manifest.preprocessing, manifest.inputs[0].shape
+    if steps is not None and len(sides) == 4:
+        made = (len(steps.mean), steps.height, steps.width)
+        takes = sides[1:] if steps.layout == "NCHW" else (sides[3], *sides[1:3])
+        if any(side not in (-1, size) for side, size in zip(takes, made, strict=True)):
+            raise BundleError(
+                f"{MANIFEST_NAME}: the preprocessing makes images of {made}, the model takes "
+                f"{takes} (channels, height, width); export again"
+            )
+    scored = next((t for t in manifest.outputs if t.name == "out"), manifest.outputs[0]).shape
+    if len(scored) > 1 and 0 <= scored[1] < len(manifest.classes):
+        raise BundleError(
+            f"{MANIFEST_NAME} names {len(manifest.classes)} classes, the model has {scored[1]} "
+            "outputs; export again"
+        )
+
+
+def _check_precision(manifest: Manifest, model: "onnx.ModelProto") -> None:
+    """The stated precision is one that the graph holds: tolerances depend on it."""
+    from onnx import TensorProto
+
+    holds = "fp32"
+    if any(node.op_type == "DequantizeLinear" for node in model.graph.node):
+        holds = "int8"
+    kinds = {tensor.data_type for tensor in model.graph.initializer}
+    for kind, name in ((TensorProto.FLOAT16, "fp16"), (TensorProto.BFLOAT16, "bf16")):
+        if kind in kinds:
+            holds = name
+    if manifest.precision != holds:
+        raise BundleError(
+            f"{MANIFEST_NAME} says {manifest.precision}, {ONNX_NAME} is {holds}; export again"
         )
 
 

@@ -10,7 +10,10 @@ from typing import Any
 from polarprune.errors import BackendUnavailable, ConfigError
 
 RUNTIMES = ("tensorrt", "tensorrt_rtx")
-INSTALL = {"tensorrt": "pip install polarprune[gpu]", "tensorrt_rtx": "pip install polarprune[rtx]"}
+INSTALL = {
+    "tensorrt": "pip install 'polarprune[gpu]'",
+    "tensorrt_rtx": "pip install 'polarprune[rtx]'",
+}
 
 LOG_LINES = 12
 """How many of the last log lines an error quotes."""

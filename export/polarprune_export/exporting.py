@@ -138,6 +138,7 @@ def _summary(manifest: Manifest, folder: Path) -> dict[str, Any]:
         "onnx": str(folder / ONNX_NAME),
         "engine": None if engine is None else str(folder / engine.file),
         "runs_on": manifest.runs_on,
+        "weights": manifest.base.get("weights"),
         "precision": manifest.precision,
         "max_abs_error": max(link.max_abs_error or 0.0 for link in exported),
         **{"top1": None, **({} if manifest.accuracy is None else manifest.accuracy.figures)},

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from polarprune.errors import BackendUnavailable
 from polarprune_export.onnx_session import open_session, run_session
 
 if TYPE_CHECKING:
@@ -69,9 +70,14 @@ def simplify(model: "onnx.ModelProto") -> "onnx.ModelProto | None":
     """The model after `onnxsim`, or None where it changed nothing or changed the outputs.
 
     Raises:
-        BackendUnavailable: ONNX Runtime, which does the comparing, is not installed.
+        BackendUnavailable: onnxsim, or ONNX Runtime, which does the comparing, is not installed.
     """
-    import onnxsim
+    try:
+        import onnxsim
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"onnxsim cannot be imported ({error}); run: pip install onnxsim"
+        ) from None
 
     simplified: onnx.ModelProto = onnxsim.simplify(model)[0]
     if len(simplified.graph.node) >= len(model.graph.node):

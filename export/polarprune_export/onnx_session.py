@@ -33,7 +33,7 @@ def require_onnxruntime() -> Any:
     except (ImportError, OSError) as error:
         raise BackendUnavailable(
             f"ONNX Runtime cannot be imported ({_first_line(error)}); "
-            "`pip install polarprune[cpu]` installs it (`[gpu]` for CUDA; never both)"
+            "`pip install 'polarprune[cpu]'` installs it (`[gpu]` for CUDA; never both)"
         ) from None
     return onnxruntime
 

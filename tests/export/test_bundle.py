@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -164,6 +165,30 @@ def test_a_manifest_cannot_lead_outside_its_folder(bundle: Path) -> None:
             verify_bundle(bundle)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"classes": list("abcdefghijk")}, "names 11 classes, the model has 10 outputs"),
+        ({"precision": "fp16"}, "says fp16, model.onnx is fp32"),
+        ({"preprocessing": {"height": 99}}, r"makes images of \(3, 99, 32\), the model takes"),
+        ({"preprocessing": {"interpolation": "lanczos"}}, "preprocessing.interpolation"),
+        ({"preprocessing": {"antialias": False}}, "preprocessing.exif_transpose and antialias"),
+        ({"preprocessing": {"scale": 1.0}}, "preprocessing.scale"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_manifest_that_contradicts_its_model_is_refused(
+    bundle: Path, change: dict[str, Any], words: str
+) -> None:
+    path = bundle / "manifest.json"
+    document = json.loads(path.read_text())
+    for key, value in change.items():
+        document[key] = {**document[key], **value} if isinstance(value, dict) else value
+    path.write_text(json.dumps(document))
+    with pytest.raises(BundleError, match=words):
+        verify_bundle(bundle)
+
+
 def test_samples_that_lack_a_tensor_are_refused(bundle: Path) -> None:
     tensors = load_file(bundle / "parity.safetensors")
     del tensors["random_inputs"]
@@ -246,9 +271,9 @@ def test_without_onnxruntime_nothing_is_started(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(BackendUnavailable, match=r"pip install polarprune\[cpu\]"):
+    with pytest.raises(BackendUnavailable, match=r"pip install 'polarprune\[cpu\]'"):
         write_bundle(plain, bundle.parent / "new", example, contents)
-    with pytest.raises(BackendUnavailable, match=r"pip install polarprune\[cpu\]"):
+    with pytest.raises(BackendUnavailable, match=r"pip install 'polarprune\[cpu\]'"):
         verify_bundle(bundle)
 
 

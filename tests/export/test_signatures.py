@@ -222,11 +222,13 @@ def test_the_command_line_signs_and_checks(
     def export(source: str, **options: object) -> dict[str, object]:
         asked.update(options)
         answer = {"bundle": "b", "precision": "fp32", "max_abs_error": 0.0, "runs_on": "x"}
-        return {**answer, "before": None, "kept_float32": []}
+        return {**answer, "before": None, "kept_float32": [], "weights": "random"}
 
     monkeypatch.setattr("polarprune_export.exporting.export_bundle", export)
     options = ["--gpu", "8.9", "--gpu", "8.6,12.0", "--engine-compat", "none"]
-    assert run("export", "m", "--out", "b", "--sign", "k.pem", *options)[0] == 0
+    code, out, _ = run("export", "m", "--out", "b", "--sign", "k.pem", *options)
+    assert code == 0
+    assert "Its weights are random, as no --weights were given" in out
     assert asked["sign"] == Path("k.pem")
     assert asked["gpus"] == ["8.9", "8.6,12.0"]
     assert asked["engine_compat"] == "none"
