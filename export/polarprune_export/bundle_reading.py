@@ -14,6 +14,7 @@ from polarprune.manifest import MANIFEST_NAME, Manifest, TensorSpec, read_verifi
 from polarprune_export.engine_description import fingerprint_of
 from polarprune_export.onnx_guard import guard_model
 from polarprune_export.onnx_lint import BASE_OPERATORS, lint_model
+from polarprune_export.precisions import precision_of
 from polarprune_export.signatures import read_signed_manifest
 
 if TYPE_CHECKING:
@@ -126,15 +127,7 @@ def _check_images(manifest: Manifest) -> None:
 
 def _check_precision(manifest: Manifest, model: "onnx.ModelProto") -> None:
     """The stated precision is one that the graph holds: tolerances depend on it."""
-    from onnx import TensorProto
-
-    holds = "fp32"
-    if any(node.op_type == "DequantizeLinear" for node in model.graph.node):
-        holds = "int8"
-    kinds = {tensor.data_type for tensor in model.graph.initializer}
-    for kind, name in ((TensorProto.FLOAT16, "fp16"), (TensorProto.BFLOAT16, "bf16")):
-        if kind in kinds:
-            holds = name
+    holds = precision_of(model)
     if manifest.precision != holds:
         raise BundleError(
             f"{MANIFEST_NAME} says {manifest.precision}, {ONNX_NAME} is {holds}; export again"

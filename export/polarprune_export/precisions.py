@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polarprune.errors import ConfigError
+from polarprune.errors import ConfigError, Refused
 from polarprune_export.half_emulation import emulate_half
 from polarprune_export.half_precision import LARGEST, lower_to_half
 from polarprune_export.onnx_session import Array, split_batch
@@ -77,6 +77,7 @@ def lower_precision(
 
     Raises:
         ConfigError: int8 without real images.
+        Refused: no weights can have that precision.
     """
     from onnx import ModelProto
 
@@ -93,11 +94,28 @@ def lower_precision(
     found = largest_values(lowered, split_batch(samples.calibration, CHUNK))
     too_large = nodes_above(lowered, found, LARGEST[precision] / HEADROOM)
     kept = lower_to_half(lowered, precision, too_large)
+    if precision_of(lowered) != precision:
+        raise Refused(
+            f"no weights can be {precision}: all layers have values above "
+            f"{LARGEST[precision] / HEADROOM:g}; choose another precision"
+        )
     why = (
         f"values above {LARGEST[precision] / HEADROOM:g}, constants that {precision} does not "
         "have, or no such operator"
     )
     return Lowered(lowered, kept, why if kept else None)
+
+
+def precision_of(model: "onnx.ModelProto") -> str:
+    """That of its weights: one of `PRECISIONS`."""
+    from onnx import TensorProto
+
+    kinds = {tensor.data_type for tensor in model.graph.initializer}
+    for kind, name in ((TensorProto.FLOAT16, "fp16"), (TensorProto.BFLOAT16, "bf16")):
+        if kind in kinds:
+            return name
+    quantised = any(node.op_type == "DequantizeLinear" for node in model.graph.node)
+    return "int8" if quantised else "fp32"
 
 
 def runnable(model: "onnx.ModelProto", precision: str) -> bytes:

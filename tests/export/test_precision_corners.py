@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polarprune.datasets import Dataset, load_dataset
-from polarprune.errors import ConfigError, ParityError, PolarpruneError
+from polarprune.errors import ConfigError, ParityError, PolarpruneError, Refused
 from polarprune.manifest import Manifest, Preprocessing
 from polarprune_export import verify_bundle, write_bundle
 from polarprune_export.bundle import ONNX_NAME, BundleContents
@@ -202,6 +202,16 @@ def test_a_refusal_names_the_folder_that_was_asked_for(tmp_path: Path) -> None:
         )  # fmt: skip
     assert str(tmp_path / "b" / ONNX_NAME) in str(caught.value)
     assert ".partial" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fp16_of_nothing_is_refused(tmp_path: Path) -> None:
+    net = Computed(torch.relu)
+    with torch.no_grad():
+        net.conv.weight *= 1e7
+        net.head.weight *= 1e6
+    with pytest.raises(Refused, match="no weights can be fp16: all layers have values above"):
+        _write(net, tmp_path / "b", "fp16")
     assert list(tmp_path.iterdir()) == []
 
 
