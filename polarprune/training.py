@@ -374,7 +374,7 @@ class _Run:
         return None if math.isnan(total) else round(total, 1)
 
     def _show(self, loss: float) -> None:
-        figures = {"loss": loss, "kept": self.one.macs_now / self.dense_macs}
+        figures = {"loss": loss, f"kept {self.one.budget.quantity}": self.one.kept}
         text = f"epoch {self.epoch + 1}/{self.config.epochs}"
         self.progress(text, self.one.steps, self.total_steps, figures)
 

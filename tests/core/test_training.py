@@ -141,8 +141,25 @@ def test_the_random_control_meets_the_target(tmp_path: Path) -> None:
 
 
 def test_a_target_of_parameters_is_a_bound(tmp_path: Path) -> None:
-    result = train(config(tmp_path / "run", target=None, target_params=0.5, epochs=2))
+    shown = []
+    result = train(
+        config(tmp_path / "run", target=None, target_params=0.5, epochs=2),
+        lambda text, step, steps, figures: shown.append(figures["kept parameters"]),
+    )
     assert 0.45 * result.dense_params < result.params <= 0.5 * result.dense_params
+    assert (shown[0], shown[-1]) == (1.0, result.params / result.dense_params)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"method": "mask-predictor", "target": None}], ids=["bounded", "not"]
+)
+def test_progress_shows_the_kept_macs(tmp_path: Path, changes: dict) -> None:
+    shown = []
+    result = train(
+        config(tmp_path / "run", epochs=2, **changes),
+        lambda text, step, steps, figures: shown.append(figures["kept MACs"]),
+    )
+    assert (shown[0], shown[-1]) == (1.0, result.macs_ratio)
 
 
 @pytest.mark.parametrize("granularity", ["block", "channel"])
