@@ -72,6 +72,11 @@ def write_checkpoint(
     shutil.rmtree(old, ignore_errors=True)
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is something to go on from, whole or not."""
+    return folder.exists() or folder.with_name(folder.name + ".old").exists()
+
+
 def read_checkpoint(folder: Path) -> Checkpoint | None:
     """The last whole checkpoint, or None where none was ever written.
 

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 import polarprune
-from polarprune.cli_errors import OneLineErrors
+from polarprune.cli_errors import OneLineErrors, noting_when_stopped
 from polarprune.cli_options import AsJson, Classes, Data, ImageSize, Model, Weights
 from polarprune.errors import ConfigError, PolarpruneError
 from polarprune.figure_words import cut_figures, sentence, task_figures
@@ -141,7 +141,9 @@ def train(
     the run folder; --target 1 trains dense.
     """
     from polarprune import training
+    from polarprune.checkpoints import has_checkpoint
     from polarprune.ranks import rank_of_environment
+    from polarprune.run_folder import CHECKPOINT
     from polarprune.train_config import TrainConfig
 
     config = TrainConfig(
@@ -155,7 +157,12 @@ def train(
         num_classes=num_classes, precision=precision, device=device, workers=workers,
     )  # fmt: skip
     terminal = Terminal(as_json)
-    with progress_on(sys.stderr) as progress:
+
+    def how_to_go_on() -> str | None:
+        words = f"go on from the last checkpoint in {out} with: train --resume"
+        return words if has_checkpoint(out / CHECKPOINT) else None
+
+    with noting_when_stopped(how_to_go_on), progress_on(sys.stderr) as progress:
         result = training.train(config, progress)
     if rank_of_environment():
         return  # one voice is enough

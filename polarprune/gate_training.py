@@ -10,6 +10,7 @@ from polarprune.budget import Budget
 from polarprune.dynamic_cost import forecast_macs
 from polarprune.gates import GatedNetwork
 from polarprune.loop_mistakes import check_learning
+from polarprune.methods import naming
 from polarprune.price_list import EVERY as PRICED_EVERY
 from polarprune.price_list import PriceList
 
@@ -66,7 +67,8 @@ class GateTrainer:
         if self._prices is None or step % PRICED_EVERY == 0:
             self._prices = PriceList.of(self.budget, units.openness)
         ratio = self._prices(units.openness)
-        return gated.method.loss(units, ratio, self.budget.share, progress)
+        with naming(gated.state.method, "loss"):
+            return gated.method.loss(units, ratio, self.budget.share, progress)
 
     def step(self) -> None:
         """Move the gates along the gradients that there are."""

@@ -19,7 +19,7 @@ from polarprune.decisions import (
     macs_of,
     smallest_decisions,
 )
-from polarprune.errors import TrainingError
+from polarprune.errors import ConfigError, TrainingError
 from polarprune.gate_heat import heat_of
 from polarprune.gate_insertion import base_placement, channel_axis, insert_gates, plan_gates
 from polarprune.gating import GateState, SiteGate, SourceGate
@@ -29,7 +29,7 @@ from polarprune.graph.layers import set_mode
 from polarprune.graph.sites import Analysis, GateSite, Refusal
 from polarprune.graph.tracing import Draft, copied_graph
 from polarprune.graph.weight_folding import fold_weights
-from polarprune.methods import GateOutput, GateRequest, Method, Units
+from polarprune.methods import GateOutput, GateRequest, Method, Units, naming
 from polarprune.narrowing import Shell, fill, place_gates, usual_features
 
 # All gates together: at most this share of the network's parameters (the design says under 5 %).
@@ -53,7 +53,7 @@ class GatedNetwork(nn.Module):
         self.method = method
         self.align = align
         self.analysis = analysis
-        self.state = GateState(watches=method.watches, steers=method.steers, senses=method.senses)
+        self.state = GateState.of(method)
         self.circuit = CostCircuit(analysis, plain.graph)
         self._dense_parameters = count_parameters(plain)
         # Of the whole network, which decisions are about, and of what is left of it by now.
@@ -89,7 +89,13 @@ class GatedNetwork(nn.Module):
             )
             for source, units in zip(self._plan.sources, self._plan.sizes, strict=True)
         ]
-        gates = self.method.make_gates(requests, parameter_budget)
+        with naming(self.state.method, "make_gates", ConfigError):
+            gates = list(self.method.make_gates(requests, parameter_budget))
+        if len(gates) != len(requests):
+            raise ConfigError(
+                f"method {self.state.method} made {len(gates)} gates for {len(requests)} requests; "
+                "make_gates must return one a request"
+            )
         return [
             SourceGate(self.state, gate, request.units)
             for gate, request in zip(gates, requests, strict=True)

@@ -12,8 +12,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polarprune.errors import TrainingError
 from polarprune.gate_arithmetic import apply_gate, mean_of_channels, peaks_of_channels
-from polarprune.methods.protocol import GateOutput, Method
+from polarprune.methods import GateOutput, Method, called, naming
 from polarprune.ranks import mean_over_ranks, rank_and_count
 
 
@@ -29,6 +30,7 @@ class GateState:
         watches: gates look at the features of their tensor.
         steers: and let their gradient into it.
         senses: the strength of every gated channel is kept, batch by batch.
+        method: what --method calls the method, for errors.
     """
 
     mode: Literal["open", "search", "frozen"] = "open"
@@ -37,11 +39,15 @@ class GateState:
     watches: bool = True
     steers: bool = False
     senses: bool = False
+    method: str = ""
 
     @classmethod
     def of(cls, method: Method) -> "GateState":
         """At the start, all open."""
-        return cls(watches=method.watches, steers=method.steers, senses=method.senses)
+        return cls(
+            watches=method.watches, steers=method.steers, senses=method.senses,
+            method=called(method),
+        )  # fmt: skip
 
 
 class PooledFeatures(nn.Module):
@@ -153,8 +159,11 @@ class SourceGate(nn.Module):
             return None
         if self.state.mode == "frozen" or pooled is None:
             return (self.frozen * self.weight).unsqueeze(0)
-        with torch.autocast(pooled.device.type, enabled=False):
-            output: GateOutput = self.gate(pooled)
+        if torch.compiler.is_compiling():  # which a `try` around the method's code may break
+            output = self._ask(pooled)
+        else:
+            with naming(self.state.method, "the forward of a gate"):
+                output = self._ask(pooled)
         if self.some_gone:
             left = (~self.gone).to(output.values.dtype)
             output = GateOutput(
@@ -171,6 +180,19 @@ class SourceGate(nn.Module):
                 p = output.probability
                 return ((p > 0.5).to(p.dtype) + (p - p.detach())).unsqueeze(0)
         return output.values
+
+    def _ask(self, pooled: Float[Tensor, "n c"]) -> GateOutput:
+        """What the method's module says, of the right width."""
+        with torch.autocast(pooled.device.type, enabled=False):
+            output: GateOutput = self.gate(pooled)
+        units = len(self.running)
+        for values in (output.values, output.probability, output.openness):
+            if values.shape[-1] != units:
+                raise TrainingError(
+                    f"a gate of method {self.state.method} gives {values.shape[-1]} values for "
+                    f"{units} units; values, probability and openness take one a unit"
+                )
+        return output
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from polarprune.errors import BundleError, ConfigError, RunFolderError
 from polarprune.figure_words import WORDS
 from polarprune.manifest import Manifest, is_bundle, read_manifest, read_verified
-from polarprune.run_folder import PRUNED, RUN_FILE, RunFolder
+from polarprune.run_folder import PRUNED, RUN_FILE, RunFolder, means_a_path
 
 if TYPE_CHECKING:
     from torch import fx, nn
@@ -140,6 +140,8 @@ def inspect_source(
     """
     path = Path(source)
     if not path.exists():
+        if means_a_path(source):
+            raise RunFolderError(f"{source} does not exist; give a run folder, a bundle or a model")
         return inspect_model(source, num_classes, image_size)
     for option, value in (("--num-classes", num_classes), ("--image-size", image_size)):
         if value is not None:

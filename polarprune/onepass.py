@@ -32,6 +32,7 @@ from polarprune.dynamic_cost import dynamic_macs
 from polarprune.errors import ConfigError, Refused
 from polarprune.gate_training import GateTrainer
 from polarprune.gates import GatedNetwork
+from polarprune.graph.cost import count_parameters
 from polarprune.last_batch import LastBatch, checked, noise_like
 from polarprune.loop_mistakes import check_finite, check_held_out, check_holding
 from polarprune.optimizer_state import check_sliceable, hand_over, take_out
@@ -149,6 +150,18 @@ class OnePass:
     def macs_now(self) -> int:
         """MACs of the network as it is now for one image, searching gates included."""
         return self._macs_now
+
+    @property
+    def kept(self) -> float:
+        """What the network has by now of what its target bounds, over the dense network's.
+
+        Searching gates count among MACs, which they cost, and not among parameters, which go with
+        them.
+        """
+        if self.budget.quantity == "MACs":
+            return self._macs_now / self.dense_macs
+        gates = 0 if self._gated is None else sum(p.numel() for p in self._gated.gate_parameters())
+        return (count_parameters(self.network) - gates) / self.budget.dense
 
     @property
     def train_macs_ratio(self) -> float:

@@ -60,6 +60,14 @@ def keep_lines(path: Path, key: str, most: int) -> None:
         os.replace(fresh, path)
 
 
+def means_a_path(name: str) -> bool:
+    """Whether somebody who gives this name means a file or folder, here or not, and no model.
+
+    Only what stands behind a model's colon has separators (timm:hf-hub:owner/name).
+    """
+    return os.sep in name.partition(":")[0] or Path(name).exists()
+
+
 class RunFolder:
     """What is in a run folder, for those who come after training."""
 

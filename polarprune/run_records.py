@@ -1,7 +1,11 @@
 """What a run writes about itself: run.json, and the lines of cuts.jsonl and openness.jsonl."""
 
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +13,24 @@ import torch
 import torchvision
 
 import polarprune
+from polarprune.checkpoints import has_checkpoint
 from polarprune.cut_records import CutRecord
 from polarprune.datasets import Dataset
 from polarprune.errors import RunFolderError
 from polarprune.gates import GatedNetwork
 from polarprune.onepass import OnePass
-from polarprune.run_folder import RUN_FILE, SCHEMA, RunFolder, being_written
+from polarprune.run_folder import (
+    CHECKPOINT,
+    CUTS_FILE,
+    METRICS_FILE,
+    OPENNESS_FILE,
+    RUN_FILE,
+    SCHEMA,
+    RunFolder,
+    being_written,
+)
 from polarprune.tasks import Task
+from polarprune.tensorboard_events import remove_events
 from polarprune.train_config import TrainConfig, TrainResult
 
 
@@ -47,6 +62,38 @@ def finished_result(config: TrainConfig) -> TrainResult | None:
         )
     result = found.document.get("result")
     return None if result is None else TrainResult.from_dict({**result, "run": str(out)})
+
+
+@contextmanager
+def nothing_left_of_a_false_start(out: Path) -> Iterator[None]:
+    """Take what a new run wrote out of its folder, if it fails before its first checkpoint.
+
+    Else the corrected command would find the folder taken. A run that is stopped (Ctrl-C) has not
+    failed: it stays, and --resume begins it anew.
+    """
+    made = not out.exists()
+    try:
+        yield
+    except Exception:
+        if not has_checkpoint(out / CHECKPOINT):
+            _remove_start(out, folder_too=made)
+        raise
+
+
+def _remove_start(out: Path, folder_too: bool) -> None:
+    """Remove all that a run may have written by its first checkpoint; nobody else's files."""
+    written = [out / name for name in (RUN_FILE, METRICS_FILE, CUTS_FILE, OPENNESS_FILE)]
+    files = [name for path in written for name in (path, being_written(path))]
+    removals: list[Callable[[], object]] = [
+        *(partial(file.unlink, missing_ok=True) for file in files),
+        partial(shutil.rmtree, being_written(out / CHECKPOINT), ignore_errors=True),
+        partial(remove_events, out),
+    ]
+    if folder_too:
+        removals.append(out.rmdir)
+    for remove in removals:
+        with suppress(OSError):  # what the run failed by is to be told, not this
+            remove()
 
 
 def run_document(

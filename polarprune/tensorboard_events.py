@@ -35,3 +35,11 @@ def write_events(run: Path, line: dict[str, Any]) -> None:
         for key, tag in _TAGS.items():
             if line.get(key) is not None:
                 writer.add_scalar(tag, line[key], line["step"])
+
+
+def remove_events(run: Path) -> None:
+    """Take out what write_events wrote."""
+    for file in (run / EVENTS).glob("events.*.epoch*"):
+        file.unlink()
+    if (run / EVENTS).is_dir():
+        (run / EVENTS).rmdir()

@@ -6,6 +6,7 @@ The loop is plain; all pruning is OnePass, the same four lines that a foreign lo
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,13 @@ from polarprune.run_folder import (
     write_json,
 )
 from polarprune.run_inputs import example_of, load_data, outputs_of
-from polarprune.run_records import cut_line, finished_result, openness_line, run_document
+from polarprune.run_records import (
+    cut_line,
+    finished_result,
+    nothing_left_of_a_false_start,
+    openness_line,
+    run_document,
+)
 from polarprune.schedules import build_schedule
 from polarprune.tasks import Segmentation, build_task
 from polarprune.tasks.protocol import scores_of
@@ -77,7 +84,8 @@ def train(config: TrainConfig, progress: Progress | None = None) -> TrainResult:
     Raises:
         ConfigError, DataError, WeightsError, RunFolderError, CheckpointError, Refused: before
             anything is written.
-        TrainingError: the loss is not finite; the last checkpoint is kept.
+        TrainingError: the loss is not finite; the last checkpoint is kept. Before the first one
+            nothing is left of a new run, whatever it fails by.
     """
     check_config(config)
     joined = join_ranks(choose_device(config.device))
@@ -87,10 +95,12 @@ def train(config: TrainConfig, progress: Progress | None = None) -> TrainResult:
             return finished
         run = _Run(config, progress or (lambda *_: None))
         wait_for_all_ranks()  # the folder of rank 0 must not be there when another one looks
-        run.resume()
-        while run.epoch < config.epochs:
-            run.train_epoch()
-        return run.finish()
+        new = run.writes and not config.resume
+        with nothing_left_of_a_false_start(config.out) if new else nullcontext():
+            run.resume()
+            while run.epoch < config.epochs:
+                run.train_epoch()
+            return run.finish()
     finally:
         if joined:
             leave_ranks()
@@ -364,7 +374,7 @@ class _Run:
         return None if math.isnan(total) else round(total, 1)
 
     def _show(self, loss: float) -> None:
-        figures = {"loss": loss, "kept": self.one.macs_now / self.dense_macs}
+        figures = {"loss": loss, f"kept {self.one.budget.quantity}": self.one.kept}
         text = f"epoch {self.epoch + 1}/{self.config.epochs}"
         self.progress(text, self.one.steps, self.total_steps, figures)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from polarprune.errors import ConfigError
 from polarprune.manifest import is_bundle
-from polarprune.run_folder import RUN_FILE, RunFolder
+from polarprune.run_folder import RUN_FILE, RunFolder, means_a_path
 from polarprune_deploy.comparisons import Comparison
 from polarprune_deploy.environment import describe_environment
 from polarprune_deploy.latency import MIN_ROUNDS, compare_latency
@@ -109,6 +109,9 @@ def _check_request(
 ) -> None:
     if not sizes or min(sizes) < 1:
         raise ConfigError(f"batch sizes must be at least 1, got {list(sizes)}")
+    for path in (candidate, rival):
+        if path is not None and not path.exists():
+            _check_model(str(path))
     if rival is None and not _is_run(candidate):
         raise ConfigError(
             f"{candidate} is no run, so it has no base to compare with; give --against"
@@ -116,6 +119,22 @@ def _check_request(
     models = [path for path in (candidate, rival) if path and not path.exists()]
     if not models and model_options != (None, None):
         raise ConfigError("--num-classes and --image-size belong to a model, and none is named")
+
+
+def _check_model(name: str) -> None:
+    """Refuse what is not there and is no model either.
+
+    Raises:
+        ConfigError: it says what there could have been.
+    """
+    if means_a_path(name):
+        raise ConfigError(f"{name} does not exist; give a run folder, a bundle or a model")
+    from polarprune.networks import input_size
+
+    try:
+        input_size(name)
+    except ConfigError as error:
+        raise ConfigError(f"there is no run or bundle {name}, and {error}") from error
 
 
 def _is_run(path: Path) -> bool:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from polarprune.errors import ConfigError, RunFolderError
-from polarprune.manifest import CertificateLink, Preprocessing
-from polarprune.run_folder import CUTS_FILE, RunFolder
+from polarprune.manifest import CertificateLink, Preprocessing, is_bundle
+from polarprune.run_folder import CUTS_FILE, RUN_FILE, RunFolder, means_a_path
 
 if TYPE_CHECKING:
     from polarprune.datasets import Dataset
@@ -53,11 +53,15 @@ def open_source(
         RunFolderError, ConfigError, WeightsError, DataError: what is wrong with which argument.
     """
     if Path(source).is_dir():
+        if is_bundle(Path(source)) and not (Path(source) / RUN_FILE).exists():
+            raise RunFolderError(f"{source} is a bundle already; give the run or model to export")
         given = {"--weights": weights, "--num-classes": num_classes, "--image-size": image_size}
         for option, value in given.items():
             if value is not None:
                 raise ConfigError(f"{option} belongs to a model, and {source} is a run; leave it")
         return _open_run(Path(source), data)
+    if means_a_path(str(source)):
+        raise RunFolderError(f"{source} is no run folder; give one, or a model's name")
     return _open_model(str(source), data, weights, num_classes, image_size)
 
 

@@ -7,9 +7,13 @@ package.module:Class.
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from polarprune.errors import ConfigError, PolarpruneError
+import torch
+
+from polarprune.errors import ConfigError, PolarpruneError, TrainingError, first_line
 from polarprune.importing import import_named
 from polarprune.methods.protocol import GateOutput, GateRequest, Method, Units
 
@@ -19,8 +23,10 @@ __all__ = [
     "Method",
     "Units",
     "build_method",
+    "called",
     "is_bounded",
     "method_names",
+    "naming",
 ]
 
 
@@ -62,6 +68,32 @@ def is_bounded(name: str) -> bool:
         return _find(name).bounded
     except ConfigError:
         return True
+
+
+def called(method: Method) -> str:
+    """What --method calls it."""
+    kind = type(method)
+    if kind.__module__.startswith(f"{__name__}."):
+        return kind.name
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+@contextmanager
+def naming(name: str, part: str, raised: type[PolarpruneError] = TrainingError) -> Iterator[None]:
+    """Say whose code failed, where a method's own is run.
+
+    Args:
+        name: what --method calls the method.
+        part: of the method.
+        raised: in place of whatever is not ours, in one line.
+    """
+    try:
+        yield
+    except (PolarpruneError, torch.OutOfMemoryError):  # which a loop may wait for
+        raise
+    except Exception as error:  # somebody else's code
+        words = f"{type(error).__name__}: {first_line(error)}" if str(error) else first_line(error)
+        raise raised(f"method {name} failed in {part}: {words}") from error
 
 
 def _find(name: str) -> type[Method]:

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import json
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import polarprune
-from polarprune import cli, inspecting
+from polarprune import cli, inspecting, training
 from polarprune.errors import TrainingError
 from polarprune.train_config import TrainConfig
 
@@ -115,7 +116,7 @@ FAILURES = [
     ([*TRAIN, "--data", "nowhere"], 1, "error: data folder nowhere does not exist; "),
     ([*TRAIN, "--weights", "nothing.pt"], 1, "error: "),
     ([*TRAIN, "--resume"], 1, "error: out holds no run.json; "),
-    (["inspect", "nothing/here"], 1, "error: unknown model 'nothing/here'"),
+    (["inspect", "nothing/here"], 1, "error: nothing/here does not exist; give a run folder, a b"),
     (["inspect", "."], 1, "error: . holds neither run.json nor a manifest; "),
     (["inspect", "resnet20", "--html", "no/page.html"], 1, "error: --html: the folder no does not"),
     (["inspect", "resnet20", "--html", "."], 1, "error: --html takes a file, and . is a folder; "),
@@ -123,11 +124,24 @@ FAILURES = [
     (["export", "resnet20", "--format", "tflite", "--out", "out"], 1, "error: the format is 'tfl"),
     (["export", "resnet20", "--precision", "fp4", "--out", "out"], 1, "error: the precision is 'f"),
     (["export", "resnet20", "--batch", "8:1", "--out", "out"], 1, "error: the batch profile is '8"),
-    (["export", ".", "--out", "out"], 1, "error: "),
+    (["export", ".", "--out", "out"], 1, "error: . holds no run.json; "),
+    (["export", "runs/one", "--out", "out"], 1, "error: runs/one is no run folder; give one, or a"),
+    (["export", "timm:a/b", "--out", "out"], 1, "error: "),
     (["collapse-onnx", "nothing.onnx", "out.onnx"], 1, "error: nothing.onnx does not exist; "),
     (["collapse-onnx", ".", "out.onnx"], 1, "error: . is no file; "),
     (["verify", "."], 1, "error: . is not a bundle: "),
     (["bench", "resnet20"], 1, "error: resnet20 is no run, so it has no base to compare with; "),
+    (
+        ["bench", "run"],
+        1,
+        "error: there is no run or bundle run, and unknown model 'run'; ours are",
+    ),
+    (
+        ["bench", "runs/one"],
+        1,
+        "error: runs/one does not exist; give a run folder, a bundle or a m",
+    ),
+    (["bench", "resnet20", "--against", "run"], 1, "error: there is no run or bundle run, and unk"),
     (["bench", "resnet20", "--backend", "abacus"], 1, "error: backend must be one of "),
     (["bench", "resnet20", "--batch", "1,x"], 1, "error: --batch must be whole numbers"),
     (["bench", "resnet20", "--batch", ""], 1, "error: --batch must be whole numbers"),
@@ -252,6 +266,70 @@ def test_whatever_is_raised_is_one_line(
     assert (got, out) == (code, "")
     assert " ".join(err.split()) == " ".join(line.split())
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("checkpoint", ["checkpoint", "checkpoint.old", None])
+def test_training_that_is_interrupted_says_how_to_go_on(
+    checkpoint: str | None,
+    run: Callable[..., Answer],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: object) -> None:
+        if checkpoint is not None:
+            (tmp_path / "out" / checkpoint).mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", interrupted)
+    code, out, err = run(*TRAIN)
+    more = "; go on from the last checkpoint in out with: train --resume"
+    assert (code, out) == (130, "")
+    assert err == f"error: interrupted{more if checkpoint else ''}\n"
+
+
+# A verb that is told to end in the middle of its work, with a file half-written.
+TERMINATED = """
+import os, signal, sys
+from polarprune_export import bundle
+from polarprune.cli import main
+
+def told_to_end(*_, **__):
+    assert [name for name in os.listdir() if name.endswith(".partial")]
+    os.kill(os.getpid(), signal.SIGTERM)
+
+assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "importing is enough to change it"
+bundle.write_onnx = told_to_end
+sys.argv[1:] = ["export", "resnet20", "--out", "out"]
+try:
+    main()
+finally:
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+"""
+
+
+def test_a_verb_that_is_terminated_cleans_up(tmp_path: Path) -> None:
+    answer = subprocess.run(
+        [sys.executable, "-c", TERMINATED], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (answer.returncode, answer.stdout) == (143, "")
+    assert answer.stderr.splitlines()[-1] == "error: terminated"
+    assert "Traceback" not in answer.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whoever_has_decided_what_sigterm_does_is_left_alone(
+    run: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(
+        inspecting, "inspect_source", lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    try:
+        run("inspect", "resnet20")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [signal.SIGTERM]
 
 
 def test_a_traceback_is_shown_to_who_asks_for_it(

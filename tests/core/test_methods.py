@@ -2,6 +2,8 @@
 
 import re
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,13 @@ import torch
 from digit_runs import config
 
 from polarprune import methods, training
-from polarprune.errors import ConfigError
-from polarprune.methods import build_method, method_names
+from polarprune.attaching import attach_gates
+from polarprune.errors import ConfigError, PolarpruneError
+from polarprune.methods import build_method, called, method_names
 from polarprune.methods.consensus import Consensus
+from polarprune.networks.cifar_resnet import CifarResNet
+from polarprune.onepass import OnePass
+from polarprune.phases import Phases
 
 ROOT = Path(__file__).parents[2]
 OWN = sorted(
@@ -91,6 +97,99 @@ def test_what_is_no_method_is_one_line(case: str) -> None:
     with pytest.raises(ConfigError, match=message) as raised:
         build_method(name, options)
     assert "\n" not in str(raised.value)
+
+
+# A method of somebody else's with a place for a mistake in each of its parts.
+MINE = """
+import torch
+from torch import nn
+from polarprune.methods import GateOutput, Method
+
+class Gate(nn.Module):
+    def __init__(self, units):
+        super().__init__()
+        self.units = units
+
+    def forward(self, pooled):
+        units = self.units
+        {forward}
+        ones = torch.ones(units)
+        return GateOutput(ones.unsqueeze(0), ones, ones)
+
+class Bad(Method):
+    watches = False
+
+    def make_gates(self, requests, parameter_budget):
+        gates = [Gate(request.units) for request in requests]
+        {make_gates}
+        return gates
+
+    def loss(self, units, ratio, target, progress):
+        {loss}
+        return torch.zeros_like(ratio)
+"""
+MISTAKES = {
+    "make_gates": (
+        "make_gates", "raise KeyError('oops')",
+        "method mine:Bad failed in make_gates: KeyError: 'oops'",
+    ),
+    "too few gates": (
+        "make_gates", "gates.pop()",
+        "method mine:Bad made 5 gates for 6 requests; make_gates must return one a request",
+    ),
+    "forward": (
+        "forward", "raise ValueError('two\\nlines')",
+        "method mine:Bad failed in the forward of a gate: ValueError: two",
+    ),
+    "width": (
+        "forward", "units = 5",
+        "a gate of method mine:Bad gives 5 values for 16 units; values, probability and openness",
+    ),
+    "loss": ("loss", "raise KeyError('oops')", "method mine:Bad failed in loss: KeyError: 'oops'"),
+    "loss, no words": ("loss", "assert False", "method mine:Bad failed in loss: AssertionError"),
+    "out of memory": ("loss", "raise torch.OutOfMemoryError('full')", "full"),
+}  # fmt: skip
+
+
+def _one_step() -> None:
+    """Of a network that is gated by mine:Bad, which searches from the first step on."""
+    images = torch.zeros(2, 3, 8, 8)
+    gated = attach_gates(CifarResNet(1, 10), images, method="mine:Bad")
+    optimizer = torch.optim.SGD(gated.parameters(), lr=0.1)
+    phases = Phases(search=0.0, settle=0.5)
+    one = OnePass(gated, optimizer, target=0.5, total_steps=10, phases=phases)
+    (one.network(images).sum() + one.loss()).backward()
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Writes mine.py with this mistake in this place."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+
+    def write(place: str, mistake: str) -> None:
+        parts = dict.fromkeys(("make_gates", "forward", "loss"), "pass") | {place: mistake}
+        (tmp_path / "mine.py").write_text(MINE.format(**parts))
+
+    return write
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_in_a_method_of_somebody_elses_is_one_line_that_names_it(
+    case: str, mine: Callable[[str, str], None]
+) -> None:
+    place, mistake, message = MISTAKES[case]
+    mine(place, mistake)
+    with pytest.raises(Exception, match=f"^{re.escape(message)}") as raised:
+        _one_step()
+    assert "\n" not in str(raised.value)
+    foreign = mistake.startswith(("raise", "assert")) and case != "out of memory"
+    assert isinstance(raised.value, PolarpruneError) == (case != "out of memory")
+    assert (raised.value.__cause__ is not None) == foreign
+
+
+def test_a_method_is_called_what_the_command_line_calls_it() -> None:
+    assert [called(build_method(name)) for name in OWN] == OWN
 
 
 def test_an_option_that_is_not_given_is_no_option() -> None:

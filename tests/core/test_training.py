@@ -141,8 +141,25 @@ def test_the_random_control_meets_the_target(tmp_path: Path) -> None:
 
 
 def test_a_target_of_parameters_is_a_bound(tmp_path: Path) -> None:
-    result = train(config(tmp_path / "run", target=None, target_params=0.5, epochs=2))
+    shown = []
+    result = train(
+        config(tmp_path / "run", target=None, target_params=0.5, epochs=2),
+        lambda text, step, steps, figures: shown.append(figures["kept parameters"]),
+    )
     assert 0.45 * result.dense_params < result.params <= 0.5 * result.dense_params
+    assert (shown[0], shown[-1]) == (1.0, result.params / result.dense_params)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"method": "mask-predictor", "target": None}], ids=["bounded", "not"]
+)
+def test_progress_shows_the_kept_macs(tmp_path: Path, changes: dict) -> None:
+    shown = []
+    result = train(
+        config(tmp_path / "run", epochs=2, **changes),
+        lambda text, step, steps, figures: shown.append(figures["kept MACs"]),
+    )
+    assert (shown[0], shown[-1]) == (1.0, result.macs_ratio)
 
 
 @pytest.mark.parametrize("granularity", ["block", "channel"])
@@ -161,6 +178,56 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path: Path
         _train_with_broken_batches(config(out, resume=True))
     after = {p.name: p.read_bytes() for p in (out / "checkpoint").iterdir() if p.is_file()}
     assert before == after
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_new_run_that_fails_before_its_first_checkpoint_leaves_nothing(
+    tmp_path: Path, existed: bool
+) -> None:
+    out = tmp_path / "run"
+    if existed:
+        out.mkdir()
+    with pytest.raises(TrainingError, match="not finite in epoch 1; no checkpoint was written yet"):
+        _train_with_broken_batches(config(out))
+    assert list(tmp_path.rglob("*")) == ([out] if existed else [])
+    with pytest.MonkeyPatch.context() as patch:  # when the epoch has left its lines and events
+        patch.setattr("polarprune.training.write_run", _fail_half_way)
+        with pytest.raises(OSError, match="No space left"):
+            train(config(out, epochs=2))
+    assert list(tmp_path.rglob("*")) == ([out] if existed else [])
+    train(config(out, epochs=1))
+
+
+def _fail_half_way(checkpoint: Path, *_: object) -> None:
+    checkpoint.with_name("checkpoint.new").mkdir()
+    written = {path.name for path in checkpoint.parent.iterdir()}
+    assert {"run.json", "metrics.jsonl", "openness.jsonl"} <= written
+    raise OSError(28, "No space left on device")
+
+
+def test_what_others_put_into_the_folder_of_a_false_start_stays(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+
+    def progress(*_: object) -> None:
+        (out / "train.log").write_text("mine")
+        raise Killed
+
+    with pytest.raises(Killed):
+        train(config(out), progress)
+    assert [path.name for path in out.iterdir()] == ["train.log"]
+
+
+def test_a_run_that_is_stopped_before_its_first_checkpoint_begins_anew(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config(out, epochs=1), interrupt)
+    with pytest.raises(Killed):  # nor does a second failure take what the first one left
+        train(config(out, epochs=1, resume=True), kill_in_epoch(1))
+    train(config(out, epochs=1, resume=True))
 
 
 def _train_with_broken_batches(settings: TrainConfig) -> None:

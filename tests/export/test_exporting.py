@@ -163,6 +163,21 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         export_bundle(tmp_path, out=tmp_path / "out")
 
 
+def test_a_bundle_is_not_exported_again(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(RunFolderError, match=r"is a bundle already; give the run or model"):
+        export_bundle(tmp_path, out=tmp_path / "out")
+
+
+def test_a_file_is_no_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model.onnx").touch()
+    with pytest.raises(
+        RunFolderError, match=r"^model\.onnx is no run folder; give one, or a model"
+    ):
+        export_bundle("model.onnx", out=tmp_path / "out")
+
+
 def test_a_runs_own_facts_cannot_be_overridden(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--num-classes belongs to a model"):
         export_bundle(run, num_classes=3, out=tmp_path / "out")
