@@ -299,7 +299,7 @@ def export(
         f"outputs differ from torch in float64 by at most {answer['max_abs_error']:.1e}.",
         f"Runs on: {answer['runs_on']}",
     )
-    if answer["weights"] == "random":
+    if answer["random_weights"]:
         terminal.show("Its weights are random, as no --weights were given: good for timing alone.")
     if task_figures(answer):
         before = answer["before"]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from polarprune.datasets import Dataset
 
 Triple = tuple[float, float, float]
+RANDOM_WEIGHTS = "random"  # what `base.weights` says of a network that nobody trained
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def _open_model(
         preprocessing=preprocessing,
         classes=() if dataset is None else tuple(dataset.classes),
         cuts=(),
-        base={"model": name, "weights": "random" if weights is None else Path(weights).name},
+        base={"model": name, "weights": RANDOM_WEIGHTS if weights is None else Path(weights).name},
         data=dataset,
         unpruned=lambda: network,
     )

@@ -13,7 +13,7 @@ from polarprune_export.bundle import ONNX_NAME, BundleContents, Progress, write_
 from polarprune_export.engine import EngineOptions, batch_profiles
 from polarprune_export.engine_compatibility import check_compatibility
 from polarprune_export.engine_targets import parse_targets
-from polarprune_export.export_sources import open_source
+from polarprune_export.export_sources import RANDOM_WEIGHTS, open_source
 
 FORMATS = ("onnx", "trt")
 
@@ -138,7 +138,7 @@ def _summary(manifest: Manifest, folder: Path) -> dict[str, Any]:
         "onnx": str(folder / ONNX_NAME),
         "engine": None if engine is None else str(folder / engine.file),
         "runs_on": manifest.runs_on,
-        "weights": manifest.base.get("weights"),
+        "random_weights": manifest.base.get("weights") == RANDOM_WEIGHTS,
         "precision": manifest.precision,
         "max_abs_error": max(link.max_abs_error or 0.0 for link in exported),
         **{"top1": None, **({} if manifest.accuracy is None else manifest.accuracy.figures)},
