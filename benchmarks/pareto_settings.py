@@ -72,13 +72,13 @@ SETTINGS = (
         {"target": None, "target_params": 0.5},
     ),
     Setting(
-        "relaxation", "continuous relaxation", 2, "papers B and C",
+        "relaxation", "continuous relaxation", 3, "papers B and C",
         {"method": "relaxation"},
     ),
     # Without a target: 0.85 of the heat maps' mass is about half of the MACs of trained networks
     # (benchmarks/results/mass_forecast.json).
     Setting(
-        "mask-predictor", "mask prediction, static consensus", 2, "papers B and C",
+        "mask-predictor", "mask prediction, static consensus", 3, "papers B and C",
         {"method": "mask-predictor", "target": None, "mass": 0.85},
     ),
     *(
