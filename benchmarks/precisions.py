@@ -213,7 +213,8 @@ def report(folder: Path) -> None:
 def _cells(found: Record) -> list[str]:
     if "refused" in found:
         name = f"{found['network']}, {found['state']}"
-        return [name, found["precision"], f"refused: {found['refused']}", *["-"] * 7]
+        why = found["refused"].partition(": output ")[0].partition("; ")[0]
+        return [name, found["precision"], f"refused: {why}", *["-"] * 7]
     top1 = "-" if found["top1"] is None else f"{100 * found['top1']:.2f} %"
     return [
         f"{found['network']}, {found['state']}",
