@@ -227,10 +227,15 @@ def resnet56() -> str:
     """The published network through our exporter, and exact cuts of it."""
     record = load("resnet56_export")
     worst = max(cut["max_rel_error"] for cut in record["random_cuts"])
+    lower = ", ".join(
+        f"{precision} {100 * load(f'precisions/resnet56.dense.{precision}-0')['result']['top1']:.2f} %"
+        for precision in ("fp16", "bf16", "int8")
+    )
     return (
         f"Published ResNet-56 weights (CIFAR-10, option-A shortcuts) exported by us: "
         f"{100 * record['top1']:.2f} % of {record['test_images']:,} test images in ONNX Runtime "
-        f"(published: {100 * record['published_top1']:.2f} %). "
+        f"(published: {100 * record['published_top1']:.2f} %); {lower} "
+        "([table](benchmarks/results/precisions.md)). "
         f"{len(record['random_cuts'])} cuts of it at random decisions, on real images: largest "
         f"relative error {worst:.0e} in float64."
     )
