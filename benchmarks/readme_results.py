@@ -228,8 +228,8 @@ def resnet56() -> str:
     record = load("resnet56_export")
     worst = max(cut["max_rel_error"] for cut in record["random_cuts"])
     lower = ", ".join(
-        f"{precision} {100 * load(f'precisions/resnet56.dense.{precision}-0')['result']['top1']:.2f} %"
-        for precision in ("fp16", "bf16", "int8")
+        f"{name} {100 * load(f'precisions/resnet56.dense.{name}-0')['result']['top1']:.2f} %"
+        for name in ("fp16", "bf16", "int8")
     )
     return (
         f"Published ResNet-56 weights (CIFAR-10, option-A shortcuts) exported by us: "
