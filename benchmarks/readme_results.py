@@ -104,8 +104,7 @@ def study_table() -> list[str]:
         "the last epoch; [every row and run](benchmarks/results/pareto.md), "
         "[picture](benchmarks/results/pareto.png). Of four ways to use Torch-Pruning the best on "
         "these images is shown. Differences in points with their 95 % interval; wall clock "
-        "against dense, on a shared machine (relaxation and mask prediction beside other work). "
-        + dynamic_words(),
+        "against dense, on a shared machine. " + dynamic_words(),
         "",
         "| | n | top-1 | kept MACs | training MACs | wall clock, fastest run | minus narrowed |",
         "|---|---|---|---|---|---|---|",
