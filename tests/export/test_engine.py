@@ -211,10 +211,10 @@ def test_a_missing_runtime_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    with pytest.raises(BackendUnavailable, match=r"pip install polarprune\[rtx\]"):
+    with pytest.raises(BackendUnavailable, match=r"pip install 'polarprune\[rtx\]'"):
         build_engine(written, out_path=tmp_path / "m.engine")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(BackendUnavailable, match=r"pip install polarprune\[gpu\]"):
+    with pytest.raises(BackendUnavailable, match=r"pip install 'polarprune\[gpu\]'"):
         build_engine(written, out_path=tmp_path / "m.engine", runtime="tensorrt")
 
 

@@ -210,7 +210,7 @@ def test_without_onnx_runtime_it_says_what_to_install(
 ) -> None:
     onnx.save(model(), tmp_path / "in.onnx")
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
-    with pytest.raises(BackendUnavailable, match=r"pip install polarprune\[cpu\]"):
+    with pytest.raises(BackendUnavailable, match=r"pip install 'polarprune\[cpu\]'"):
         collapse_onnx(tmp_path / "in.onnx", tmp_path / "out.onnx")
     assert os.listdir(tmp_path) == ["in.onnx"]
 

@@ -169,7 +169,7 @@ def test_without_onnxruntime_the_file_is_written_but_not_simplified(
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert write_onnx(plain, tmp_path / "m.onnx", example).simplified is False
-    with pytest.raises(BackendUnavailable, match=r"pip install polarprune\[cpu\]"):
+    with pytest.raises(BackendUnavailable, match=r"pip install 'polarprune\[cpu\]'"):
         check_parity(plain, tmp_path / "m.onnx", real_images=None)
 
 
