@@ -1,4 +1,4 @@
-"""What a network may keep: a share of its MACs, or of its parameters."""
+"""What a network may keep: a share of its MACs, of its parameters, or of its latency."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,8 +9,12 @@ from torch import Tensor
 
 from polarprune.errors import ConfigError
 
-Quantity = Literal["MACs", "parameters"]
-OPTIONS: dict[Quantity, str] = {"MACs": "--target", "parameters": "--target-params"}
+Quantity = Literal["MACs", "parameters", "latency"]
+OPTIONS: dict[Quantity, str] = {
+    "MACs": "--target",
+    "parameters": "--target-params",
+    "latency": "--target-latency",
+}
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,7 @@ class Budget:
 
     Attributes:
         share: of the dense network's, in (0, 1].
-        dense: what the dense network has.
+        dense: what the dense network has; latency in nanoseconds.
         cost: what the network has that these decisions leave (bool tensors, site order), exactly.
         expected: expected over dense cost, of the openness of all units in site order.
     """

@@ -59,6 +59,16 @@ def train(
         float | None,
         typer.Option(help="The same of parameters, in place of --target.", show_default="none"),
     ] = None,
+    target_latency: Annotated[
+        float | None,
+        typer.Option(
+            help="The same of the latency that --latency-table predicts.", show_default="none"
+        ),
+    ] = None,
+    latency_table: Annotated[
+        Path | None,
+        typer.Option(help="What `polarprune profile` measured for --model.", show_default="none"),
+    ] = None,
     task: Annotated[str, typer.Option(help="classification or segmentation.")] = "classification",
     method: Annotated[
         str,
@@ -83,8 +93,12 @@ def train(
     ] = None,
     granularity: Annotated[str, typer.Option(help="What may go: block, channel or both.")] = "both",
     align: Annotated[
-        int, typer.Option(help="Round kept channels of a site up to a multiple of this.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            help="Round kept channels of a site up to a multiple of this.",
+            show_default="1, or what --latency-table favours",
+        ),
+    ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 20,
     weights: Weights = None,
     teacher: Annotated[
@@ -148,6 +162,7 @@ def train(
 
     config = TrainConfig(
         model=model, data=data, out=out, target=target, target_params=target_params,
+        target_latency=target_latency, latency_table=latency_table,
         task=task, method=method, ejector=ejector, mass=mass, heads=heads, granularity=granularity,
         align=align, epochs=epochs, weights=None if weights is None else Path(weights),
         teacher=teacher, compile=compile, seed=seed,
@@ -173,9 +188,19 @@ def train(
         f"residual blocks removed: {result.blocks_removed}.",
         f"{sentence(cut_figures(result.figures))}, "
         f"training MACs {100 * result.train_macs_ratio:.1f} % of dense training.",
+        *_latency_words(result.latency_ratio, result.align),
         f"Run folder {result.run}; look at it with: polarprune inspect {result.run}",
     )
     terminal.result(result.as_dict())
+
+
+def _latency_words(ratio: float | None, align: int) -> list[str]:
+    if ratio is None:
+        return []
+    return [
+        f"Predicted latency {100 * ratio:.1f} % of the dense network's, channel counts in "
+        f"multiples of {align}; measure it with: polarprune bench"
+    ]
 
 
 @app.command(epilog="Example: polarprune inspect torchvision:resnet18 --image-size 224")
@@ -368,6 +393,41 @@ def verify(
     if answer["unlisted"]:
         terminal.show(f"Files that nobody vouches for: {', '.join(answer['unlisted'])}")
     terminal.result(answer)
+
+
+@app.command(
+    epilog="Example: polarprune profile resnet20 --num-classes 10 --batch 64 --out table.json"
+)
+def profile(
+    x: Annotated[str, typer.Argument(metavar="MODEL|RUN", help="What to measure the layers of.")],
+    out: Annotated[Path, typer.Option(help="File to write, JSON; an older one is replaced.")],
+    device: Annotated[str, typer.Option(help="cpu.")] = "cpu",
+    batch: Annotated[int, typer.Option(help="Images in one call.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads inside one operator.", show_default="all CPUs")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights and order.")] = 0,
+    num_classes: Classes = None,
+    image_size: ImageSize = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how long layers take by their channels.
+
+    Time is a staircase in channel counts, another one on each device. The table is what `train
+    --target-latency --latency-table` goes by; it takes minutes, best on a quiet machine.
+    """
+    from polarprune_deploy.profiling import ProfileRequest
+    from polarprune_deploy.profiling import profile as profile_layers
+    from polarprune_deploy.profiling_words import describe_table
+
+    terminal = Terminal(as_json)
+    with progress_on(sys.stderr) as progress:
+        table = profile_layers(
+            x, out, ProfileRequest(batch, threads, seed), device=device, num_classes=num_classes,
+            image_size=image_size, progress=lambda what, done, of: progress(what, done, of, {}),
+        )  # fmt: skip
+    terminal.show(*describe_table(table), f"Table: {out}")
+    terminal.result({"table": str(out), **table.summary()})
 
 
 @app.command(epilog="Example: polarprune bench run --batch 1,64")

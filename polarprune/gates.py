@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import numpy as np
 import torch
@@ -29,6 +28,8 @@ from polarprune.graph.layers import set_mode
 from polarprune.graph.sites import Analysis, GateSite, Refusal
 from polarprune.graph.tracing import Draft, copied_graph
 from polarprune.graph.weight_folding import fold_weights
+from polarprune.latency_cost import NANOSECONDS, LatencyCircuit
+from polarprune.latency_table import LatencyTable
 from polarprune.methods import GateOutput, GateRequest, Method, Units, naming
 from polarprune.narrowing import Shell, fill, place_gates, usual_features
 
@@ -262,8 +263,30 @@ class GatedNetwork(nn.Module):
         """Keep at most this share of the dense MACs."""
         circuit = self.circuit
         return Budget(
-            "MACs", share, circuit.dense_macs, partial(macs_of, circuit),
+            "MACs", share, circuit.dense_macs, self.macs_of,
             lambda openness: self._expected(circuit, openness),
+        )  # fmt: skip
+
+    def macs_of(self, decisions: list[Tensor]) -> int:
+        """MACs for one image of the network that these decisions leave (site order)."""
+        return macs_of(self.circuit, decisions)
+
+    def latency_budget(self, share: float, table: LatencyTable) -> Budget:
+        """Keep at most this share of the dense network's latency, as the table predicts it.
+
+        Raises:
+            ConfigError: the table is another network's.
+        """
+        circuit = LatencyCircuit(self.analysis, self.circuit, table)
+
+        def expected(openness: Float[Tensor, " g"]) -> Float[Tensor, ""]:
+            by_site = torch.split(openness, [site.units for site in self.sites])
+            ms = circuit.expected_ms(list(by_site), self.align)
+            return torch.as_tensor(ms) / circuit.dense_ms
+
+        return Budget(
+            "latency", share, round(circuit.dense_ms * NANOSECONDS),
+            lambda decisions: round(circuit.exact_ms(decisions) * NANOSECONDS), expected,
         )  # fmt: skip
 
     def parameters_budget(self, share: float) -> Budget:

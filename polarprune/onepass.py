@@ -34,6 +34,7 @@ from polarprune.gate_training import GateTrainer
 from polarprune.gates import GatedNetwork
 from polarprune.graph.cost import count_parameters
 from polarprune.last_batch import LastBatch, checked, noise_like
+from polarprune.latency_table import LatencyTable
 from polarprune.loop_mistakes import check_finite, check_held_out, check_holding
 from polarprune.optimizer_state import check_sliceable, hand_over, take_out
 from polarprune.phases import Phases
@@ -67,6 +68,8 @@ class OnePass:
         *,
         target: float | None = None,
         target_params: float | None = None,
+        target_latency: float | None = None,
+        latency_table: LatencyTable | None = None,
         total_steps: int,
         phases: Phases | None = None,
         rule: CutRule | None = None,
@@ -87,6 +90,8 @@ class OnePass:
                 else they hold stays.
             target: kept MACs over dense MACs, a bound, in (0, 1].
             target_params: the same of parameters, in place of target.
+            target_latency: the same of the latency that latency_table predicts.
+            latency_table: of this network at this image size (latency_table.read_latency_table).
             total_steps: how often step() will be called.
             rule: how long a unit must have been closed to be cut before decisions freeze.
             individual_every: in one of so many steps of the search each image takes its own
@@ -109,7 +114,13 @@ class OnePass:
         self._optimizers = list(optimizer) if isinstance(optimizer, Sequence) else [optimizer]
         check_sliceable(self._optimizers)
         check_held_out(held_out)
-        self.budget = budget_of(gated, target, target_params)
+        self.budget = budget_of(
+            gated,
+            target=target,
+            target_params=target_params,
+            target_latency=target_latency,
+            latency_table=latency_table,
+        )
         self.phases = phases or gated.method.phases or Phases()
         self.total_steps = total_steps
         self.network: nn.Module = gated
@@ -119,6 +130,7 @@ class OnePass:
         self.dense_macs = gated.circuit.dense_macs
         self._macs_now = self.dense_macs
         self._spent_macs = 0
+        self._latency_now = self.budget.dense  # nanoseconds, where they are what is bounded
         self._gated: GatedNetwork | None = gated
         self._held_out = held_out
         self._measure = measure
@@ -155,11 +167,13 @@ class OnePass:
     def kept(self) -> float:
         """What the network has by now of what its target bounds, over the dense network's.
 
-        Searching gates count among MACs, which they cost, and not among parameters, which go with
-        them.
+        Searching gates count among MACs, which they cost, and not among parameters and latency,
+        as they will be gone. Latency is what the table predicts.
         """
         if self.budget.quantity == "MACs":
             return self._macs_now / self.dense_macs
+        if self.budget.quantity == "latency":
+            return self._latency_now / self.budget.dense
         gates = 0 if self._gated is None else sum(p.numel() for p in self._gated.gate_parameters())
         return (count_parameters(self.network) - gates) / self.budget.dense
 
@@ -225,6 +239,7 @@ class OnePass:
             "steps": self.steps,
             "spent_macs": self._spent_macs,
             "macs_now": self._macs_now,
+            "latency_now": self._latency_now,
             "closed_for": self._closed_for.steps.tolist(),
             **(GateTrainer.NO_STATE if self.settled else self._gates.state_dict()),
             "gone": {
@@ -243,6 +258,7 @@ class OnePass:
         self.steps = int(state["steps"])
         self._spent_macs = int(state["spent_macs"])
         self._macs_now = int(state["macs_now"])
+        self._latency_now = int(state.get("latency_now", self.budget.dense))
         if settled is not None:
             self._become(settled)
             if self._ema is not None:
@@ -302,6 +318,7 @@ class OnePass:
 
     def _narrow(self, gated: GatedNetwork, decisions: dict[str, Tensor]) -> None:
         """Cut the gated network and the optimizer's state; on a freshly made one too."""
+        self._note_latency(decisions)
         old = dict(gated.body.named_parameters(remove_duplicate=False))
         cut = gated.narrow(decisions, self._images())
         hand_over(self._optimizers, old, cut.graph_module, cut)
@@ -319,6 +336,7 @@ class OnePass:
         gated.set_decisions(decisions)
         small, taken = collapse_with_origins(gated)
         certificate = self._certify(gated, small) if gated.sites else None
+        self._note_latency(decisions)
         old = dict(gated.body.named_parameters(remove_duplicate=False))
         hand_over(self._optimizers, old, small, taken)
         self._macs_now = macs_of(gated.circuit, list(decisions.values()))
@@ -331,6 +349,10 @@ class OnePass:
             return None
         gone = small.meta[META].blocks_removed
         return self._record(cut, certificate, gone, before, self._look_at(small))
+
+    def _note_latency(self, decisions: dict[str, Tensor]) -> None:
+        if self.budget.quantity == "latency":
+            self._latency_now = self.budget.cost(list(decisions.values()))
 
     def _images(self) -> Tensor | None:
         """What a cut is looked at with."""

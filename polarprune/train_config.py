@@ -21,8 +21,10 @@ class TrainConfig:
     Attributes:
         target: kept MACs over dense MACs, a bound; 1 trains dense. 0.5 where nothing is given.
         target_params: the same of parameters, in place of target.
+        target_latency: the same of the latency that latency_table, a file, predicts.
         task: "classification" or "segmentation".
         granularity: "block", "channel" or "both".
+        align: kept channel counts are multiples of it; None: what the latency table favours, or 1.
         ejector: what drives relaxed gates away from the middle, "gaussian" or "annealed"; of no
             other method, as the next two.
         mass: what a mask predictor keeps of a heat map, 0..1; it takes no target.
@@ -43,13 +45,15 @@ class TrainConfig:
     out: Path
     target: float | None = None
     target_params: float | None = None
+    target_latency: float | None = None
+    latency_table: Path | None = None
     task: str = "classification"
     method: str = "consensus"
     ejector: str | None = None
     mass: float | None = None
     heads: str | None = None
     granularity: str = "both"
-    align: int = 1
+    align: int | None = None
     epochs: int = 20
     batch_size: int = 128
     lr: float | None = None
@@ -72,13 +76,24 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Half of the MACs, unless another bound is given or the method takes none."""
-        if self.target is None and self.target_params is None and is_bounded(self.method):
+        if self.align is None and self.latency_table is None:
+            object.__setattr__(self, "align", 1)
+        if all(share is None for _, share in self.targets) and is_bounded(self.method):
             object.__setattr__(self, "target", 0.5)
 
     @property
     def pruning(self) -> bool:
         """Whether anything may go."""
-        return self.target != 1 and self.target_params != 1
+        return all(share != 1 for _, share in self.targets)
+
+    @property
+    def targets(self) -> tuple[tuple[str, float | None], ...]:
+        """(option, share) of every bound that there can be; None where it is not given."""
+        return (
+            ("--target", self.target),
+            ("--target-params", self.target_params),
+            ("--target-latency", self.target_latency),
+        )
 
     @property
     def method_options(self) -> dict[str, Any]:
@@ -99,6 +114,9 @@ class TrainResult:
 
     Attributes:
         joules: what the GPUs took that trained, by NVML; None without one.
+        align: what kept channel counts were made multiples of.
+        latency_ratio: latency over the dense network's, as the latency table predicts it; None
+            where latency was not bounded.
         top1, agreement: of a classifier: on the test split, and of the gates when they were frozen,
             0..1; NaN of another task.
         more: of a segmentation `miou`, `dice`, and `pixel_agreement`: the share of held-out pixels
@@ -118,6 +136,8 @@ class TrainResult:
     train_macs_ratio: float
     seconds: float
     joules: float | None = None
+    align: int = 1
+    latency_ratio: float | None = None
     top1: float = math.nan
     agreement: float = math.nan
     more: dict[str, float] = field(default_factory=dict)
@@ -149,27 +169,15 @@ def check_config(config: TrainConfig) -> None:
     Raises:
         ConfigError: the option is named.
     """
-    for option, share in (("--target", config.target), ("--target-params", config.target_params)):
-        if share is not None and not 0 < share <= 1:
-            raise ConfigError(f"{option} must be above 0 and at most 1, got {share:g}")
-    if config.target is not None and config.target_params is not None:
-        raise ConfigError("give --target or --target-params, not both")
     method = build_method(config.method, config.method_options)
-    for option, given in (
-        ("--target", config.target not in (None, 1)),
-        ("--target-params", config.target_params not in (None, 1)),
-    ):
-        if given and not method.bounded:
-            raise ConfigError(
-                f"{option} cannot be given with method {config.method}, which sets the cost itself"
-            )
+    _check_targets(config, bounded=method.bounded)
     if config.granularity not in ("block", "channel", "both"):
         raise ConfigError(
             f"granularity {config.granularity!r} is unknown; choose one of: block, channel, both"
         )
     for name, least in (("epochs", 1), ("batch_size", 2), ("align", 1), ("seed", 0)):
         value = getattr(config, name)
-        if value < least:
+        if value is not None and value < least:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
     for name, low, high in (
         ("momentum", 0, 1), ("weight_decay", 0, 1), ("label_smoothing", 0, 1)
@@ -189,3 +197,19 @@ def check_config(config: TrainConfig) -> None:
         raise ConfigError(f"--seed must be at most {_LARGEST_SEED}, got {config.seed}")
     build_task(config.task)
     build_schedule(config.schedule)
+
+
+def _check_targets(config: TrainConfig, *, bounded: bool) -> None:
+    given = [(option, share) for option, share in config.targets if share is not None]
+    for option, share in given:
+        if not 0 < share <= 1:
+            raise ConfigError(f"{option} must be above 0 and at most 1, got {share:g}")
+        if share != 1 and not bounded:
+            raise ConfigError(
+                f"{option} cannot be given with method {config.method}, which sets the cost itself"
+            )
+    if len(given) > 1:
+        names = [option for option, _ in given]
+        raise ConfigError(f"give {' or '.join(names)}, not {'both' if len(names) == 2 else 'all'}")
+    if (config.target_latency is None) != (config.latency_table is None):
+        raise ConfigError("--target-latency and --latency-table go together: give both or neither")

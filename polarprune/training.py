@@ -11,6 +11,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
+from polarprune.alignment import choose_alignment
 from polarprune.attaching import attach_gates
 from polarprune.checkpoints import Checkpoint, read_checkpoint
 from polarprune.collapsing import describe
@@ -23,6 +24,7 @@ from polarprune.evaluation import evaluate, figures_of, images_at_once
 from polarprune.gates import GatedNetwork
 from polarprune.graph.comparing import in_mode
 from polarprune.graph.cost import count_macs, count_parameters
+from polarprune.latency_table import read_latency_table
 from polarprune.network_files import save_network
 from polarprune.networks import build_network
 from polarprune.onepass import OnePass
@@ -135,6 +137,8 @@ class _Run:
             if config.teacher is None
             else Teacher(config.teacher, self.data, self.classes, self.device)
         )
+        table = config.latency_table
+        self.latency_table = None if table is None else read_latency_table(table)
         torch.manual_seed(config.seed)
         weights = None if config.weights is None else str(config.weights)
         net = build_network(config.model, num_classes=self.classes, weights=weights)
@@ -149,9 +153,14 @@ class _Run:
             method=config.method,
             blocks=pruning and config.granularity in ("block", "both"),
             channels=pruning and config.granularity in ("channel", "both"),
-            align=config.align,
+            align=config.align or 1,
             method_options=config.method_options,
         )
+        if self.latency_table is not None and config.align is None and pruning:
+            share = config.target_latency
+            assert share is not None
+            gated.align = choose_alignment(gated, self.latency_table, share)
+        self.align = gated.align  # the gates will be gone when this is reported
         copy_from_rank_0(gated)
         self.dense_macs = count_macs(net, example)
         self.batch_size = min(config.batch_size, len(self.data.train))
@@ -184,6 +193,8 @@ class _Run:
             self.optimizer,
             target=self.config.target if gated.method.bounded else None,
             target_params=self.config.target_params,
+            target_latency=self.config.target_latency,
+            latency_table=self.latency_table,
             total_steps=self.total_steps,
             held_out=held_out.to(self.device),
             measure=lambda net: evaluate(net, self.data.test, bf16=self.bf16, task=self.task),
@@ -325,6 +336,8 @@ class _Run:
             "train_macs_ratio": self._train_macs_ratio(),
             "seconds": round(self._seconds(), 2),
             "joules": self._joules(),
+            "align": self.align,
+            "latency_ratio": self.one.kept if config.target_latency is not None else None,
         }
         result = TrainResult.from_dict({"run": str(config.out), **figures, **values})
         if self.writes:

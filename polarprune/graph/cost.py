@@ -44,11 +44,18 @@ def count_parameters(net: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class ExpectedCost:
-    """The cost of one evaluation of the circuit; MACs are 0-dim tensors or floats."""
+    """The cost of one evaluation of the circuit; MACs are 0-dim tensors or floats.
+
+    Attributes:
+        live: per mixing operator the probability that it is computed.
+        open_inputs, open_outputs: per mixing operator its channels, given that it is; those of a
+            grouped one are written where both are open.
+    """
 
     macs: Openness
     live: list[Openness]
     open_inputs: list[Openness]
+    open_outputs: list[Openness]
 
 
 class CostCircuit:
@@ -145,15 +152,17 @@ class CostCircuit:
         for name, uncounted in self._uncounted.items():
             total = total + times(state.of(name), float(uncounted))
         open_inputs: list[Openness] = []
+        open_outputs: list[Openness] = []
         for number, (cost, alive) in enumerate(zip(self._costs, live, strict=True)):
             wanted = {}
             for place in self._writes[number]:
                 needed = state.at(cost.mix.node, place)
                 wanted[place] = read[place] if needed is None else needed
-            macs, opened = self._one(number, alive, probabilities, sums, wanted, written)
+            macs, opened, outputs = self._one(number, alive, probabilities, sums, wanted, written)
             open_inputs.append(opened)
+            open_outputs.append(outputs)
             total = total + times(alive, macs)
-        return ExpectedCost(total, live, open_inputs)
+        return ExpectedCost(total, live, open_inputs, open_outputs)
 
     @staticmethod
     def _written_by(state: Live, node: str, place: int) -> Openness:
@@ -174,8 +183,8 @@ class CostCircuit:
         sums: list[Openness],
         wanted: dict[int, Openness],
         written: list[Openness],
-    ) -> tuple[Openness, Openness]:
-        """(MACs given that the operator is live, open input positions)."""
+    ) -> tuple[Openness, Openness, Openness]:
+        """(MACs given that the operator is live, open input and output positions)."""
         cost, reads, writes = self._costs[number], self._reads[number], self._writes[number]
         opened: Openness = 0.0
         macs: Openness = 0.0
@@ -191,10 +200,10 @@ class CostCircuit:
                 p = probabilities[place]
                 same = same + (p - p * p).sum() * (count * cost.writes[place])
         if cost.mix.groups > 1:
-            return macs, opened
+            return macs, opened, macs * (len(cost.mix.outputs) / cost.total)
         for place, count in writes.items():
             outputs = outputs + times(given(wanted[place], alive), sums[place]) * count
-        return (opened * outputs + same) * cost.per_pair, opened
+        return (opened * outputs + same) * cost.per_pair, opened, outputs
 
 
 def _in_weights(cost: MixCost, weights: int) -> MixCost:

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from polarprune.graph.cells import sites_of_cells
 from polarprune.graph.class_groups import ClassGroup, group_classes
 from polarprune.graph.factors import takers_of_factor
+from polarprune.graph.geometry import Geometry, geometry_of
 from polarprune.graph.label_pass import label_graph
 from polarprune.graph.labels import Labels, Mix
 from polarprune.graph.operator_tables import NORM_MODULES, TRANSPOSED
@@ -60,6 +61,7 @@ class MixCost:
     """
 
     mix: Mix
+    geometry: Geometry
     per_pair: int
     total: int
     reads: dict[int, int]
@@ -163,7 +165,15 @@ def analyse(
     _add_channel_sites(analysis, nodes, gated)
     analysis.held = groups if not channels else [group for group in groups if group.pinned_by]
     _name_uniquely(analysis)
-    analysis.costs = [_cost(analysis, mix, *totals[mix.node]) for mix in labels.mixes]
+    analysis.costs = [
+        _cost(
+            analysis,
+            mix,
+            geometry_of(graph_module.get_submodule(mix.layer), tuple(values[mix.source].shape)),
+            *totals[mix.node],
+        )
+        for mix in labels.mixes
+    ]
     _price_units(analysis)
     reads = {
         mix.node: frozenset(analysis.units_at(mix.inputs)[:, 0].tolist())
@@ -293,7 +303,7 @@ def _name_uniquely(analysis: Analysis) -> None:
             analysis.sites[place] = replace(site, name=f"{site.name}#{count}")
 
 
-def _cost(analysis: Analysis, mix: Mix, per_pair: int, total: int) -> MixCost:
+def _cost(analysis: Analysis, mix: Mix, geometry: Geometry, per_pair: int, total: int) -> MixCost:
     reads, held_in = _counts(analysis, mix.inputs)
     writes, held_out = _counts(analysis, mix.outputs)
     group_macs: dict[int, int] = {}
@@ -303,7 +313,9 @@ def _cost(analysis: Analysis, mix: Mix, per_pair: int, total: int) -> MixCost:
         groups, held = _counts(analysis, mix.inputs.reshape(mix.groups, -1)[:, 0])
         group_macs = {site: n * each for site, n in groups.items()}
         held_macs = {place: n * each for place, n in held.items()}
-    return MixCost(mix, per_pair, total, reads, writes, group_macs, held_in, held_out, held_macs)
+    return MixCost(
+        mix, geometry, per_pair, total, reads, writes, group_macs, held_in, held_out, held_macs
+    )
 
 
 def _counts(analysis: Analysis, labels: np.ndarray) -> tuple[dict[int, int], dict[int, int]]:

@@ -1,0 +1,264 @@
+"""`polarprune profile`: a network's layers timed over their channel counts, on the device at hand.
+
+First the staircases of every kind of layer, in which the multiples show that make a difference;
+then for each pair of classes a grid of counts; then whole networks, dense and cut, on which the
+time around the layers is fitted. What comes out is a polarprune.latency_table.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from polarprune.alignment import uniform_decisions
+from polarprune.errors import ConfigError
+from polarprune.graph.geometry import Geometry
+from polarprune.latency_cost import LatencyCircuit
+from polarprune.latency_table import LatencyTable, LayerPoint, Staircase
+from polarprune_deploy.channel_counts import find_multiples, grid_counts, staircase_counts
+from polarprune_deploy.environment import describe_environment, usable_cpus
+from polarprune_deploy.layer_ladder import LayerRequest, time_layers
+from polarprune_deploy.whole_networks import fit_line, median_latencies
+
+if TYPE_CHECKING:
+    from polarprune.gates import GatedNetwork
+    from polarprune.graph.sites import MixCost
+
+Progress = Callable[[str, int, int], None]
+# Of every site's channels: whole networks that the time around the layers is fitted on.
+# Odd shares: halves and quarters of 64 channels are multiples of everything.
+CALIBRATED = (0.77, 0.53, 0.29)
+
+
+@dataclass(frozen=True)
+class ProfileRequest:
+    """What is measured.
+
+    Attributes:
+        batch: images in one call.
+        threads: inside one operator; None takes every CPU the process may use.
+        seed: of weights and of the order of measurements.
+    """
+
+    batch: int = 1
+    threads: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse numbers out of range.
+
+        Raises:
+            ConfigError: the option is named.
+        """
+        for name, value in (("--batch", self.batch), ("--threads", self.threads)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """All layers of one geometry: what each may have of inputs and outputs.
+
+    A side that no gate closes anything of is fixed.
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    fixed_inputs: bool
+    fixed_outputs: bool
+
+
+def profile_network(
+    gated: "GatedNetwork",
+    head: Mapping[str, Any],
+    request: ProfileRequest,
+    progress: Progress = lambda _what, _done, _of: None,
+) -> LatencyTable:
+    """The latency table of a gated network, on the CPU in ONNX Runtime.
+
+    Args:
+        gated: its gates' decisions are changed.
+        head: what the table says about the network.
+
+    Raises:
+        ConfigError: it has no convolution and no linear layer.
+    """
+    layers = _layers_of(gated.analysis.costs)
+    if not layers:
+        raise ConfigError("this network has no convolution and no linear layer: nothing to measure")
+    threads = request.threads or usable_cpus()
+
+    def timed(what: str, requests: Sequence[LayerRequest]) -> list[float]:
+        return time_layers(
+            requests, batch=request.batch, threads=threads, seed=request.seed,
+            progress=lambda done, of: progress(what, done, of),
+        )  # fmt: skip
+
+    staircases = _staircases(layers, timed)
+    multiples = (
+        find_multiples([s for s in staircases if s.side == "inputs"]),
+        find_multiples([s for s in staircases if s.side == "outputs"]),
+    )
+    wanted = _grid(layers, multiples)
+    times = timed("layers", wanted)
+    points: dict[Geometry, list[LayerPoint]] = {}
+    for each, ms in zip(wanted, times, strict=True):
+        points.setdefault(each.geometry, []).append(LayerPoint(each.inputs, each.outputs, ms))
+    table = LatencyTable(
+        head={
+            **head,
+            "batch": request.batch,
+            "backend": "onnxruntime",
+            "device": "cpu",
+            "precision": "fp32",
+            "threads": threads,
+            "seed": request.seed,
+            "environment": describe_environment(),
+        },
+        multiples=multiples,
+        points={geometry: tuple(found) for geometry, found in points.items()},
+        staircases=tuple(staircases),
+    )
+    return _calibrated(gated, table, request, threads, progress)
+
+
+def _layers_of(costs: "Sequence[MixCost]") -> dict[Geometry, _Layers]:
+    found: dict[Geometry, list[tuple[int, int, bool, bool]]] = {}
+    for cost in costs:
+        inputs, outputs = len(cost.mix.inputs), len(cost.mix.outputs)
+        fixed = not cost.reads, not cost.writes
+        if cost.geometry.group is not None:
+            inputs, outputs, fixed = cost.mix.groups, 1, (not cost.group_macs, True)
+        found.setdefault(cost.geometry, []).append((inputs, outputs, *fixed))
+    return {
+        geometry: _Layers(
+            inputs=tuple(sorted({each[0] for each in all_of})),
+            outputs=tuple(sorted({each[1] for each in all_of})),
+            fixed_inputs=all(each[2] for each in all_of),
+            fixed_outputs=all(each[3] for each in all_of),
+        )
+        for geometry, all_of in found.items()
+    }
+
+
+def _staircases(
+    layers: Mapping[Geometry, _Layers],
+    timed: Callable[[str, Sequence[LayerRequest]], list[float]],
+) -> list[Staircase]:
+    """Of each geometry and each side that may shrink, the other side whole."""
+    plans: list[tuple[Geometry, str, int, list[int]]] = []
+    requests: list[LayerRequest] = []
+    for geometry, each in layers.items():
+        inputs, outputs = max(each.inputs), max(each.outputs)
+        if not each.fixed_inputs:
+            counts = staircase_counts(inputs)
+            plans.append((geometry, "inputs", outputs, counts))
+            requests += [LayerRequest(geometry, count, outputs) for count in counts]
+        if not each.fixed_outputs:
+            counts = staircase_counts(outputs)
+            plans.append((geometry, "outputs", inputs, counts))
+            requests += [LayerRequest(geometry, inputs, count) for count in counts]
+    times = iter(timed("staircases", requests))
+    return [
+        Staircase(geometry, side, other, tuple(counts), tuple(next(times) for _ in counts))
+        for geometry, side, other, counts in plans
+    ]
+
+
+def _grid(
+    layers: Mapping[Geometry, _Layers], multiples: tuple[tuple[int, ...], tuple[int, ...]]
+) -> list[LayerRequest]:
+    found = []
+    for geometry, each in layers.items():
+        fixed = each.fixed_inputs, each.fixed_outputs
+        sides = [
+            list(mosts) if still else grid_counts(mosts, side)
+            for mosts, still, side in zip(
+                (each.inputs, each.outputs), fixed, multiples, strict=True
+            )
+        ]
+        found += [
+            LayerRequest(geometry, first, second) for first in sides[0] for second in sides[1]
+        ]
+    return found
+
+
+def _calibrated(
+    gated: "GatedNetwork",
+    table: LatencyTable,
+    request: ProfileRequest,
+    threads: int,
+    progress: Progress,
+) -> LatencyTable:
+    """The same table with the time around the layers fitted on whole networks."""
+    circuit = LatencyCircuit(gated.analysis, gated.circuit, table)
+    largest = max(table.multiples[0])
+    cases = [(1.0, 1)]
+    for share in CALIBRATED if gated.sites else ():
+        cases += [(share, align) for align in dict.fromkeys((1, largest))]
+    all_decisions = [uniform_decisions(gated, *case) for case in cases]
+    networks = [
+        {site.name: each for site, each in zip(gated.sites, decisions, strict=True)}
+        for decisions in all_decisions
+    ]
+    measured = median_latencies(
+        gated, networks, batch=request.batch, threads=threads, seed=request.seed,
+        progress=lambda done, of: progress("whole networks", done, of),
+    )  # fmt: skip
+    sums = [circuit.exact_ms(decisions) for decisions in all_decisions]
+    factor, fixed = fit_line(sums, measured)
+    calibration = tuple(
+        {
+            "share": share,
+            "align": align,
+            "layers_ms": layers_ms,
+            "ms": ms,
+            "predicted_ms": factor * layers_ms + fixed,
+        }
+        for (share, align), layers_ms, ms in zip(cases, sums, measured, strict=True)
+    )
+    return LatencyTable(
+        head=table.head, multiples=table.multiples, points=table.points, factor=factor,
+        fixed_ms=fixed, calibration=calibration, staircases=table.staircases,
+    )  # fmt: skip
+
+
+def profile(
+    x: str,
+    out: Path,
+    request: ProfileRequest,
+    *,
+    device: str = "cpu",
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    progress: Progress = lambda _what, _done, _of: None,
+) -> LatencyTable:
+    """Measure the network of a run or model, and write its table.
+
+    Args:
+        x: a model's name, or a run folder: its base architecture is measured.
+        out: the table's file; an older one is replaced.
+
+    Raises:
+        ConfigError, RunFolderError, Refused: what is wrong with which argument.
+        BackendUnavailable: the device, or ONNX Runtime, is not here.
+    """
+    import torch
+
+    from polarprune.attaching import attach_gates
+    from polarprune_deploy.runners import check_backend
+    from polarprune_export.export_sources import open_source
+
+    check_backend("auto", device)
+    if device != "cpu":
+        raise ConfigError("profile measures on the CPU only so far; give --device cpu")
+    if out.is_dir() or not out.parent.is_dir():
+        raise ConfigError(f"--out {out} is a folder, or lies in none; name a file")
+    source = open_source(x, data=None, weights=None, num_classes=num_classes, image_size=image_size)
+    torch.manual_seed(request.seed)
+    network = source.unpruned().eval()
+    gated = attach_gates(network, torch.zeros(1, *source.input_shape))
+    head = {"model": source.base.get("model", source.name), "input_shape": source.input_shape}
+    table = profile_network(gated, head, request, progress)
+    table.write(out)
+    return table

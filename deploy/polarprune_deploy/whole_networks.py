@@ -1,0 +1,79 @@
+"""Latency of several networks cut from one, timed in turn; and the line from layers to networks."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from time import perf_counter_ns
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from polarprune_deploy.latency import MIN_ROUNDS, random_inputs
+from polarprune_deploy.runners import load_runner
+from polarprune_deploy.timing import calibrate, enter, no_garbage_collection, time_rounds, warm_up
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from polarprune.gates import GatedNetwork
+
+_MAX_SECONDS = 600.0
+
+
+def median_latencies(
+    gated: "GatedNetwork",
+    networks: "Sequence[Mapping[str, Tensor]]",
+    *,
+    batch: int,
+    threads: int,
+    seed: int,
+    progress: Callable[[int, int], None],
+) -> list[float]:
+    """Median host latency of each network in ONNX Runtime on the CPU, milliseconds.
+
+    Args:
+        networks: decisions, site by site.
+    """
+    import torch
+
+    from polarprune.collapsing import collapse
+    from polarprune_export import write_onnx
+
+    generator = np.random.default_rng(seed)
+    example = torch.zeros(1, *gated.analysis.input_shape[1:])
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="polarprune-profile-")))
+        entrants = []
+        for place, decisions in enumerate(networks):
+            gated.set_decisions(dict(decisions))
+            file = folder / f"{place}.onnx"
+            write_onnx(collapse(gated).eval(), file, example)
+            runner = stack.enter_context(closing(load_runner(file, threads=threads)))
+            inputs = random_inputs(runner, batch, generator)
+            entrants.append(enter(str(place), runner, inputs, perf_counter_ns))
+            progress(place + 1, len(networks) + 1)
+        with no_garbage_collection():
+            steady = [warm_up(entrant, perf_counter_ns).steady_run_ms for entrant in entrants]
+            plan = calibrate(steady, MIN_ROUNDS, _MAX_SECONDS)
+            samples = time_rounds(entrants, batch, MIN_ROUNDS, plan, generator, perf_counter_ns)
+        progress(len(networks) + 1, len(networks) + 1)
+    return [
+        median(sample.run_ms for sample in samples if sample.network == entrant.role)
+        for entrant in entrants
+    ]
+
+
+def fit_line(layers_ms: Sequence[float], whole_ms: Sequence[float]) -> tuple[float, float]:
+    """(factor, constant) with whole = factor x layers + constant, the constant not below 0.
+
+    Least squares of the relative errors, so that a small network counts as much as a large one.
+    """
+    x, y = np.asarray(layers_ms), np.asarray(whole_ms)
+    columns = np.stack([x / y, 1.0 / y], axis=1)
+    (factor, constant), *_ = np.linalg.lstsq(columns, np.ones(len(y)), rcond=None)
+    if len(y) < 2 or constant < 0 or factor <= 0:
+        share = x / y
+        return float(share.sum() / (share * share).sum()), 0.0
+    return float(factor), float(constant)
