@@ -83,7 +83,11 @@ def train(
     ] = None,
     granularity: Annotated[str, typer.Option(help="What may go: block, channel or both.")] = "both",
     align: Annotated[
-        int, typer.Option(help="Round kept channels of a site up to a multiple of this.")
+        int,
+        typer.Option(
+            help="Round kept channels of a site up to a multiple of this. ONNX Runtime is fast on "
+            "a CPU from 4 on, and faster at 16 or 32; a GPU's tensor cores take 8."
+        ),
     ] = 1,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 20,
     weights: Weights = None,
