@@ -69,8 +69,34 @@ def alignment_line() -> list[str]:
     )
     return [
         f"Half of the MACs is not half of the time: at batch 64, trained with `--align` {found}. "
-        f"Each is another network, one training each. {gpu_cuts()}",
+        f"Each is another network, one training each. {resnet50_cuts()} {gpu_cuts()}",
     ]
+
+
+def resnet50_cuts() -> str:
+    """What a cut to half of the MACs does to ResNet-50 on a CPU, ours and Torch-Pruning's."""
+    record = load("resnet50_cuts")
+    rows = {row["name"]: row["latency"] for row in record["rows"]}
+
+    def words(names: dict[str, str]) -> str:
+        return ", ".join(f"{what} {timed(rows[name])}" for name, what in names.items())
+
+    ours = {
+        "ours, unaligned": "unaligned channels",
+        "ours, aligned to 8": "aligned to 8",
+        "ours, aligned to 32": "to 32",
+        "ours, blocks": "blocks",
+    }
+    theirs = {
+        "Torch-Pruning, unaligned": "unaligned",
+        "Torch-Pruning, rounded to 8": "rounded to 8",
+    }
+    return (
+        "ResNet-50 of random weights on this CPU (latency only: 224x224, batch 1, two threads, one "
+        "share for all channels, at most half of the MACs): "
+        f"{words(ours)}; Torch-Pruning {words(theirs)} "
+        "([all](benchmarks/results/resnet50_cuts.md))."
+    )
 
 
 def gpu_cuts() -> str:

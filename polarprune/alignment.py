@@ -5,22 +5,27 @@ come in blocks, those channels are free, and others off the blocks would cost mo
 """
 
 import math
+from statistics import fmean
 
 import torch
 
 from polarprune.gates import GatedNetwork
+from polarprune.graph.sites import GateSite
 from polarprune.latency_cost import LatencyCircuit
 from polarprune.latency_table import LatencyTable
 
 CANDIDATES = (1, 2, 4, 8, 16, 32, 64)
-_STEPS = 64  # uniform shares that are tried
+# Sites keep unequal shares in the end, and counts as they fall: halves and quarters of 64 channels
+# would be multiples of everything.
+_DRAWS, _SPREAD = 4, 0.25
+_HALVINGS = 7
 
 
 def choose_alignment(gated: GatedNetwork, table: LatencyTable, share: float) -> int:
     """The multiple with which a network of this share of the dense latency keeps the most MACs.
 
-    Of each multiple the widest network is taken that keeps one share of every site's channels, and
-    is fast enough; of equals the smallest multiple. Source: ours.
+    Of each multiple the widest network is taken that is fast enough, its sites keeping shares
+    around one mean; of equals the smallest multiple. Source: ours.
 
     Args:
         share: of the dense network's predicted latency, 0..1.
@@ -31,25 +36,42 @@ def choose_alignment(gated: GatedNetwork, table: LatencyTable, share: float) -> 
     circuit = LatencyCircuit(gated.analysis, gated.circuit, table)
     bound = share * circuit.dense_ms
 
-    def widest(align: int) -> int:
-        """MACs of the widest that is fast enough; -1 where none is."""
-        for step in range(_STEPS, 0, -1):
-            decisions = uniform_decisions(gated, step / _STEPS, align)
-            if circuit.exact_ms(decisions) <= bound:
-                return gated.macs_of(decisions)
-        return -1
+    def macs_within(align: int) -> float:
+        """Mean MACs of the widest that are fast enough; 0 where none is."""
+        low, high, kept = 0.0, 1.0, 0.0
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            drawn = [spread_decisions(gated, middle, align, seed) for seed in range(_DRAWS)]
+            if fmean(circuit.exact_ms(decisions) for decisions in drawn) <= bound:
+                low, kept = middle, fmean(gated.macs_of(decisions) for decisions in drawn)
+            else:
+                high = middle
+        return kept
 
-    kept = {align: widest(align) for align in CANDIDATES}
+    kept = {align: macs_within(align) for align in CANDIDATES}
     return max(CANDIDATES, key=lambda align: (kept[align], -align))
+
+
+def spread_decisions(
+    gated: GatedNetwork, share: float, align: int, seed: int
+) -> list[torch.Tensor]:
+    """Shares around one mean of the sites' channels open, rounded up to a multiple; blocks open."""
+    generator = torch.Generator().manual_seed(seed)
+    spread = 1 + _SPREAD * (2 * torch.rand(len(gated.sites), generator=generator) - 1)
+    return [
+        _first_open(site, share * float(factor), align)
+        for site, factor in zip(gated.sites, spread, strict=True)
+    ]
 
 
 def uniform_decisions(gated: GatedNetwork, share: float, align: int) -> list[torch.Tensor]:
     """One share of every site's channels open, rounded up to a multiple; blocks open."""
-    decisions = []
-    for site in gated.sites:
-        opened = torch.ones(site.units, dtype=torch.bool)
-        if site.kind == "channel":
-            count = max(1, math.ceil(share * site.units - 1e-9))
-            opened[min(site.units, -(-count // align) * align) :] = False
-        decisions.append(opened)
-    return decisions
+    return [_first_open(site, share, align) for site in gated.sites]
+
+
+def _first_open(site: GateSite, share: float, align: int) -> torch.Tensor:
+    opened = torch.ones(site.units, dtype=torch.bool)
+    if site.kind == "channel":
+        count = max(1, math.ceil(share * site.units - 1e-9))
+        opened[min(site.units, -(-count // align) * align) :] = False
+    return opened

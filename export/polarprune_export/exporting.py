@@ -14,6 +14,7 @@ from polarprune_export.engine import EngineOptions, batch_profiles
 from polarprune_export.engine_compatibility import check_compatibility
 from polarprune_export.engine_targets import parse_targets
 from polarprune_export.export_sources import RANDOM_WEIGHTS, open_source
+from polarprune_export.uneven_channels import count_uneven
 
 FORMATS = ("onnx", "trt")
 
@@ -144,4 +145,5 @@ def _summary(manifest: Manifest, folder: Path) -> dict[str, Any]:
         **{"top1": None, **({} if manifest.accuracy is None else manifest.accuracy.figures)},
         "before": None if before is None else before.figures,
         "kept_float32": list(manifest.kept_float32),
+        "uneven_convolutions": count_uneven(folder / ONNX_NAME).uneven,
     }

@@ -222,7 +222,8 @@ def test_the_command_line_signs_and_checks(
     def export(source: str, **options: object) -> dict[str, object]:
         asked.update(options)
         answer = {"bundle": "b", "precision": "fp32", "max_abs_error": 0.0, "runs_on": "x"}
-        return {**answer, "before": None, "kept_float32": [], "random_weights": True}
+        rest = {"kept_float32": [], "random_weights": True, "uneven_convolutions": 0}
+        return {**answer, "before": None, **rest}
 
     monkeypatch.setattr("polarprune_export.exporting.export_bundle", export)
     options = ["--gpu", "8.9", "--gpu", "8.6,12.0", "--engine-compat", "none"]

@@ -1,0 +1,92 @@
+"""What is said to be slow in ONNX Runtime is what its own optimised graph leaves unblocked."""
+
+import platform
+import sys
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from polarprune import cli
+from polarprune_export import write_onnx
+from polarprune_export.uneven_channels import UnevenChannels, count_uneven
+
+
+def _chain(*channels: int, groups: tuple[int, ...] = ()) -> nn.Sequential:
+    groups = groups or (1,) * (len(channels) - 1)
+    layers: list[nn.Module] = []
+    for inputs, outputs, each in zip(channels[:-1], channels[1:], groups, strict=True):
+        layers += [nn.Conv2d(inputs, outputs, 3, padding=1, groups=each), nn.ReLU()]
+    return nn.Sequential(*layers).eval()
+
+
+def _unblocked(path: Path, folder: Path) -> int:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    nodes = onnx.load(folder / "optimised.onnx").graph.node
+    convolutions = [node for node in nodes if node.op_type in ("Conv", "FusedConv")]
+    return sum(node.domain != "com.microsoft.nchwc" for node in convolutions)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="blocks of channels are x86's")
+@pytest.mark.parametrize(
+    ("net", "uneven"),
+    [
+        (_chain(3, 32, 64, 32), 0),
+        (_chain(3, 20, 36, 24), 0),  # multiples of 4 alone
+        (_chain(3, 21, 22, 23, 32), 3),  # their readers, not the image's
+        (_chain(3, 24, 24, 32, groups=(1, 24, 1)), 0),
+        (_chain(3, 26, 26, 32, groups=(1, 26, 1)), 2),  # depthwise, and its reader
+    ],
+)
+def test_it_counts_what_the_runtime_leaves_out(net: nn.Module, uneven: int, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    write_onnx(net, path, torch.zeros(1, 3, 16, 16))
+    assert count_uneven(path).uneven == uneven == _unblocked(path, tmp_path)
+    assert count_uneven(path).convolutions == sum(isinstance(m, nn.Conv2d) for m in net)
+
+
+def test_layers_without_channels_of_images_are_none(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(27, 9)).eval()
+    write_onnx(net, tmp_path / "net.onnx", torch.zeros(1, 3, 3, 3))
+    assert count_uneven(tmp_path / "net.onnx") == UnevenChannels(0, 0)
+
+
+NETWORK = """
+from torch import nn
+
+def make(channels):
+    return nn.Sequential(
+        nn.Conv2d(3, channels, 3), nn.ReLU(), nn.Conv2d(channels, 16, 1),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4),
+    )
+
+def uneven(): return make(21)
+def even(): return make(20)
+"""
+
+
+@pytest.mark.parametrize(("name", "count"), [("uneven", 1), ("even", 0)])
+def test_export_says_how_many(
+    name: str,
+    count: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "small_nets_of_mine.py").write_text(NETWORK)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    source = ["export", f"small_nets_of_mine:{name}", "--image-size", "8", "--num-classes", "4"]
+    monkeypatch.setattr(sys, "argv", ["polarprune", *source, "--batch", "2", "--out", name])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    printed = " ".join(capsys.readouterr().out.split())
+    assert not ended.value.code, printed
+    assert ("1 convolution reads or has channel counts that are no" in printed) == bool(count)
+    assert count_uneven(tmp_path / name / "model.onnx").uneven == count
