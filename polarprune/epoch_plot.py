@@ -49,6 +49,7 @@ def epochs_figure(
         "o--", color=_SPENT, linewidth=1.2, markersize=3, label="spent in training, of dense",
     )  # fmt: skip
     lower.set(xlabel="training step", ylabel="MACs, %", xlim=(0, steps[-1] * 1.02))
+    lower.xaxis.get_major_locator().set_params(integer=True)
     top = lower.get_ylim()[1]
     lower.set_ylim(0, max(112, top))
     lower.legend(frameon=False, fontsize=8, loc="lower left")

@@ -100,6 +100,7 @@ def gates_figure(story: GateStory) -> Any:
         row[0].set(ylim=(-0.05, 1.05), yticks=[0, 0.25, 0.5, 0.75, 1])
         row[0].spines[["top", "right"]].set_visible(False)
     grid[-1, 0].set(xlabel="training step", xlim=(0, story.last_step))
+    grid[-1, 0].xaxis.get_major_locator().set_params(integer=True)
     for axes in grid[:-1, 1]:
         axes.axis("off")
     return figure
@@ -139,6 +140,7 @@ def channels_figure(found: NetworkInspection) -> Any:
     axes.set(
         xlim=(-0.6, len(layers) - 0.4), ylim=(0, tallest * 1.16), ylabel="output channels",
     )  # fmt: skip
+    axes.yaxis.get_major_locator().set_params(integer=True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(
         *_channel_legend(colours, bool(removed)), loc="lower right", bbox_to_anchor=(1, 1),
@@ -170,8 +172,9 @@ def figure_type() -> Any:
 
 
 def _shade_phases(axes: Any, story: GateStory, *, named: bool) -> None:
-    settled = story.last_step if story.settle_step is None else story.settle_step
-    edges = [0, story.search_step, settled, story.last_step]
+    decided = story.steps[-1] if story.settle_step is None else story.settle_step
+    settled = decided if story.settle_step is None else story.last_step
+    edges = [0, story.search_step, decided, settled]
     for place, (phase, colour) in enumerate(_PHASES.items()):
         left, right = edges[place], edges[place + 1]
         if right <= left:
@@ -232,7 +235,12 @@ def _draw_channel_panel(axes: Any, side: Any, story: GateStory, sites: list[Site
     side.set_xlabel("units")
     side.spines[["top", "right"]].set_visible(False)
     side.tick_params(labelleft=False)
-    notes = [(0.48, 8, _GREY, f"colour: depth, {sites[0].name} (dark) to {sites[-1].name} (light)")]
+    axes.annotate(
+        f"colour: depth, {sites[0].name} (dark) to {sites[-1].name} (light)", (1, 0),
+        xycoords="axes fraction", xytext=(0, -24), textcoords="offset points", ha="right",
+        va="top", fontsize=8, color=_GREY, parse_math=False,
+    )  # fmt: skip
+    notes = []
     if story.settle_step is not None:
         kept = sum(site.kept or 0 for site in sites)
         gone = f"{units - kept:,} cut, those of removed blocks included"

@@ -24,6 +24,9 @@ def _how_to_measure(facts: ReportFacts) -> Iterator[str]:
     if facts.head.result is None:
         yield paragraph("Not measured: the run is not finished.")
         return
+    if facts.is_dense:
+        yield paragraph("Not measured: nothing was cut, so there is nothing to compare.")
+        return
     run, record = shlex.quote(str(facts.path)), shlex.quote(str(facts.path / BENCH_FILE))
     yield paragraph("Not measured yet, so nothing is said of speed. This measures it:")
     command = f"polarprune bench {run} --batch 1,8,64 --record {record}"

@@ -59,7 +59,8 @@ def _tiles(facts: ReportFacts) -> Iterator[tuple[str, str, str]]:
     ):
         yield name, percent(kept / dense if dense else None, 1), f"{kept:,} of {dense:,}"
     blocks = sum(site.kind == "block" for site in facts.found.sites)
-    yield "residual blocks removed", counted(result.blocks_removed), f"of {blocks} that could go"
+    if blocks:
+        yield "residual blocks removed", counted(result.blocks_removed), f"of {blocks}"
     yield "training MACs", percent(result.train_macs_ratio, 1), "of dense training, gates included"
     joules = "" if result.joules is None else f", {result.joules:,.0f} J on the GPU"
     yield (
@@ -93,7 +94,7 @@ def _compared(facts: ReportFacts, name: str) -> str:
     dense = _named(facts.dense).get(name)
     if dense is not None:
         return f"on the test split; trained dense: {dense}"
-    return "on the test split" if facts.is_dense else "on the test split; no dense run beside it"
+    return "on the test split" if facts.is_dense else "on the test split; dense: not known"
 
 
 def _named(result: ResultLine | None) -> dict[str, str]:
@@ -212,10 +213,9 @@ def layers_section(facts: ReportFacts, picture: Html | None) -> Iterator[str]:
     yield picture
     blocks = [site for site in facts.found.sites if site.kind == "block"]
     gone = [site.name for site in blocks if site.kept == 0]
-    yield paragraph(
-        f"Residual blocks removed: {len(gone)} of {len(blocks)}{': ' if gone else ''}"
-        f"{', '.join(gone)}."
-    )
+    if blocks:
+        words = f"Residual blocks removed: {len(gone)} of {len(blocks)}"
+        yield paragraph(f"{words}{': ' if gone else ''}{', '.join(gone)}.")
     rows = [
         [
             layer.name,
