@@ -36,7 +36,7 @@ def draw_gates(run: RunFolder, path: Path) -> None:
         RunFolderError: the run has no gates or is not finished.
     """
     figure_type()
-    lines, cuts, epochs = (read(run.path) for read in (read_openness, read_cuts, read_epochs))
+    lines, cuts, epochs = read_openness(run.path), read_cuts(run.path), read_epochs(run.path)
     if not lines or not cuts or not epochs:
         raise RunFolderError(
             f"{run.path} has no gates that decided and were cut; draw a finished, pruned run"

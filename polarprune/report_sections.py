@@ -235,14 +235,14 @@ def origin_section(facts: ReportFacts) -> Iterator[str]:
     head = facts.head
     precision = {True: "bfloat16 autocast", False: "float32", None: "not recorded"}[head.bf16]
     versions = ", ".join(f"{name} {v}" for name, v in (head.versions or {}).items())
-    rows = [
-        ["seed", head.seed],
-        ["versions", versions],
-        ["git revision", head.git],
-        ["device", head.device],
-        ["training precision", precision],
-        ["threads", head.threads],
-        ["classes", ", ".join(head.classes)],
+    rows: list[tuple[str, object]] = [
+        ("seed", head.seed),
+        ("versions", versions),
+        ("git revision", head.git),
+        ("device", head.device),
+        ("training precision", precision),
+        ("threads", head.threads),
+        ("classes", ", ".join(head.classes)),
     ]
     yield "<section><h2>Where it comes from</h2>"
     yield table(["", ""], [], [[name, _or_dash(value)] for name, value in rows])

@@ -93,7 +93,8 @@ def read_openness(run: Path) -> tuple[OpennessLine, ...]:
     Raises:
         RunFolderError: a line is broken, or speaks of other gates than the first.
     """
-    path, found = run / OPENNESS_FILE, []
+    path = run / OPENNESS_FILE
+    found: list[OpennessLine] = []
     for number, value in read_json_lines(path, may_be_cut_off=True):
         sites = value.get("open") if isinstance(value, dict) else None
         if not isinstance(sites, dict) or type(value.get("step")) is not int:

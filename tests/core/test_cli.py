@@ -401,18 +401,18 @@ def test_the_chain_runs_verb_by_verb(run: Callable[..., Answer], tmp_path: Path)
     assert row["batch"] == 1
     assert row["verdict"] in {"faster", "slower", "no_difference_shown", "inconclusive"}
 
-    code, _, err = run("bench", "run", "--batch", "1", "--record", "run/bench.jsonl")
+    code, _, err = run("bench", "out", "--batch", "1", "--record", "out/bench.jsonl")
     assert code == 0, err
-    code, out, err = run("report", "run", "--json")
+    code, out, err = run("report", "out", "--json")
     assert code == 0, err
-    assert json.loads(out.splitlines()[-1]) == {"report": "run/report.html"}
-    assert f"{trained['macs']:,} of {trained['dense_macs']:,}" in Path("run/report.html").read_text(
+    assert json.loads(out.splitlines()[-1]) == {"report": "out/report.html"}
+    assert f"{trained['macs']:,} of {trained['dense_macs']:,}" in Path("out/report.html").read_text(
         encoding="utf-8"
     )
-    (tmp_path / "run" / "bench.jsonl").write_text('{"kind": "clock"}\n')
-    code, out, err = run("report", "run")
+    (tmp_path / "out" / "bench.jsonl").write_text('{"kind": "clock"}\n')
+    code, out, err = run("report", "out")
     assert (code, out) == (1, "")
-    assert err.startswith("error: run/bench.jsonl, line 1: ")
+    assert err.startswith("error: out/bench.jsonl, line 1: ")
     assert err.count("\n") == 1
 
     onnx = bytearray((tmp_path / "bundle" / "model.onnx").read_bytes())
