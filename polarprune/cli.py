@@ -485,6 +485,32 @@ def _numbers(text: str) -> list[int]:
         ) from None
 
 
+@app.command(epilog="Example: polarprune report run")
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PAGE.html", help="The page to write.", show_default="RUN/report.html"
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write one page about a run.
+
+    One HTML file without anything else: accuracy, MACs and gates over time, every cut with its
+    certificate, what is left of each layer, and the latency that `bench` recorded.
+    """
+    from polarprune.report_page import write_report
+    from polarprune.run_folder import BENCH_FILE
+    from polarprune_deploy.latency_record_reading import read_latency
+
+    page = write_report(run, out, read_latency(run / BENCH_FILE))
+    terminal = Terminal(as_json)
+    terminal.show(f"Page: {page}")
+    terminal.result({"report": str(page)})
+
+
 @app.command(epilog="Example: polarprune demo --out polarprune-demo")
 def demo(
     out: Annotated[Path, typer.Option(help="Run folder to make; absent or empty.")] = Path(

@@ -3,7 +3,6 @@
 One file that needs no net: its style and script are in it (inspection_page.html).
 """
 
-import os
 from collections.abc import Iterator
 from html import escape
 from importlib.resources import files
@@ -14,6 +13,7 @@ from polarprune.errors import ConfigError
 from polarprune.figure_words import by_name
 from polarprune.inspecting import BundleInspection, NetworkInspection, SiteRow
 from polarprune.network_drawing import SiteTags, draw_network
+from polarprune.whole_files import write_whole
 
 _TEMPLATE = "inspection_page.html"
 
@@ -29,16 +29,19 @@ _LEGEND = (
 )
 
 
-def check_page_path(path: Path) -> None:
+def check_page_path(path: Path, option: str = "--html") -> None:
     """Make sure that a page can be written here, before the work.
+
+    Args:
+        option: where the path was given, for the message.
 
     Raises:
         ConfigError: it is a folder, or its folder is missing.
     """
     if path.is_dir():
-        raise ConfigError(f"--html takes a file, and {path} is a folder; name a file in it")
+        raise ConfigError(f"{option} takes a file, and {path} is a folder; name a file in it")
     if not path.parent.is_dir():
-        raise ConfigError(f"--html: the folder {path.parent} does not exist; make it first")
+        raise ConfigError(f"{option}: the folder {path.parent} does not exist; make it first")
 
 
 def write_page(found: NetworkInspection | BundleInspection, path: Path) -> None:
@@ -52,13 +55,7 @@ def write_page(found: NetworkInspection | BundleInspection, path: Path) -> None:
         raise ConfigError(
             f"--html draws a network, and {found.manifest.name} is a bundle; give its run or model"
         )
-    text = inspection_page(found)
-    fresh = path.with_name(f".{path.name}.partial")
-    try:
-        fresh.write_text(text, encoding="utf-8")
-        os.replace(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)
+    write_whole(path, inspection_page(found).encode())
 
 
 def inspection_page(found: NetworkInspection) -> str:

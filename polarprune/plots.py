@@ -4,16 +4,19 @@ matplotlib comes with the extra `report` and is imported when a picture is drawn
 without pyplot, so that no window system and no global state is touched.
 """
 
-import os
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from polarprune.errors import BackendUnavailable, RunFolderError
-from polarprune.inspecting import LayerRow, SiteRow, inspect_run
+from polarprune.gate_story import GateStory
+from polarprune.inspecting import LayerRow, NetworkInspection, SiteRow, inspect_run
 from polarprune.run_folder import RunFolder
+from polarprune.run_lines import read_cuts, read_epochs, read_openness
+from polarprune.whole_files import write_whole
 
 _DOTS_PER_INCH = 130
-_PHASES = {"warm-up": "#f3efe6", "search": "#ffffff", "settled": "#eaf1f4"}
+_PHASES = {"warm-up": "#f3efe6", "search": "none", "settled": "#eaf1f4"}
 _GONE, _GONE_FILL = "#c0392b", "#fbe9e7"
 _BEFORE: dict[str, Any] = {"facecolor": "#e3e3e3", "edgecolor": "#a8a8a8", "linewidth": 0.8}
 _GREY = "#555555"
@@ -32,14 +35,58 @@ def draw_gates(run: RunFolder, path: Path) -> None:
         BackendUnavailable: matplotlib is not installed.
         RunFolderError: the run has no gates or is not finished.
     """
-    figure_type = _figure_type()
-    story = _GateStory(run)
+    figure_type()
+    lines, cuts, epochs = read_openness(run.path), read_cuts(run.path), read_epochs(run.path)
+    if not lines or not cuts or not epochs:
+        raise RunFolderError(
+            f"{run.path} has no gates that decided and were cut; draw a finished, pruned run"
+        )
+    story = GateStory(run.path, inspect_run(run).sites, lines, cuts, epochs)
+    if story.settle_step is None:
+        raise RunFolderError(f"{run.path} is not finished; go on with: train --resume")
+    figure = gates_figure(story)
+    figure.suptitle(
+        f"{run.model} on {Path(run.config['data']).name}: openness of every gate, "
+        f"cut at step {story.settle_step:,}",
+        fontsize=12,
+        parse_math=False,
+    )
+    _save(figure, path)
+
+
+def draw_channels(run: RunFolder, path: Path) -> None:
+    """Draw the kept channels of each convolution beside the original ones, in depth order.
+
+    Raises:
+        BackendUnavailable: matplotlib is not installed.
+        RunFolderError: the run is not finished.
+    """
+    figure_type()
+    found = inspect_run(run)
+    if found.macs is None:
+        raise RunFolderError(f"{run.path} is not finished; go on with: train --resume")
+    figure = channels_figure(found)
+    figure.axes[0].set_title(
+        f"{found.model}: {100 * found.macs / found.dense_macs:.1f} % of the MACs kept",
+        fontsize=11,
+        loc="left",
+        parse_math=False,
+    )
+    _save(figure, path)
+
+
+def gates_figure(story: GateStory) -> Any:
+    """The openness of every gate over the steps, as far as it has been written.
+
+    Raises:
+        BackendUnavailable: matplotlib is not installed.
+    """
     blocks = [site for site in story.sites if site.kind == "block"]
     channels = [site for site in story.sites if site.kind == "channel"]
     panels = [group for group in (blocks, channels) if group]
     listed = max(8, len(blocks)) if blocks else 0
     heights = [0.21 * listed + 0.6 if group is blocks else 3.6 for group in panels]
-    figure = figure_type(figsize=(11, sum(heights) + 1.5), layout="constrained")
+    figure = figure_type()(figsize=(11, sum(heights) + 1.5), layout="constrained")
     grid = figure.subplots(
         len(panels), 2, squeeze=False, sharey="row", sharex="col",
         gridspec_kw={"width_ratios": [5, 1], "height_ratios": heights},
@@ -53,30 +100,21 @@ def draw_gates(run: RunFolder, path: Path) -> None:
         row[0].set(ylim=(-0.05, 1.05), yticks=[0, 0.25, 0.5, 0.75, 1])
         row[0].spines[["top", "right"]].set_visible(False)
     grid[-1, 0].set(xlabel="training step", xlim=(0, story.last_step))
+    grid[-1, 0].xaxis.get_major_locator().set_params(integer=True)
     for axes in grid[:-1, 1]:
         axes.axis("off")
-    cut = f"cut at step {story.cut_step:,}"
-    figure.suptitle(
-        f"{run.model} on {Path(run.config['data']).name}: openness of every gate, {cut}",
-        fontsize=12,
-    )
-    _save(figure, path)
+    return figure
 
 
-def draw_channels(run: RunFolder, path: Path) -> None:
-    """Draw the kept channels of each convolution beside the original ones, in depth order.
+def channels_figure(found: NetworkInspection) -> Any:
+    """The kept channels of each convolution beside the original ones; of a finished run.
 
     Raises:
         BackendUnavailable: matplotlib is not installed.
-        RunFolderError: the run is not finished.
     """
-    figure_type = _figure_type()
-    found = inspect_run(run)
     layers = found.layers
-    if found.macs is None:
-        raise RunFolderError(f"{run.path} is not finished; go on with: train --resume")
     width = min(24.0, max(7.0, 0.33 * len(layers) + 1.5))
-    figure = figure_type(figsize=(width, 4.8), layout="constrained")
+    figure = figure_type()(figsize=(width, 4.8), layout="constrained")
     axes = figure.subplots()
     places = range(len(layers))
     kept = [layer.kept or 0 for layer in layers]
@@ -96,73 +134,47 @@ def draw_channels(run: RunFolder, path: Path) -> None:
             fontsize=size, rotation=rotation, color=_GREY,
         )  # fmt: skip
     every = -(-len(layers) // _NAMED_LAYERS)
-    axes.set_xticks(list(places)[::every], [layer.name for layer in layers][::every])
+    names = [layer.name for layer in layers]
+    axes.set_xticks(list(places)[::every], names[::every], parse_math=False)
     axes.tick_params(axis="x", labelrotation=90, labelsize=8 if len(layers) <= 40 else 6.5)
     axes.set(
         xlim=(-0.6, len(layers) - 0.4), ylim=(0, tallest * 1.16), ylabel="output channels",
     )  # fmt: skip
+    axes.yaxis.get_major_locator().set_params(integer=True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(
-        f"{found.model}: {100 * found.macs / found.dense_macs:.1f} % of the MACs kept",
-        fontsize=11,
-        loc="left",
-    )
     axes.legend(
         *_channel_legend(colours, bool(removed)), loc="lower right", bbox_to_anchor=(1, 1),
         ncols=3, frameon=False, fontsize=9, borderaxespad=0.2,
     )  # fmt: skip
-    _save(figure, path)
+    return figure
 
 
-class _GateStory:
-    """What the run folder tells of its gates.
+def figure_png(figure: Any, dots_per_inch: int = _DOTS_PER_INCH) -> bytes:
+    """A figure as PNG with nothing behind it."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=dots_per_inch, transparent=True)
+    return buffer.getvalue()
 
-    Attributes:
-        steps: training steps at which openness was written.
-        last_step / search_step / cut_step: the end, and where the phases begin.
+
+def figure_type() -> Any:
+    """The class Figure of matplotlib.
+
+    Raises:
+        BackendUnavailable: matplotlib is not installed.
     """
-
-    def __init__(self, run: RunFolder) -> None:
-        """Read openness, cuts and decisions."""
-        lines, cuts, metrics = run.openness(), run.cuts(), run.metrics()
-        if not lines or not cuts or not metrics:
-            raise RunFolderError(
-                f"{run.path} has no gates that decided and were cut; draw a finished, pruned run"
-            )
-        self.steps = [int(line["step"]) for line in lines]
-        self.cut_step = int(cuts[-1]["step"])
-        self.last_step = int(metrics[-1]["step"])
-        gap = self.steps[1] - self.steps[0] if len(self.steps) > 1 else 1
-        self.search_step = max(0, self.steps[0] - gap)
-        self.sites = inspect_run(run).sites
-        self._lines = lines
-
-    def curves(self, site: SiteRow) -> list[tuple[list[int], list[float], bool]]:
-        """(steps, openness, whether it was kept) of each unit, from the start to its end.
-
-        A run stores how many units of a site were kept; they are those that were open widest.
-        """
-        last = self._lines[-1]["open"][site.name]
-        order = sorted(range(site.units), key=lambda unit: last[unit], reverse=True)
-        kept = set(order[: site.kept or 0])
-        found = []
-        for unit in range(site.units):
-            steps = [0, self.search_step, *self.steps, self.cut_step]
-            openness = [line["open"][site.name][unit] for line in self._lines]
-            open_at_end = unit in kept
-            values = [1.0, 1.0, *openness, 1.0 if open_at_end else 0.0]
-            if open_at_end:
-                steps, values = [*steps, self.last_step], [*values, 1.0]
-            found.append((steps, values, open_at_end))
-        return found
-
-    def final(self, site: SiteRow) -> list[float]:
-        """The openness of each unit when it was written last before the cut."""
-        return list(self._lines[-1]["open"][site.name])
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise BackendUnavailable(
+            "matplotlib is not installed; run: pip install 'polarprune[report]'"
+        ) from error
+    return Figure
 
 
-def _shade_phases(axes: Any, story: _GateStory, *, named: bool) -> None:
-    edges = [0, story.search_step, story.cut_step, story.last_step]
+def _shade_phases(axes: Any, story: GateStory, *, named: bool) -> None:
+    decided = story.steps[-1] if story.settle_step is None else story.settle_step
+    settled = decided if story.settle_step is None else story.last_step
+    edges = [0, story.search_step, decided, settled]
     for place, (phase, colour) in enumerate(_PHASES.items()):
         left, right = edges[place], edges[place + 1]
         if right <= left:
@@ -173,30 +185,33 @@ def _shade_phases(axes: Any, story: _GateStory, *, named: bool) -> None:
                 phase, ((left + right) / 2, 1.0), xycoords=("data", "axes fraction"),
                 xytext=(0, 4), textcoords="offset points", ha="center", fontsize=9, color=_GREY,
             )  # fmt: skip
-    axes.axvline(story.cut_step, color=_GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    for step in story.cut_steps:
+        axes.axvline(step, color=_GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
 
 
-def _draw_block_panel(axes: Any, side: Any, story: _GateStory, sites: list[SiteRow]) -> None:
+def _draw_block_panel(axes: Any, side: Any, story: GateStory, sites: list[SiteRow]) -> None:
     axes.set_ylabel("open probability, blocks")
     rows = max(8, len(sites))
     for place, (site, colour) in enumerate(zip(sites, _colours(len(sites)), strict=True)):
         for steps, values, kept in story.curves(site):
             axes.plot(steps, values, color=colour, linewidth=2.0, alpha=0.9, zorder=3)
-            if not kept:
+            if kept is False:
                 axes.plot(steps[-1:], values[-1:], "X", color=_GONE, markersize=8, zorder=4)
         # A list beside the panel, one row a block: names at the ends of lines would overlap.
         y = 1 - (place + 0.5) / rows
         side.plot(
             [0.0, 0.12], [y, y], color=colour, linewidth=3, transform=side.transAxes, clip_on=False
         )
+        gone = story.settle_step is not None and not site.kept
+        words = "" if story.settle_step is None else "  removed" if gone else "  kept"
         side.text(
-            0.17, y, f"{site.name}  {'kept' if site.kept else 'removed'}",
+            0.17, y, f"{site.name}{words}", parse_math=False,
             transform=side.transAxes, va="center", fontsize=8,
-            color=_GREY if site.kept else _GONE, fontweight="normal" if site.kept else "bold",
+            color=_GONE if gone else _GREY, fontweight="bold" if gone else "normal",
         )  # fmt: skip
 
 
-def _draw_channel_panel(axes: Any, side: Any, story: _GateStory, sites: list[SiteRow]) -> None:
+def _draw_channel_panel(axes: Any, side: Any, story: GateStory, sites: list[SiteRow]) -> None:
     from matplotlib.collections import LineCollection
 
     axes.set_ylabel("open probability, channels")
@@ -213,25 +228,31 @@ def _draw_channel_panel(axes: Any, side: Any, story: _GateStory, sites: list[Sit
                 zorder=2,
             )
         )
-    kept = sum(site.kept or 0 for site in sites)
     final = [value for site in sites for value in story.final(site)]
     side.hist(final, bins=[i / 20 for i in range(21)], orientation="horizontal", color="#7f8fa6")
-    side.set_title("before the cut", fontsize=8, color=_GREY)
+    title = "last written" if story.settle_step is None else "before the cut"
+    side.set_title(title, fontsize=8, color=_GREY)
     side.set_xlabel("units")
     side.spines[["top", "right"]].set_visible(False)
     side.tick_params(labelleft=False)
     axes.annotate(
-        f"{kept:,} of {units:,} channels kept", (story.last_step, 0.93), ha="right", fontsize=9,
-        color=_GREY,
+        f"colour: depth, {sites[0].name} (dark) to {sites[-1].name} (light)", (1, 0),
+        xycoords="axes fraction", xytext=(0, -24), textcoords="offset points", ha="right",
+        va="top", fontsize=8, color=_GREY, parse_math=False,
     )  # fmt: skip
-    axes.annotate(
-        f"{units - kept:,} cut, those of removed blocks included", (story.last_step, 0.03),
-        ha="right", fontsize=9, color=_GONE,
-    )  # fmt: skip
-    axes.annotate(
-        f"colour: depth, {sites[0].name} (dark) to {sites[-1].name} (light)",
-        (story.last_step, 0.48), ha="right", fontsize=8, color=_GREY,
-    )  # fmt: skip
+    notes = []
+    if story.settle_step is not None:
+        kept = sum(site.kept or 0 for site in sites)
+        gone = f"{units - kept:,} cut, those of removed blocks included"
+        notes += [
+            (0.93, 9, _GREY, f"{kept:,} of {units:,} channels kept"),
+            (0.03, 9, _GONE, gone),
+        ]
+    for height, size, colour, words in notes:
+        axes.annotate(
+            words, (story.last_step, height), ha="right", fontsize=size, color=colour,
+            parse_math=False,
+        )  # fmt: skip
 
 
 def _mark_removed_blocks(
@@ -264,21 +285,8 @@ def _colours(count: int) -> list[Any]:
     return [palette(_PALETTE_END * place / max(1, count - 1)) for place in range(count)]
 
 
-def _figure_type() -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise BackendUnavailable(
-            "matplotlib is not installed; run: pip install 'polarprune[report]'"
-        ) from error
-    return Figure
-
-
 def _save(figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.partial")
-    try:
-        figure.savefig(fresh, format="png", dpi=_DOTS_PER_INCH)
-        os.replace(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH)
+    write_whole(path, buffer.getvalue())

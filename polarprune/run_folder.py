@@ -15,6 +15,7 @@ RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 CUTS_FILE = "cuts.jsonl"
 OPENNESS_FILE = "openness.jsonl"
+BENCH_FILE = "bench.jsonl"
 CHECKPOINT = "checkpoint"
 PRUNED = "pruned"
 PLOTS = "plots"
@@ -84,6 +85,8 @@ class RunFolder:
             raise RunFolderError(f"{self.path} holds no {RUN_FILE}; give a run folder") from error
         except ValueError as error:
             raise RunFolderError(f"{self.path / RUN_FILE} is not JSON: {error}") from error
+        if not isinstance(self.document, dict):
+            raise RunFolderError(f"{self.path / RUN_FILE} is not an object; give a run folder")
         if self.document.get("schema") != SCHEMA:
             raise RunFolderError(
                 f"{self.path / RUN_FILE} has schema {self.document.get('schema')}, not {SCHEMA}"

@@ -45,6 +45,23 @@ def build_typed(kind: Any, value: Any, where: str) -> Any:
     raise ValueError(f"{where} is of the wrong kind ({type(value).__name__})")
 
 
+def build_known(kind: Any, value: Any, where: str) -> Any:
+    """The same of a dataclass, without what it has no field for, in it or in a dataclass inside.
+
+    For what is only shown: a newer writer may say more.
+    """
+    return build_typed(kind, _known(kind, value), where)
+
+
+def _known(kind: Any, value: Any) -> Any:
+    """What is left of a value when the keys go that no field takes."""
+    inner = [each for each in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(each)]
+    if not inner or not isinstance(value, dict):
+        return value
+    kinds = typing.get_type_hints(inner[0])
+    return {key: _known(kinds[key], item) for key, item in value.items() if key in kinds}
+
+
 def _build_dataclass(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise ValueError(f"{where} is not an object")

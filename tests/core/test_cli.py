@@ -18,7 +18,7 @@ from polarprune import cli, inspecting, training
 from polarprune.errors import TrainingError
 from polarprune.train_config import TrainConfig
 
-VERBS = ["train", "inspect", "export", "collapse-onnx", "verify", "bench", "demo"]
+VERBS = ["train", "inspect", "export", "collapse-onnx", "verify", "bench", "report", "demo"]
 TRAIN = ["train", "--model", "resnet20", "--data", "digits", "--out", "out"]
 
 Answer = tuple[int, str, str]
@@ -130,6 +130,7 @@ FAILURES = [
     (["collapse-onnx", "nothing.onnx", "out.onnx"], 1, "error: nothing.onnx does not exist; "),
     (["collapse-onnx", ".", "out.onnx"], 1, "error: . is no file; "),
     (["verify", "."], 1, "error: . is not a bundle: "),
+    (["report", "run"], 1, "error: run holds no run.json; give a run folder"),
     (["bench", "resnet20"], 1, "error: resnet20 is no run, so it has no base to compare with; "),
     (
         ["bench", "run"],
@@ -399,6 +400,20 @@ def test_the_chain_runs_verb_by_verb(run: Callable[..., Answer], tmp_path: Path)
     [row] = json.loads(out.splitlines()[-1])["rows"]
     assert row["batch"] == 1
     assert row["verdict"] in {"faster", "slower", "no_difference_shown", "inconclusive"}
+
+    code, _, err = run("bench", "out", "--batch", "1", "--record", "out/bench.jsonl")
+    assert code == 0, err
+    code, out, err = run("report", "out", "--json")
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1]) == {"report": "out/report.html"}
+    assert f"{trained['macs']:,} of {trained['dense_macs']:,}" in Path("out/report.html").read_text(
+        encoding="utf-8"
+    )
+    (tmp_path / "out" / "bench.jsonl").write_text('{"kind": "clock"}\n')
+    code, out, err = run("report", "out")
+    assert (code, out) == (1, "")
+    assert err.startswith("error: out/bench.jsonl, line 1: ")
+    assert err.count("\n") == 1
 
     onnx = bytearray((tmp_path / "bundle" / "model.onnx").read_bytes())
     onnx[len(onnx) // 2] ^= 1
