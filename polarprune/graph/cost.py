@@ -200,7 +200,7 @@ class CostCircuit:
                 p = probabilities[place]
                 same = same + (p - p * p).sum() * (count * cost.writes[place])
         if cost.mix.groups > 1:
-            return macs, opened, macs * (len(cost.mix.outputs) / cost.total)
+            return macs, opened, macs * len(cost.mix.outputs) / cost.total
         for place, count in writes.items():
             outputs = outputs + times(given(wanted[place], alive), sums[place]) * count
         return (opened * outputs + same) * cost.per_pair, opened, outputs
