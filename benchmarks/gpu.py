@@ -12,9 +12,9 @@ rewriting with everything open, and is held against the network it came from. Ba
 on all sides. Every cut is certified in float64 before it is timed.
 
 What is timed: host latency of one replay of a CUDA graph and the wait for it, and beside it device
-time (CUDA events), fp16, channels last, warm caches; rounds, controls and intervals are polarprune_deploy.latency's. cuDNN chooses its
-kernels once a process, for a network and its control alike: the spread of that choice shows only
-when the program is run again.
+time (CUDA events), fp16, channels last, warm caches; rounds, controls and intervals are
+polarprune_deploy.latency's. cuDNN chooses its kernels once a process, for a network and its control
+alike: the spread of that choice shows only when the program is run again.
 
 The record goes to $OUT/gpu.json; without OUT to benchmarks/results/gpu/latency.json, except that a
 rehearsal (small image, float32, no graph) is then not written at all. The table comes last.

@@ -276,3 +276,20 @@ def test_a_run_and_a_model_are_timed_in_torch_as_they_are(run: Path, factory: st
     )["rows"]  # fmt: skip
     assert row["precision"] == "bf16"
     assert 0 < seen[1].reference_errors["candidate"] < 0.1
+
+
+def test_builds_of_an_engine_are_built_again_from_the_verified_onnx(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from polarprune_deploy import bench_sides
+    from polarprune_deploy.bench_sides import Side, SideOpener
+    from polarprune_deploy.loading import How
+
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setattr(bench_sides, "engine_runner", lambda engine, how: engine)
+    opener = SideOpener(tmp_path, How("tensorrt_rtx", "cuda"), {}, lambda *words: None)
+    engine = opener.load(Side("mine", bundle), (1, 8), rebuild=True)
+    assert (engine.name, engine.runtime, engine.precision) == ("mine", "tensorrt_rtx", "fp32")
+    assert [(p.min, p.max) for p in engine.profiles] == [(1, 1), (1, 64)]  # the manifest's
+    assert len(engine.data) > 1000
+    assert engine.onnx.data == (bundle / "model.onnx").read_bytes()
