@@ -179,13 +179,13 @@ def decide(effect: RatioInterval, control: RatioInterval) -> tuple[Verdict, str]
         )
     bias = max(-low, high)
     if -bias <= math.log(effect.ci_low) <= bias or -bias <= math.log(effect.ci_high) <= bias:
-        return "no_difference_shown", (
-            f"the interval excludes 1, but not when widened by the {math.expm1(bias):.1%} by which "
+        return "inconclusive", (
+            f"the interval excludes 1, but not when widened by the {100 * math.expm1(bias):.1f} % by which "
             "two loads of one network may differ here"
         )
     side = "above" if effect.ci_low > 1.0 else "below"
     control_words = (
-        f"also when widened by the {math.expm1(bias):.1%} that the control shows"
+        f"also when widened by the {100 * math.expm1(bias):.1f} % that the control shows"
         if control.excludes_one
         else "and the control holds 1"
     )
