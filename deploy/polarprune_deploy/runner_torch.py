@@ -12,7 +12,7 @@ import hashlib
 import importlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -90,15 +90,14 @@ class TorchRunner:
         if "compile" in self._mode:
             call = torch.compile(self._network, dynamic=False, fullgraph=True)
         kind = GraphRun if "graph" in self._mode else CudaRun if x.is_cuda else HostRun
-        if "compile" not in self._mode:
-            return kind(call, x)
-        settings: Any = torch._dynamo.config
         try:
-            with settings.patch(recompile_limit=RECOMPILE_LIMIT):
+            with _recompiling() if "compile" in self._mode else nullcontext():
                 return kind(call, x)
-        except Exception as error:  # whatever dynamo, Inductor or a compiler raises
+        except Exception as error:  # whatever the network, dynamo, a compiler or CUDA raises
+            advice = "; use --mode eager" if self._mode != "eager" else ""
             raise Refused(
-                f"torch.compile did not compile {self.name} ({first_line(error)}); use --mode eager"
+                f"torch does not run {self.name} in mode {self._mode} at batch {len(x)} "
+                f"({first_line(error)}){advice}"
             ) from error
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -226,6 +225,13 @@ def fresh_compilation() -> Iterator[None]:
     with fresh():
         yield
     torch.compiler.reset()
+
+
+def _recompiling() -> AbstractContextManager[None]:
+    """Room for every load at every batch size."""
+    settings: Any = torch._dynamo.config
+    room: AbstractContextManager[None] = settings.patch(recompile_limit=RECOMPILE_LIMIT)
+    return room
 
 
 def _copied(network: nn.Module) -> nn.Module:

@@ -178,14 +178,15 @@ def decide(effect: RatioInterval, control: RatioInterval) -> tuple[Verdict, str]
             f"the effect {effect.speedup:.3f}"
         )
     bias = max(-low, high)
+    shown = f"{100 * math.expm1(bias):.1f} %"
     if -bias <= math.log(effect.ci_low) <= bias or -bias <= math.log(effect.ci_high) <= bias:
         return "inconclusive", (
-            f"the interval excludes 1, but not when widened by the {100 * math.expm1(bias):.1f} % by which "
-            "two loads of one network may differ here"
+            f"the interval excludes 1, but not when widened by the {shown} by which two loads of "
+            "one network may differ here"
         )
     side = "above" if effect.ci_low > 1.0 else "below"
     control_words = (
-        f"also when widened by the {100 * math.expm1(bias):.1f} % that the control shows"
+        f"also when widened by the {shown} that the control shows"
         if control.excludes_one
         else "and the control holds 1"
     )

@@ -74,8 +74,15 @@ def test_what_cannot_be_compiled_is_refused_and_not_run_eagerly() -> None:
             return x if float(x.sum()) > 0 else -x  # depends on data: a graph break
 
     runner = make(Undecided(), mode="compile")
-    with pytest.raises(Refused, match=r"torch\.compile did not compile mine") as caught:
+    with pytest.raises(Refused, match="torch does not run mine in mode compile") as caught:
         runner.prepare(random_inputs(runner, 1, np.random.default_rng(0)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_network_that_cannot_take_the_input_is_refused_in_one_line() -> None:
+    runner = make(nn.Conv2d(4, 8, 3))
+    with pytest.raises(Refused, match="in mode eager at batch 2 ") as caught:
+        runner.prepare(random_inputs(runner, 2, np.random.default_rng(0)))
     assert "\n" not in str(caught.value)
 
 

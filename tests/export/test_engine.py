@@ -231,8 +231,12 @@ def test_profiles_do_not_repeat_a_batch_of_one() -> None:
 
 def test_still_progress_has_no_thread_of_its_own_and_draws_what_is_told() -> None:
     leader, follower = os.openpty()
+    shown = b""
     before = threading.active_count()
-    with os.fdopen(follower, "w") as stream, progress_on(stream, still=True) as show:
-        show("timing", 1, 40, {})
-        assert threading.active_count() == before
-    assert b"timing" in os.read(leader, 10_000)
+    with os.fdopen(follower, "w") as stream:
+        with progress_on(stream, still=True) as show:
+            show("timing", 1, 40, {})
+            assert threading.active_count() == before
+        while b"timing" not in shown:  # drawn already: this does not wait
+            shown += os.read(leader, 1024)
+    os.close(leader)
