@@ -11,10 +11,10 @@ scores until each site's count is a multiple; nothing else differs. Dense goes t
 rewriting with everything open, and is held against the network it came from. Batch norms are folded
 on all sides. Every cut is certified in float64 before it is timed.
 
-What is timed: host latency of one replay of a CUDA graph and the wait for it, fp16, channels last,
-warm caches; rounds, controls and intervals are polarprune_deploy.latency's. cuDNN chooses its
-kernels once a process, for a network and its control alike: the spread of that choice shows only
-when the program is run again.
+What is timed: host latency of one replay of a CUDA graph and the wait for it, and beside it device
+time (CUDA events), fp16, channels last, warm caches; rounds, controls and intervals are
+polarprune_deploy.latency's. cuDNN chooses its kernels once a process, for a network and its control
+alike: the spread of that choice shows only when the program is run again.
 
 The record goes to $OUT/gpu.json; without OUT to benchmarks/results/gpu/latency.json, except that a
 rehearsal (small image, float32, no graph) is then not written at all. The table comes last.
@@ -25,7 +25,7 @@ import os
 import shutil
 import subprocess
 from contextlib import ExitStack, closing
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,13 +37,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, fx, nn
 
-from benchmarks.graph_replay import Setting, TorchRunner
 from benchmarks.records import describe_machine
 from polarprune import GatedNetwork, attach_gates, certify, collapse, count_macs
 from polarprune.errors import BackendUnavailable, ParityError, PolarpruneError
 from polarprune_deploy.comparisons import Comparison
 from polarprune_deploy.environment import describe_environment
-from polarprune_deploy.latency import MIN_ROUNDS, compare_latency, random_inputs
+from polarprune_deploy.input_making import random_inputs
+from polarprune_deploy.latency import MIN_ROUNDS, compare_latency
+from polarprune_deploy.runner_torch import INPUT, TorchRunner
 from polarprune_export.folding import fold_batchnorms
 
 RESULTS = Path(__file__).parent / "results" / "gpu" / "latency.json"
@@ -54,6 +55,24 @@ PRECISION_LIMIT = 0.05
 GPU_FIELDS = "name,driver_version,clocks.sm,clocks.mem,temperature.gpu,power.draw,utilization.gpu"
 # Older drivers do not know this one, and then answer nothing at all.
 NEWER_FIELDS = f"{GPU_FIELDS},clocks_event_reasons.active"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What both sides of a comparison share: on a GPU half precision and a CUDA graph."""
+
+    device: str
+    image: int
+    compiled: bool
+
+    def runner(self, name: str, network: fx.GraphModule) -> TorchRunner:
+        """A network loaded in this way."""
+        cuda = self.device == "cuda"
+        mode = "-".join(["compile"] * self.compiled + ["graph"] * cuda) or "eager"
+        return TorchRunner(
+            network, (3, self.image, self.image), name=name, device=self.device, mode=mode,
+            precision="fp16" if cuda else "fp32", threads=torch.get_num_threads(),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -128,7 +147,7 @@ def check_precision(runner: TorchRunner, side: Side, batch: int, seed: int) -> f
     inputs = random_inputs(runner, batch, np.random.default_rng(seed))
     (got,) = runner.run(inputs).values()
     with torch.no_grad():
-        expected = side.network(torch.from_numpy(inputs["image"]).float()).numpy()
+        expected = side.network(torch.from_numpy(inputs[INPUT]).float()).numpy()
     error = float(np.abs(got.astype(np.float32) - expected).max() / np.abs(expected).max())
     if not error <= PRECISION_LIMIT:
         raise ParityError(
@@ -148,7 +167,7 @@ def compare(
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
         runners = [
-            stack.enter_context(closing(TorchRunner(f"{name}, {cut}", side.network, setting)))
+            stack.enter_context(closing(setting.runner(f"{name}, {cut}", side.network)))
             for cut, side in sides.items()
         ]
         for batch in options["batches"]:
@@ -178,8 +197,9 @@ def _timed(
 
 
 def _as_row(comparison: Comparison) -> dict[str, Any]:
-    samples = [astuple(sample)[1:] for sample in comparison.samples]
-    fields = ["round", "position", "network", "repetitions", "elapsed_ns"]
+    fields = ["round", "position", "network", "repetitions", "elapsed_ns", "device_ns"]
+    fields.append("enqueue_ns")
+    samples = [[getattr(sample, field) for field in fields] for sample in comparison.samples]
     return {**comparison.conclusions(), "sample_fields": fields, "samples": samples}
 
 

@@ -8,16 +8,20 @@ Nothing heavy is imported until a verb needs it, so that help is immediate.
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import polarprune
+from polarprune import cli_options as options
 from polarprune.cli_errors import OneLineErrors, noting_when_stopped
 from polarprune.cli_options import AsJson, Classes, Data, ImageSize, Model, Weights
 from polarprune.errors import ConfigError, PolarpruneError
 from polarprune.figure_words import cut_figures, sentence, task_figures
 from polarprune.terminal import Terminal, progress_on
+
+if TYPE_CHECKING:
+    from polarprune_deploy.comparisons import Comparison
 
 app = typer.Typer(
     name="polarprune",
@@ -439,23 +443,21 @@ def profile(
 
 @app.command(epilog="Example: polarprune bench run --batch 1,64")
 def bench(
-    x: Annotated[str, typer.Argument(metavar="RUN|BUNDLE|MODEL", help="The pruned side.")],
-    against: Annotated[
-        str | None,
-        typer.Option(help="What to compare with.", show_default="the base network of a RUN"),
-    ] = None,
-    batch: Annotated[str, typer.Option(help="Batch sizes, images, with commas.")] = "1,8,64",
-    backend: Annotated[str, typer.Option(help="auto or onnxruntime.")] = "auto",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    threads: Annotated[
-        int | None, typer.Option(help="Threads inside one operator.", show_default="all CPUs")
-    ] = None,
-    rounds: Annotated[int, typer.Option(help="Paired samples of a row, at least 40.")] = 40,
-    seed: Annotated[int, typer.Option(help="Seed of inputs and order.")] = 0,
-    record: Annotated[
-        Path | None,
-        typer.Option(help="Write all raw samples here, JSON lines.", show_default="nowhere"),
-    ] = None,
+    x: options.BenchSource,
+    against: options.Against = None,
+    batch: options.Batches = None,
+    backend: options.Backend = "auto",
+    device: options.RunDevice = "cpu",
+    threads: options.Threads = None,
+    mode: options.Mode = "eager",
+    precision: options.TorchPrecision = None,
+    scenario: options.Scenario = "offline",
+    cache: options.Cache = "warm",
+    rounds: options.Rounds = 40,
+    builds: options.Builds = 1,
+    across_precisions: options.AcrossPrecisions = False,
+    seed: options.BenchSeed = 0,
+    record: options.Record = None,
     num_classes: Classes = None,
     image_size: ImageSize = None,
     as_json: AsJson = False,
@@ -463,16 +465,24 @@ def bench(
     """Measure whether pruned is faster.
 
     Both sides are timed in turn in one process; a row is their paired ratio with an interval, a
-    control of the pruned side against itself, and a verdict.
+    control of the pruned side against itself, and a verdict. On a GPU the device's own time stands
+    beside host latency. A RUN keeps its last record (bench.jsonl).
     """
     from polarprune_deploy import benching
+    from polarprune_deploy.bench_tables import bench_tables
 
+    found: list[Comparison] = []
+    with progress_on(sys.stderr, still=True) as progress:
+        answer = benching.bench(
+            x, against, batches=None if batch is None else _numbers(batch), backend=backend,
+            device=device, threads=threads, mode=mode, precision=precision, scenario=scenario,
+            cache=cache, rounds=rounds, builds=builds, across_precisions=across_precisions,
+            seed=seed, num_classes=num_classes, image_size=image_size, record=record,
+            on_row=found.append,
+            progress=lambda text, step, steps: progress(text, step, steps, {}),
+        )  # fmt: skip
     terminal = Terminal(as_json)
-    answer = benching.bench(
-        x, against, batches=_numbers(batch), backend=backend, device=device, threads=threads,
-        rounds=rounds, seed=seed, num_classes=num_classes, image_size=image_size, record=record,
-        on_row=lambda comparison: terminal.show(comparison.sentence()),
-    )  # fmt: skip
+    terminal.show(*bench_tables(found))
     terminal.result(answer)
 
 

@@ -1,5 +1,6 @@
 """Options that several verbs take."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -40,4 +41,58 @@ Weights = Annotated[
         help="Start from these: .safetensors, .pt or .pth, or `pretrained`.",
         show_default="random",
     ),
+]
+
+# Those of `bench`, which has many.
+BenchSource = Annotated[str, typer.Argument(metavar="RUN|BUNDLE|MODEL", help="The pruned side.")]
+Against = Annotated[
+    str | None,
+    typer.Option(help="What to compare with.", show_default="the base network of a RUN"),
+]
+Batches = Annotated[
+    str | None,
+    typer.Option(
+        help="Batch sizes, images, with commas.", show_default="1,8,64, or what a bundle allows"
+    ),
+]
+Backend = Annotated[
+    str,
+    typer.Option(
+        help="onnxruntime (auto), torch, tensorrt or tensorrt_rtx; torch takes no BUNDLE."
+    ),
+]
+RunDevice = Annotated[str, typer.Option(help="cpu or cuda.")]
+Threads = Annotated[
+    int | None, typer.Option(help="Threads inside one operator.", show_default="all CPUs")
+]
+Mode = Annotated[
+    str,
+    typer.Option(
+        help="eager, graph (a CUDA graph: torch, TensorRT), compile or compile-graph (torch)."
+    ),
+]
+TorchPrecision = Annotated[
+    str | None,
+    typer.Option(help="Of torch: fp32, fp16 or bf16.", show_default="fp32, or as exported"),
+]
+Scenario = Annotated[
+    str,
+    typer.Option(
+        help="offline, or single_stream: single images, percentiles, in the style of MLPerf."
+    ),
+]
+Cache = Annotated[
+    str, typer.Option(help="What a run finds in the caches: warm or cold (emptied before each).")
+]
+Builds = Annotated[
+    int, typer.Option(help="Load, compile or build everything so many times; all must agree.")
+]
+AcrossPrecisions = Annotated[
+    bool, typer.Option("--across-precisions", help="The sides may differ in precision.")
+]
+Rounds = Annotated[int, typer.Option(help="Paired samples of a row, at least 40.")]
+BenchSeed = Annotated[int, typer.Option(help="Seed of inputs and order.")]
+Record = Annotated[
+    Path | None,
+    typer.Option(help="Write all raw samples here, JSON lines.", show_default="nowhere"),
 ]

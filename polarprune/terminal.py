@@ -7,6 +7,7 @@ epoch.
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 # Where the output is no terminal there is no width to ask for; wide enough for every table.
 _PIPE_WIDTH = 120
+_REDRAW_SECONDS = 0.5
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
 
@@ -54,8 +56,13 @@ def print_error(message: str) -> None:
 
 
 @contextmanager
-def progress_on(stream: TextIO) -> Iterator[Progress]:
-    """A progress callback (text, step, steps, figures) that writes to the stream."""
+def progress_on(stream: TextIO, *, still: bool = False) -> Iterator[Progress]:
+    """A progress callback (text, step, steps, figures) that writes to the stream.
+
+    Args:
+        still: draw only inside of the callback, at most twice a second: no thread of its own
+            disturbs what is being timed between two calls.
+    """
     if not stream.isatty():
         lines = _ProgressLines(stream)
         yield lines
@@ -71,12 +78,19 @@ def progress_on(stream: TextIO) -> Iterator[Progress]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[figures]}"),
     )
-    with Bars(*columns, console=make_console(stream), transient=True) as bars:
+    console = make_console(stream)
+    with Bars(*columns, console=console, transient=True, auto_refresh=not still) as bars:
+        drawn = 0.0
         task = bars.add_task("", total=None, figures="")
 
         def show(text: str, step: int, steps: int, figures: dict[str, float]) -> None:
             # Drawn at once when the text changes: a stage may be over before the next redraw.
+            nonlocal drawn
             new = bars.tasks[0].description != text
+            if still and not new and time.monotonic() - drawn > _REDRAW_SECONDS:
+                new = True
+            if new:
+                drawn = time.monotonic()
             bars.update(
                 task,
                 description=text,

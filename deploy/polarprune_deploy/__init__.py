@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from polarprune_deploy.benching import bench
     from polarprune_deploy.comparisons import Comparison
     from polarprune_deploy.latency import compare_latency
-    from polarprune_deploy.runners import Runner, load_runner
+    from polarprune_deploy.loading import load_runner
+    from polarprune_deploy.runners import Runner
 
 __all__ = ["Comparison", "Runner", "bench", "compare_latency", "load_runner"]
 
@@ -20,7 +21,7 @@ _HOMES = {
     "Runner": "runners",
     "bench": "benching",
     "compare_latency": "latency",
-    "load_runner": "runners",
+    "load_runner": "loading",
 }
 
 

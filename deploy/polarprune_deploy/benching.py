@@ -1,185 +1,245 @@
-"""`polarprune bench`: is a pruned network faster than what it was made from?
+"""`polarprune bench`: is a pruned network faster than what it was made from?"""
 
-Networks that are not exported yet go through `polarprune_export.write_onnx` into a temporary
-folder, both sides in the same way, so that the exporter is no part of the difference.
-"""
-
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 from polarprune.errors import ConfigError
-from polarprune.manifest import is_bundle
-from polarprune.run_folder import RUN_FILE, RunFolder, means_a_path
+from polarprune.run_folder import BENCH_FILE
+from polarprune_deploy.bench_sides import SideOpener, check_source, is_run
+from polarprune_deploy.cache_regimes import CACHES
 from polarprune_deploy.comparisons import Comparison
 from polarprune_deploy.environment import describe_environment
-from polarprune_deploy.latency import MIN_ROUNDS, compare_latency
-from polarprune_deploy.latency_records import write_record
-from polarprune_deploy.runners import Runner, check_backend, load_runner
-
-if TYPE_CHECKING:
-    from torch import nn
+from polarprune_deploy.input_making import taken_batches
+from polarprune_deploy.latency import (
+    MIN_ROUNDS,
+    Progress,
+    check_feasible,
+    check_request,
+    compare_latency,
+)
+from polarprune_deploy.latency_records import check_record_path, write_record
+from polarprune_deploy.loading import How, check_how
+from polarprune_deploy.repeated_builds import combine_builds
+from polarprune_deploy.runners import Runner
 
 BATCHES = (1, 8, 64)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a bench measures.
+
+    Attributes:
+        rounds: paired samples of each row, at least 40.
+        seed: decides inputs and orders.
+        scenario: "offline", or "single_stream": batch 1, each run by itself, percentiles.
+        cache: "warm" or "cold".
+        builds: how often everything is loaded, compiled or built afresh.
+        across_precisions: the sides may differ in precision.
+    """
+
+    rounds: int = MIN_ROUNDS
+    seed: int = 0
+    scenario: str = "offline"
+    cache: str = "warm"
+    builds: int = 1
+    across_precisions: bool = False
 
 
 def bench(
     x: Path | str,
     against: Path | str | None = None,
     *,
-    batches: Sequence[int] = BATCHES,
+    batches: Sequence[int] | None = None,
     backend: str = "auto",
     device: str = "cpu",
     threads: int | None = None,
+    mode: str = "eager",
+    precision: str | None = None,
     rounds: int = MIN_ROUNDS,
     seed: int = 0,
+    scenario: str = "offline",
+    cache: str = "warm",
+    builds: int = 1,
+    across_precisions: bool = False,
     num_classes: int | None = None,
     image_size: int | None = None,
     record: Path | str | None = None,
     on_row: Callable[[Comparison], None] | None = None,
+    progress: Progress = lambda text, step, steps: None,
 ) -> dict[str, list[dict[str, object]]]:
     """Compare `x` with `against` at each batch size; the `rows` of `bench --json`.
+
+    Of a run, the record of its last bench stays in the run folder (`bench.jsonl`), too.
 
     Args:
         x: a run folder, a bundle, an ONNX file, or the name of a model.
         against: the same kinds; None, for a run, takes its own base architecture.
-        batches: batch sizes; their verdicts hold jointly with 95 %.
-        backend: "auto" or "onnxruntime".
-        device: "cpu" or "cuda".
-        threads: threads inside one operator; None takes every CPU the process may use.
-        rounds: paired samples of each row, at least 40.
-        seed: decides inputs and orders.
+        batches: batch sizes; their verdicts hold jointly with 95 %. None takes those of 1, 8 and 64
+            that both sides take, or the one that they are fixed to.
+        backend, device, threads, mode, precision: as in `loading.How`.
+        rounds, seed, scenario, cache, builds, across_precisions: as in `Protocol`.
         num_classes: of a model by name; None takes the zoo's own.
         image_size: of a model by name, square; None takes the zoo's own.
         record: file that gets the environment and all raw samples as JSON lines.
-        on_row: called with each comparison when it is done, the largest batch first.
+        on_row: called with each comparison when it is done.
+        progress: told what is done, never inside of what is timed.
 
     Raises:
         ConfigError: nothing to compare with, or a value out of range.
         BackendUnavailable: the backend or device is not here.
     """
+    how = How(backend, device, threads, mode, precision)
+    protocol = Protocol(rounds, seed, scenario, cache, builds, across_precisions)
     candidate, rival = Path(x), None if against is None else Path(against)
-    sizes = list(dict.fromkeys(batches))
-    check_backend(backend, device)
-    _check_request(candidate, rival, sizes, model_options=(num_classes, image_size))
-    comparisons: dict[int, Comparison] = {}
+    sizes = None if batches is None else list(dict.fromkeys(batches))
+    options = {"num_classes": num_classes, "image_size": image_size}
+    check_how(how)
+    _check_protocol(protocol, sizes)
+    _check_sources(candidate, rival, how, options)
+    if record is not None:
+        check_record_path(Path(record))
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="polarprune-bench-")))
-        exporter = _Exporter(folder, num_classes, image_size)
-        files = [
-            exporter.base_of(candidate) if rival is None else exporter.file_of(rival, "against"),
-            exporter.file_of(candidate, "candidate"),
-        ]
-        runners: list[Runner] = [
-            stack.enter_context(closing(load_runner(file, backend, device, threads)))
-            for file in files
-        ]
-        # The largest first: should it be too slow to time, that is said before the rest is timed.
-        for size in sorted(sizes, reverse=True):
-            (comparison,) = compare_latency(
-                runners, batch=size, rounds=rounds, seed=seed, family=len(sizes)
-            )
-            comparisons[size] = comparison
-            if on_row is not None:
-                on_row(comparison)
-    ordered = [comparisons[size] for size in sizes]
-    if record is not None:
-        write_record(
-            Path(record),
-            environment=describe_environment(),
-            request={
-                "x": str(x),
-                "against": None if against is None else str(against),
-                "batches": sizes,
-                "rounds": rounds,
-                "seed": seed,
-            },
-            comparisons=ordered,
+        opener = SideOpener(folder, how, options, progress)
+        study = _Study(opener, protocol, candidate, rival, sizes, progress, on_row)
+        comparisons = study.run()
+    request = {
+        "x": str(x),
+        "against": None if against is None else str(against),
+        "batches": [comparison.batch for comparison in comparisons],
+        **asdict(how),
+        **asdict(protocol),
+    }
+    _keep(comparisons, request, record, candidate)
+    return {"rows": [comparison.row() for comparison in comparisons]}
+
+
+class _Study:
+    """All builds at all batch sizes."""
+
+    def __init__(
+        self,
+        opener: SideOpener,
+        protocol: Protocol,
+        candidate: Path,
+        rival: Path | None,
+        sizes: list[int] | None,
+        progress: Progress,
+        on_row: Callable[[Comparison], None] | None,
+    ) -> None:
+        self._opener, self._protocol, self._sizes = opener, protocol, sizes
+        self._progress, self._on_row = progress, on_row
+        mine = opener.candidate(candidate)
+        other = opener.base_of(candidate) if rival is None else opener.rival(rival, mine)
+        self._sides = (other, mine)
+
+    def run(self) -> list[Comparison]:
+        """One comparison for each batch size, in the order asked for."""
+        found: dict[int, list[Comparison]] = {}
+        count = self._protocol.builds
+        for build in range(count):
+            with self._loaded() as runners:
+                sizes = self._sizes or self._default_sizes(runners)
+                if build == 0 and len(sizes) > 1:
+                    # Should the largest be too slow to time, that is said before the rest is timed.
+                    check_feasible(runners, max(sizes), self._protocol.rounds)
+                for size in sizes:
+                    one = self._compare(runners, size, len(sizes) * count, build)
+                    found.setdefault(size, []).append(one)
+                    if build == count - 1 and self._on_row is not None:
+                        self._on_row(combine_builds(found[size]))
+        return [combine_builds(each) for each in found.values()]
+
+    @contextmanager
+    def _loaded(self) -> Iterator[list[Runner]]:
+        with ExitStack() as stack:
+            if self._protocol.builds > 1 and self._sides[0].network is not None:
+                from polarprune_deploy.runner_torch import fresh_compilation
+
+                stack.enter_context(fresh_compilation())
+            yield [
+                stack.enter_context(
+                    closing(
+                        self._opener.load(
+                            side, self._sizes or BATCHES, rebuild=self._protocol.builds > 1
+                        )
+                    )
+                )
+                for side in self._sides
+            ]
+
+    def _default_sizes(self, runners: Sequence[Runner]) -> list[int]:
+        if self._protocol.scenario == "single_stream":
+            return [1]
+        sizes: tuple[int, ...] = BATCHES
+        for runner in runners:
+            sizes = taken_batches(runner, sizes)
+        return list(sizes)
+
+    def _compare(self, runners: Sequence[Runner], size: int, family: int, build: int) -> Comparison:
+        protocol = self._protocol
+        prefix = "" if protocol.builds == 1 else f"build {build + 1} of {protocol.builds}, "
+        (comparison,) = compare_latency(
+            runners,
+            batch=size,
+            rounds=protocol.rounds,
+            seed=protocol.seed,
+            family=family,
+            scenario=protocol.scenario,
+            cache=protocol.cache,
+            across_precisions=protocol.across_precisions,
+            progress=lambda text, step, steps: self._progress(prefix + text, step, steps),
         )
-    return {"rows": [comparison.row() for comparison in ordered]}
+        return comparison
 
 
-def _check_request(
+def _keep(
+    comparisons: Sequence[Comparison],
+    request: dict[str, object],
+    record: Path | str | None,
     candidate: Path,
-    rival: Path | None,
-    sizes: Sequence[int],
-    model_options: tuple[int | None, int | None],
 ) -> None:
-    if not sizes or min(sizes) < 1:
+    """Write the record where it was asked for, and beside the run that was measured."""
+    paths = [] if record is None else [Path(record)]
+    if is_run(candidate):
+        paths.append(candidate / BENCH_FILE)
+    if not paths:
+        return
+    environment = describe_environment()
+    for path in paths:
+        try:
+            write_record(path, environment=environment, request=request, comparisons=comparisons)
+        except OSError:
+            # A run on a disk that is only read can be measured; what was asked for was checked.
+            if path.name != BENCH_FILE:
+                raise
+
+
+def _check_protocol(protocol: Protocol, sizes: Sequence[int] | None) -> None:
+    if sizes is not None and (not sizes or min(sizes) < 1):
         raise ConfigError(f"batch sizes must be at least 1, got {list(sizes)}")
+    if protocol.builds < 1:
+        raise ConfigError(f"builds must be at least 1, got {protocol.builds}")
+    if protocol.cache not in CACHES:
+        raise ConfigError(f"cache must be one of {', '.join(CACHES)}, got {protocol.cache!r}")
+    for size in sizes or (1,):
+        check_request(size, protocol.rounds, protocol.scenario)
+
+
+def _check_sources(
+    candidate: Path, rival: Path | None, how: How, model_options: dict[str, int | None]
+) -> None:
     for path in (candidate, rival):
-        if path is not None and not path.exists():
-            _check_model(str(path))
-    if rival is None and not _is_run(candidate):
+        if path is not None:
+            check_source(path, how)
+    if rival is None and not is_run(candidate):
         raise ConfigError(
             f"{candidate} is no run, so it has no base to compare with; give --against"
         )
     models = [path for path in (candidate, rival) if path and not path.exists()]
-    if not models and model_options != (None, None):
+    if not models and any(value is not None for value in model_options.values()):
         raise ConfigError("--num-classes and --image-size belong to a model, and none is named")
-
-
-def _check_model(name: str) -> None:
-    """Refuse what is not there and is no model either.
-
-    Raises:
-        ConfigError: it says what there could have been.
-    """
-    if means_a_path(name):
-        raise ConfigError(f"{name} does not exist; give a run folder, a bundle or a model")
-    from polarprune.networks import input_size
-
-    try:
-        input_size(name)
-    except ConfigError as error:
-        raise ConfigError(f"there is no run or bundle {name}, and {error}") from error
-
-
-def _is_run(path: Path) -> bool:
-    return (path / RUN_FILE).is_file()
-
-
-def _is_exported(path: Path) -> bool:
-    return is_bundle(path) or path.suffix == ".onnx"
-
-
-class _Exporter:
-    """Turns what the user named into files that a runner loads; exports go to `folder`."""
-
-    def __init__(self, folder: Path, num_classes: int | None, image_size: int | None):
-        self._folder = folder
-        self._model_options = {"num_classes": num_classes, "image_size": image_size}
-
-    def file_of(self, path: Path, role: str) -> Path:
-        """A bundle or ONNX file as it is; a run's small network or a model exported."""
-        if _is_exported(path):
-            return path
-        if path.exists() and not _is_run(path):
-            raise ConfigError(
-                f"{path} is neither a run folder, a bundle nor an ONNX file; name one of these "
-                "or a model"
-            )
-        from polarprune_export.export_sources import open_source
-
-        options = dict.fromkeys(self._model_options) if _is_run(path) else self._model_options
-        source = open_source(str(path), data=None, weights=None, **options)
-        return self._export(source.network, source.input_shape, f"{role}-{source.name}")
-
-    def base_of(self, path: Path) -> Path:
-        """The architecture a run began with, exported.
-
-        What the weights are does not matter to the time, so they are left as drawn.
-        """
-        run = RunFolder(path)
-        return self._export(run.base_network(), run.input_shape, "base")
-
-    def _export(self, network: "nn.Module", shape: tuple[int, int, int], stem: str) -> Path:
-        import torch
-
-        from polarprune_export import write_onnx
-
-        file = self._folder / f"{stem}.onnx"
-        write_onnx(network.eval(), file, torch.zeros(2, *shape))
-        return file

@@ -11,7 +11,10 @@ CGROUP_STATISTICS = Path("/sys/fs/cgroup/cpu.stat")
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 KERNEL_STATISTICS = Path("/proc/stat")
 
-RECORDED_PACKAGES = ("polarprune", "onnxruntime", "onnxruntime-gpu", "numpy", "onnx", "torch")
+RECORDED_PACKAGES = (
+    "polarprune", "onnxruntime", "onnxruntime-gpu", "numpy", "onnx", "torch", "tensorrt",
+    "tensorrt-rtx", "nvidia-ml-py",
+)  # fmt: skip
 
 
 def usable_cpus() -> int:
@@ -55,7 +58,24 @@ def describe_environment() -> dict[str, object]:
         or None,
         "cpus": os.cpu_count(),
         "usable_cpus": usable_cpus(),
+        "gpu": _gpu(),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }
+
+
+def _gpu() -> dict[str, object] | None:
+    """The GPU that torch uses, if it was imported to use one; its state is each comparison's."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "name": properties.name,
+        "uuid": str(properties.uuid),
+        "capability": f"{properties.major}.{properties.minor}",
+        "l2_bytes": properties.L2_cache_size,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
     }
 
 

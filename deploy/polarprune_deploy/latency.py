@@ -1,31 +1,35 @@
-"""Paired host latency of networks that are loaded side by side, with a control in every comparison.
+"""Paired latency of networks that are loaded side by side, with a control in every comparison.
 
 In each round every network is timed once, in random order, and so is a second load of each
-candidate: the A/A control. What is timed is host latency (a monotonic clock around complete runs)
-with warm caches: an untimed run goes before each block of short ones. Rounds are what gets
-resampled; the repetitions inside a block only lift it above the clock's resolution.
+candidate: the A/A control. Host latency is always timed (a monotonic clock around complete runs);
+where the device tells its own time, that is timed beside it and never mixed in. Caches are warm (an
+untimed run goes before each block of short ones, the buffers are the same run after run) or cold.
+Rounds are what gets resampled; the repetitions inside a block only lift it above the clock's
+resolution.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from statistics import median
+from dataclasses import dataclass
 
 import numpy as np
 
-from polarprune.errors import ConfigError, ParityError
-from polarprune_deploy.comparisons import Comparison, Sample, WarmUp
+from polarprune.errors import ConfigError
+from polarprune_deploy.cache_regimes import Eviction, eviction_for
+from polarprune_deploy.comparisons import Comparison, WarmUp
+from polarprune_deploy.concluding import Circumstances, conclude
 from polarprune_deploy.environment import stolen_seconds, usable_cpus
-from polarprune_deploy.runners import Array, Runner
-from polarprune_deploy.statistics import (
-    CONTROL_CONFIDENCE,
-    corrected_confidence,
-    decide,
-    paired_ratio,
-)
+from polarprune_deploy.gpu_state import GpuMonitor, GpuState, gpu_monitor
+from polarprune_deploy.input_making import inputs_for, random_inputs
+from polarprune_deploy.runners import Array, DeviceTimed, Runner
+from polarprune_deploy.side_checks import check_alike, check_outputs
+from polarprune_deploy.statistics import PERCENTILE_FLOORS
 from polarprune_deploy.timing import (
     Clock,
     Entrant,
+    Race,
     calibrate,
     enter,
     no_garbage_collection,
@@ -34,10 +38,11 @@ from polarprune_deploy.timing import (
 )
 
 MIN_ROUNDS = 40
-# Two loads of the same float32 network on the same threads may still sum in another order.
-CONTROL_RELATIVE_ERROR = 1e-5
-# Above this share of the CPU time taken by hypervisor or quota, what is timed is the queue.
-THROTTLED_SHARE = 0.10
+SCENARIOS = ("offline", "single_stream")
+MAX_SECONDS = 600.0
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is done, how many steps of it are done, and how many there are."""
 
 
 def compare_latency(
@@ -47,9 +52,15 @@ def compare_latency(
     rounds: int = MIN_ROUNDS,
     seed: int = 0,
     family: int | None = None,
-    max_seconds: float = 600.0,
+    scenario: str = "offline",
+    cache: str = "warm",
+    across_precisions: bool = False,
+    max_seconds: float = MAX_SECONDS,
     clock: Clock = time.perf_counter_ns,
     stolen: Callable[[], float] = stolen_seconds,
+    monitor: Callable[[str], GpuMonitor | None] = gpu_monitor,
+    eviction: Callable[[str, str], Eviction | None] = eviction_for,
+    progress: Progress = lambda text, step, steps: None,
 ) -> list[Comparison]:
     """Compare the first runner with each of the others; one comparison per candidate.
 
@@ -58,165 +69,158 @@ def compare_latency(
         batch: images in one run.
         rounds: paired samples of each comparison, at least 40.
         seed: decides the inputs and the order inside each round.
-        family: how many verdicts are drawn together (rows of all batch sizes); their intervals
+        family: how many rows are drawn together (of all batch sizes and builds); their intervals
             hold jointly with 95 %, their controls' with 99 %. None takes this call's candidates.
+            Where device time is told too, each row counts twice.
+        scenario: "offline", or "single_stream": batch 1, each run timed by itself, percentiles.
+        cache: "warm" or "cold".
+        across_precisions: the sides may differ in precision; the comparison then says so.
         max_seconds: bound on the timed part of the call.
-        clock: nanoseconds; replaced in tests.
+        clock: nanoseconds; replaced in tests, as are the four below.
         stolen: CPU seconds taken from this process so far by hypervisor or quota.
+        monitor: of a device, what watches its clocks.
+        eviction: of a cache regime and a device, what empties the caches.
+        progress: told between rounds, never inside of what is timed.
 
     Raises:
         ConfigError: fewer than two runners or 40 rounds, or sides that differ in more than weights.
-        ParityError: an output is not finite, or two loads of one candidate disagree; nothing has
-            been timed then.
+        ParityError: an output is not finite, two loads of one candidate disagree, or a side is not
+            what its reference says; nothing has been timed then.
         Refused: the networks are too slow for the rounds to fit into `max_seconds`.
     """
-    _check_request(runners, rounds)
-    members = len(runners) - 1 if family is None else family
+    check_request(batch, rounds, scenario)
+    if len(runners) < 2:
+        raise ConfigError(f"a comparison needs two runners or more, got {len(runners)}")
+    check_alike(runners, across_precisions)
     generator = np.random.default_rng([seed, batch])
     inputs = random_inputs(runners[0], batch, generator)
     with ExitStack() as stack:
-        against = enter("against", runners[0], inputs, clock)
-        pairs: list[tuple[Entrant, Entrant]] = []
-        for index, runner in enumerate(runners[1:]):
-            twin = stack.enter_context(closing(runner.twin()))
-            suffix = "" if len(runners) == 2 else f"_{index}"
-            pair = (
-                enter(f"candidate{suffix}", runner, inputs, clock),
-                enter(f"control{suffix}", twin, inputs, clock),
-            )
-            pairs.append(pair)
-        entrants = [against, *(entrant for pair in pairs for entrant in pair)]
-        _check_outputs(against, pairs)
+        field = _enter_all(runners, inputs, clock, stack)
+        errors = check_outputs(field.against, field.pairs, field.inputs)
+        watcher = monitor(field.against.runner.device)
+        evict = eviction(cache, field.against.runner.device)
         with no_garbage_collection():
+            before = None if watcher is None else watcher.look()
             stolen_before, begun = stolen(), clock()
-            warm_ups = [warm_up(entrant, clock) for entrant in entrants]
-            plan = calibrate([each.steady_run_ms for each in warm_ups], rounds, max_seconds)
-            samples = time_rounds(entrants, batch, rounds, plan, generator, clock)
+            warm_ups = _warm_all(field, clock, watcher, batch, progress)
+            plan = calibrate(
+                [each.steady_run_ms for each in warm_ups],
+                rounds,
+                max_seconds,
+                evict_ms=None if evict is None else _evict_ms(evict, field.against, clock),
+                apart=_runs_apart(scenario, rounds),
+                blocks=2 if isinstance(field.against.call, DeviceTimed) else 1,
+            )
+            during: list[GpuState] = []
+
+            def after_round(number: int) -> None:
+                if watcher is not None:
+                    during.append(watcher.look())
+                progress(f"timing, batch {batch}, rounds", number + 1, rounds)
+
+            race = Race(field.entrants, batch, rounds, plan, evict)
+            samples = time_rounds(race, generator, clock, after_round)
             share = (stolen() - stolen_before) / ((clock() - begun) / 1e9) / usable_cpus()
-    return [_conclude(against, pair, samples, warm_ups, members, share) for pair in pairs]
+        circumstances = Circumstances(
+            family=len(runners) - 1 if family is None else family,
+            scenario=scenario,
+            cache=cache,
+            evicted_bytes=0 if evict is None else evict.written,
+            across_precisions=across_precisions,
+            stolen_share=share,
+            gpu=None if watcher is None or before is None else watcher.report(before, during),
+            reference_errors=errors,
+        )
+    return [conclude(field.against, pair, samples, warm_ups, circumstances) for pair in field.pairs]
 
 
-def random_inputs(runner: Runner, batch: int, generator: np.random.Generator) -> dict[str, Array]:
-    """Standard normal images, or small integers for integer inputs.
+@dataclass(frozen=True)
+class _Field:
+    """Everybody who is timed, and what each role was prepared with."""
+
+    against: Entrant
+    pairs: list[tuple[Entrant, Entrant]]
+    inputs: dict[str, dict[str, Array]]
+
+    @property
+    def entrants(self) -> list[Entrant]:
+        return [self.against, *(entrant for pair in self.pairs for entrant in pair)]
+
+
+def _enter_all(
+    runners: Sequence[Runner], inputs: dict[str, Array], clock: Clock, stack: ExitStack
+) -> _Field:
+    """Load the controls and prepare everybody; the stack closes the controls."""
+    given = {"against": inputs_for(runners[0], inputs)}
+    against = enter("against", runners[0], given["against"], clock)
+    pairs = []
+    for index, runner in enumerate(runners[1:]):
+        twin = stack.enter_context(closing(runner.twin()))
+        suffix = "" if len(runners) == 2 else f"_{index}"
+        mine = given[f"candidate{suffix}"] = inputs_for(runner, inputs)
+        candidate = enter(f"candidate{suffix}", runner, mine, clock)
+        pairs.append((candidate, enter(f"control{suffix}", twin, mine, clock)))
+    return _Field(against, pairs, given)
+
+
+def _warm_all(
+    field: _Field, clock: Clock, watcher: GpuMonitor | None, batch: int, progress: Progress
+) -> list[WarmUp]:
+    """Everybody until steady, and until a GPU has left its idle clock."""
+    warm_ups = []
+    for number, entrant in enumerate(field.entrants):
+        progress(f"warming up, batch {batch}", number, len(field.entrants))
+        warm_ups.append(warm_up(entrant, clock, lambda: watcher is None or not watcher.look().idle))
+    return warm_ups
+
+
+def check_request(batch: int, rounds: int, scenario: str) -> None:
+    """Refuse numbers and words out of range.
 
     Raises:
-        ConfigError: the network does not take this batch size, or leaves another side open.
+        ConfigError: which one.
     """
-    if batch < 1:
-        raise ConfigError(f"batch must be at least 1, got {batch}")
-    inputs: dict[str, Array] = {}
-    for spec in runner.inputs:
-        first, *rest = spec.shape
-        if first not in (-1, batch):
-            raise ConfigError(
-                f"{runner.name} was exported for batches of {first}, got batch {batch}; "
-                "export it with a dynamic batch"
-            )
-        if any(side < 0 for side in rest):
-            raise ConfigError(
-                f"input {spec.name} of {runner.name} has the open shape {list(spec.shape)}; "
-                "latency needs every side but the batch fixed"
-            )
-        shape = (batch, *rest)
-        dtype = np.dtype(spec.dtype)
-        if dtype.kind == "f":
-            inputs[spec.name] = generator.standard_normal(shape).astype(dtype)
-        else:
-            largest = 255 if dtype == np.uint8 else 1  # pixels; an index must be one that exists
-            inputs[spec.name] = generator.integers(0, largest + 1, shape).astype(dtype)
-    return inputs
-
-
-def _check_request(runners: Sequence[Runner], rounds: int) -> None:
-    if len(runners) < 2:
-        raise ConfigError(f"a comparison needs two runners or more, got {len(runners)}")
+    if scenario not in SCENARIOS:
+        raise ConfigError(f"scenario must be one of {', '.join(SCENARIOS)}, got {scenario!r}")
     if rounds < MIN_ROUNDS:
         raise ConfigError(f"a comparison needs at least {MIN_ROUNDS} rounds, got {rounds}")
-    against = runners[0]
-    for runner in runners[1:]:
-        for what, wanted, got in (
-            ("backend", against.backend, runner.backend),
-            ("device", against.device, runner.device),
-            ("precision", against.precision, runner.precision),
-            ("settings", dict(against.settings), dict(runner.settings)),
-            ("inputs", _shapes(against), _shapes(runner)),
-        ):
-            if wanted != got:
-                raise ConfigError(
-                    f"{runner.name} and {against.name} must have the same {what} to be compared, "
-                    f"got {got} and {wanted}"
-                )
+    if scenario == "single_stream" and batch != 1:
+        raise ConfigError(f"single_stream sends one image at a time, got batch {batch}; use 1")
 
 
-def _shapes(runner: Runner) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Inputs as far as both sides must share them: the batch side is settled by the request."""
-    return [(spec.name, spec.dtype, spec.shape[1:]) for spec in runner.inputs]
+def check_feasible(
+    runners: Sequence[Runner], batch: int, rounds: int, max_seconds: float = MAX_SECONDS
+) -> None:
+    """Refuse what would take too long, by two runs of each network, before anything is timed.
+
+    Raises:
+        Refused: as `compare_latency` would.
+        ConfigError: a network does not take the batch.
+    """
+    inputs = random_inputs(runners[0], batch, np.random.default_rng(0))
+    run_ms = []
+    for runner in runners:
+        call = runner.prepare(inputs_for(runner, inputs))
+        times = []
+        for _ in range(2):
+            start = time.perf_counter_ns()
+            call()
+            times.append((time.perf_counter_ns() - start) / 1e6)
+        run_ms.append(min(times))
+    # A control for each candidate runs beside it.
+    calibrate([*run_ms, *run_ms[1:]], rounds, max_seconds)
 
 
-def _check_outputs(against: Entrant, pairs: Sequence[tuple[Entrant, Entrant]]) -> None:
-    """Run everybody once on fresh inputs, into output buffers that were poisoned before."""
-    for entrant in (against, *(entrant for pair in pairs for entrant in pair)):
-        entrant.call()
-        for name, output in entrant.call.outputs().items():
-            if not np.all(np.isfinite(output)):
-                raise ParityError(
-                    f"output {name} of {entrant.runner.name} is not finite on random inputs; "
-                    "it was not timed: check the network"
-                )
-    for candidate, control in pairs:
-        again = control.call.outputs()
-        for name, output in candidate.call.outputs().items():
-            error = np.max(np.abs(output.astype(np.float64) - again[name]), initial=0.0)
-            scale = np.max(np.abs(output.astype(np.float64)), initial=0.0)
-            if error > CONTROL_RELATIVE_ERROR * scale:
-                raise ParityError(
-                    f"two loads of {candidate.runner.name} differ by {error:.3g} in output {name} "
-                    f"(largest value {scale:.3g}); it was not timed: check the backend"
-                )
+def _runs_apart(scenario: str, rounds: int) -> int:
+    """Runs a round so that all rounds together allow the highest percentile."""
+    if scenario == "offline":
+        return 0
+    return math.ceil(max(PERCENTILE_FLOORS.values()) / rounds)
 
 
-def _conclude(
-    against: Entrant,
-    pair: tuple[Entrant, Entrant],
-    samples: Sequence[Sample],
-    warm_ups: Sequence[WarmUp],
-    family: int,
-    stolen_share: float,
-) -> Comparison:
-    candidate, control = pair
-    roles = (against.role, candidate.role, control.role)
-    # Samples lie in round order, so equal positions in these rows are one round.
-    times = {role: [s.run_ms for s in samples if s.network == role] for role in roles}
-    effect = paired_ratio(
-        times[against.role], times[candidate.role], confidence=corrected_confidence(family)
-    )
-    control_ratio = paired_ratio(
-        times[candidate.role],
-        times[control.role],
-        confidence=corrected_confidence(family, CONTROL_CONFIDENCE),
-    )
-    verdict, reason = decide(effect, control_ratio)
-    if stolen_share > THROTTLED_SHARE:
-        verdict, reason = (
-            "inconclusive",
-            (f"the machine throttled: {stolen_share:.0%} of the CPU time was taken away"),
-        )
-    return Comparison(
-        backend=candidate.runner.backend,
-        device=candidate.runner.device,
-        precision=candidate.runner.precision,
-        batch=samples[0].batch,
-        against=against.runner.name,
-        candidate=candidate.runner.name,
-        against_ms=median(times[against.role]),
-        ms=median(times[candidate.role]),
-        effect=effect,
-        control=control_ratio,
-        verdict=verdict,
-        reason=reason,
-        settings=dict(candidate.runner.settings),
-        sha256={"against": against.runner.sha256, "candidate": candidate.runner.sha256},
-        stolen_share=stolen_share,
-        warm_ups=tuple(w for w in warm_ups if w.network in roles),
-        samples=tuple(sample for sample in samples if sample.network in roles),
-    )
+def _evict_ms(eviction: Eviction, entrant: Entrant, clock: Clock) -> float:
+    """What emptying the caches takes, the second time."""
+    eviction.before(entrant.call)
+    start = clock()
+    eviction.before(entrant.call)
+    return (clock() - start) / 1e6

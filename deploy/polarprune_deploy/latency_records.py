@@ -10,9 +10,34 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from polarprune.errors import ConfigError
 from polarprune_deploy.comparisons import Comparison
 
 SCHEMA = 1
+
+
+def check_record_path(path: Path) -> None:
+    """Refuse, before minutes of measuring, a place where no record can be written.
+
+    Raises:
+        ConfigError: its folder does not exist, it is a folder itself, or it cannot be written.
+    """
+    if not path.parent.is_dir():
+        raise ConfigError(f"--record: the folder {path.parent} does not exist; make it first")
+    if path.is_dir():
+        raise ConfigError(f"--record takes a file, and {path} is a folder; give a file in it")
+    partial = _partial(path)
+    try:
+        partial.touch()
+        partial.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"--record: {path} cannot be written ({error.strerror}); give another file"
+        ) from None
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
 
 
 def write_record(
@@ -32,8 +57,7 @@ def write_record(
             {"kind": "sample", "comparison": number, **asdict(sample)}
             for sample in comparison.samples
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = _partial(path)
     # Strict JSON: an infinity or NaN in a record is a bug, not a value.
     text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
     partial.write_text(text)

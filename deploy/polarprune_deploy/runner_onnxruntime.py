@@ -14,7 +14,8 @@ import numpy as np
 from polarprune.errors import BackendUnavailable, BundleError, ConfigError
 from polarprune.manifest import TensorSpec
 from polarprune_deploy.environment import usable_cpus
-from polarprune_deploy.runners import Array, NetworkBytes
+from polarprune_deploy.network_bytes import NetworkBytes
+from polarprune_deploy.runners import Array
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 

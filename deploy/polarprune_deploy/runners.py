@@ -1,25 +1,16 @@
 """A runner: one network, loaded once by one backend, behind a protocol that every backend meets.
 
-Nothing here imports a backend; each lives in its own module, imported when asked for. The bytes of
-a bundle are read once, compared with the manifest, and those very bytes go to the deserializer: no
-second look at the disk, on which the file may have changed meanwhile.
+Nothing here imports a backend; each lives in its own module (`loading` chooses).
 """
 
-import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
-from polarprune.errors import BackendUnavailable, BundleError, ConfigError
-from polarprune.manifest import TensorSpec, is_bundle, read_verified
+from polarprune.manifest import BatchProfile, TensorSpec
 
 Array = NDArray[Any]
-
-BACKENDS = ("auto", "torch", "onnxruntime", "tensorrt", "tensorrt_rtx")
-DEVICES = ("cpu", "cuda")
 
 
 class PreparedRun(Protocol):
@@ -37,12 +28,46 @@ class PreparedRun(Protocol):
         ...
 
 
+class Stopwatch(Protocol):
+    """Pairs of marks on a device's own clock, all made beforehand."""
+
+    def start(self, run: int) -> None:
+        """Mark where a run begins."""
+        ...
+
+    def stop(self, run: int) -> None:
+        """Mark where it ends."""
+        ...
+
+    def elapsed_ns(self) -> list[int]:
+        """Wait for the last mark, and tell the time between each pair."""
+        ...
+
+
+@runtime_checkable
+class DeviceTimed(PreparedRun, Protocol):
+    """A prepared run whose work the device itself can time."""
+
+    @property
+    def stream(self) -> Any:
+        """What the work is queued on."""
+        ...
+
+    def submit(self) -> None:
+        """Queue one run, and do not wait for it."""
+        ...
+
+    def stopwatch(self, runs: int) -> Stopwatch:
+        """A stopwatch on the work's stream for so many runs."""
+        ...
+
+
 class Runner(Protocol):
     """One loaded network."""
 
     @property
     def name(self) -> str:
-        """What people call it: the manifest's name or the file's stem."""
+        """What people call it."""
         ...
 
     @property
@@ -62,7 +87,10 @@ class Runner(Protocol):
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """What a run takes; a free side, the batch, is -1."""
+        """What a run takes; a free side, the batch, is -1.
+
+        Where it says bfloat16, which numpy has not, a run takes float32 and rounds it.
+        """
         ...
 
     @property
@@ -72,7 +100,7 @@ class Runner(Protocol):
 
     @property
     def sha256(self) -> str:
-        """Digest of the bytes that were loaded."""
+        """Digest of what was loaded."""
         ...
 
     @property
@@ -97,86 +125,20 @@ class Runner(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class NetworkBytes:
-    """A network's verified bytes and what its manifest, if it has one, says about it."""
+@runtime_checkable
+class Profiled(Protocol):
+    """A runner that takes only the batch sizes it was built for."""
 
-    name: str
-    data: bytes
-    sha256: str
-    precision: str | None
-
-
-def load_runner(
-    path: Path | str,
-    backend: str = "auto",
-    device: str = "cpu",
-    threads: int | None = None,
-    public_key: Path | str | None = None,
-) -> Runner:
-    """Load a bundle, or a plain ONNX file, which no manifest vouches for.
-
-    Args:
-        path: a bundle folder or an .onnx file.
-        backend: "auto" is onnxruntime, the one backend of this version.
-        device: "cpu" or "cuda".
-        threads: threads inside one operator; None takes every CPU the process may use.
-        public_key: a PEM file; the bundle must be signed by this ed25519 key.
-
-    Raises:
-        BundleError: a file that differs from the manifest, a graph that is not safe to load, or
-            with a key a signature that does not hold; no runtime has seen anything then.
-        BackendUnavailable: a backend or device that is not here.
-        ConfigError: a name or number out of range.
-    """
-    check_backend(backend, device)
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads must be at least 1, got {threads}")
-    network = read_network(Path(path), public_key)
-    from polarprune_deploy.runner_onnxruntime import OnnxRuntimeRunner
-
-    return OnnxRuntimeRunner(network, device=device, threads=threads)
+    @property
+    def profiles(self) -> Sequence[BatchProfile]:
+        """The ranges that it takes."""
+        ...
 
 
-def check_backend(backend: str, device: str) -> None:
-    """Refuse, before any work is done, a backend or device that could not run in the end."""
-    if backend not in BACKENDS:
-        raise ConfigError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    if device not in DEVICES:
-        raise ConfigError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
-    if backend not in ("auto", "onnxruntime"):
-        raise BackendUnavailable(
-            f"this version runs networks on onnxruntime only, got --backend {backend}; "
-            "use --backend onnxruntime"
-        )
+@runtime_checkable
+class Referenced(Protocol):
+    """A runner that knows, from something slower and plainer, what its outputs should be."""
 
-
-def read_network(path: Path, public_key: Path | str | None = None) -> NetworkBytes:
-    """The bytes of a bundle's ONNX file, checked against its manifest, or of a plain ONNX file.
-
-    An ONNX file that lies in a bundle is held to that bundle's manifest too.
-    """
-    from polarprune_export.bundle_reading import ONNX_NAME, read_bundle_model
-    from polarprune_export.onnx_guard import guard_model
-
-    folder = path.parent if path.suffix == ".onnx" else path
-    if is_bundle(folder):
-        read = read_bundle_model(folder, public_key)
-        manifest, data = read.manifest, read.content
-        if path.suffix == ".onnx" and path.name != ONNX_NAME:
-            data = read_verified(folder, manifest, path.name)
-            guard_model(data, str(path))
-        digest = hashlib.sha256(data).hexdigest()
-        return NetworkBytes(manifest.name, data, digest, manifest.precision)
-    if public_key is not None:
-        raise BundleError(f"{path} is no bundle, so that {public_key} cannot check its signature")
-    if path.suffix != ".onnx":
-        raise BundleError(
-            f"{path} is neither a bundle nor an ONNX file; write one with: polarprune export"
-        )
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read ({error.strerror})") from None
-    guard_model(data, str(path), foreign=True)
-    return NetworkBytes(path.stem, data, hashlib.sha256(data).hexdigest(), None)
+    def expected(self, inputs: Mapping[str, Array]) -> dict[str, Array] | None:
+        """Outputs by name in float32 arithmetic; None where nothing here can tell."""
+        ...

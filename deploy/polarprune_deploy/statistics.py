@@ -25,6 +25,9 @@ FAMILY_CONFIDENCE = 0.95
 CONTROL_CONFIDENCE = 0.99
 """The same for the A/A controls: a false alarm voids a sound measurement, so it must be rarer."""
 
+BROKEN_CONTROL = 0.025
+"""From here on a measurement is unstable: trtexec's own threshold for saying so."""
+
 # Floors of MLPerf LoadGen's early stopping (mlcommons/endpoints, pull request 417); the median only
 # needs enough samples for a 95 % interval of its own: 1 - 2 ** (1 - 6) is the first above 0.95.
 PERCENTILE_FLOORS = {50: 6, 90: 64, 99: 662}
@@ -149,6 +152,11 @@ def _binomial_cdf_at_half(n: int) -> list[float]:
 def decide(effect: RatioInterval, control: RatioInterval) -> tuple[Verdict, str]:
     """The verdict on one comparison and the reason for it, one line.
 
+    Two loads of one network are never quite equally fast: where their memory lies is enough. What
+    the control shows of that, the farther end of its interval, widens the effect's interval on both
+    sides before it is asked whether it excludes 1. A control that is surely off by more than
+    `BROKEN_CONTROL` is a measurement gone wrong, and says nothing.
+
     Args:
         effect: the network compared against, over the candidate.
         control: the candidate over a second load of the same candidate, in the same rounds.
@@ -156,22 +164,33 @@ def decide(effect: RatioInterval, control: RatioInterval) -> tuple[Verdict, str]
     Source: rules 5 and 6 of our measuring practice: an A/A control that shows a difference, or is
     wider than the effect it stands beside, speaks against the measurement and not for the network.
     """
-    if control.excludes_one:
+    low, high = math.log(control.ci_low), math.log(control.ci_high)
+    if max(low, -high) > math.log1p(BROKEN_CONTROL):
         return "inconclusive", (
             f"the control failed: the candidate against itself gave {control.speedup:.3f} "
             f"[{control.ci_low:.3f}, {control.ci_high:.3f}]"
         )
     if not effect.excludes_one:
         return "no_difference_shown", "the interval holds 1"
-    control_width = math.log(control.ci_high / control.ci_low)
-    if control_width > abs(math.log(effect.speedup)):
+    if high - low > abs(math.log(effect.speedup)):
         return "inconclusive", (
             f"the control's interval [{control.ci_low:.3f}, {control.ci_high:.3f}] is wider than "
             f"the effect {effect.speedup:.3f}"
         )
-    if effect.ci_low > 1.0:
-        return "faster", "the interval lies above 1 and the control holds 1"
-    return "slower", "the interval lies below 1 and the control holds 1"
+    bias = max(-low, high)
+    shown = f"{100 * math.expm1(bias):.1f} %"
+    if -bias <= math.log(effect.ci_low) <= bias or -bias <= math.log(effect.ci_high) <= bias:
+        return "inconclusive", (
+            f"the interval excludes 1, but not when widened by the {shown} by which two loads of "
+            "one network may differ here"
+        )
+    side = "above" if effect.ci_low > 1.0 else "below"
+    control_words = (
+        f"also when widened by the {shown} that the control shows"
+        if control.excludes_one
+        else "and the control holds 1"
+    )
+    return "faster" if side == "above" else "slower", f"the interval lies {side} 1 {control_words}"
 
 
 def percentile(samples: Sequence[float], percent: int) -> Percentile:

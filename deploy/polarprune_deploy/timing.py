@@ -1,7 +1,10 @@
 """Warm-up, calibration and timed rounds: everything between a clock and raw samples.
 
-The clock is an argument everywhere, so that the whole of it runs in tests on a clock that nobody
-waits for.
+Two quantities, never mixed. Host latency: the monotonic clock around complete runs, each submitted
+and waited for. Device time: what the device's own clock says between two marks on the work's
+stream, for runs queued one behind the other with one wait at the end; the host's time to queue them
+is the enqueue time. The clock is an argument everywhere, so that the whole of it runs in tests on a
+clock that nobody waits for.
 """
 
 import gc
@@ -14,8 +17,9 @@ from statistics import median
 import numpy as np
 
 from polarprune.errors import Refused
+from polarprune_deploy.cache_regimes import Eviction
 from polarprune_deploy.comparisons import Sample, WarmUp
-from polarprune_deploy.runners import Array, PreparedRun, Runner
+from polarprune_deploy.runners import Array, DeviceTimed, PreparedRun, Runner, Stopwatch
 
 Clock = Callable[[], int]
 """Nanoseconds from any origin, never backwards."""
@@ -35,10 +39,14 @@ SETTLED_RUN_MS = 50.0
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """Runs of each network in each round: first untimed, to warm the caches, then timed."""
+    """Runs of each network in each round: first untimed, to warm the caches, then timed.
+
+    `apart`: each timed run by itself, and not the block as a whole.
+    """
 
     untimed: int
     timed: int
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,8 +66,11 @@ def enter(role: str, runner: Runner, inputs: Mapping[str, Array], clock: Clock) 
     return Entrant(role, runner, call, (clock() - start) / 1e6)
 
 
-def warm_up(entrant: Entrant, clock: Clock) -> WarmUp:
-    """Run until three windows agree, 200 ms at the least, or until two seconds have passed."""
+def warm_up(entrant: Entrant, clock: Clock, ready: Callable[[], bool] = lambda: True) -> WarmUp:
+    """Run until three windows agree, 200 ms at the least, or until two seconds have passed.
+
+    `ready` says when the device has left its idle clock: until then nothing is steady.
+    """
     windows: list[float] = []
     runs, start = 0, clock()
     elapsed, stable = 0, False
@@ -73,7 +84,8 @@ def warm_up(entrant: Entrant, clock: Clock) -> WarmUp:
         runs += window_runs
         elapsed = clock() - start
         last = windows[-WARM_UP_WINDOWS:]
-        stable = len(last) == WARM_UP_WINDOWS and max(last) <= STABLE_SPREAD * min(last)
+        level = len(last) == WARM_UP_WINDOWS and max(last) <= STABLE_SPREAD * min(last)
+        stable = level and ready()
     return WarmUp(
         network=entrant.role,
         load_ms=entrant.runner.load_ms,
@@ -84,48 +96,130 @@ def warm_up(entrant: Entrant, clock: Clock) -> WarmUp:
     )
 
 
-def calibrate(run_ms: Sequence[float], rounds: int, max_seconds: float) -> BlockPlan:
+def calibrate(
+    run_ms: Sequence[float],
+    rounds: int,
+    max_seconds: float,
+    *,
+    evict_ms: float | None = None,
+    apart: int = 0,
+    blocks: int = 1,
+) -> BlockPlan:
     """The same plan for all networks, so that each side meets equally cold first runs.
+
+    Args:
+        run_ms: of each network.
+        evict_ms: what emptying the caches takes; None where runs are warm.
+        apart: at least so many runs, each timed by itself; 0 times blocks.
+        blocks: timed blocks of a network in a round: 2 where a device tells its time as well.
 
     Raises:
         Refused: even the shortest sound blocks would not fit into `max_seconds`.
     """
     fastest, together = min(run_ms), math.fsum(run_ms)
-    wanted = math.ceil(BLOCK_MS / fastest)
-    shortest = math.ceil(SHORTEST_BLOCK_MS / fastest)
-    untimed = int(fastest < SETTLED_RUN_MS)
-    affordable = int(max_seconds * 1e3 / (rounds * together)) - untimed
+    evicting = evict_ms or 0.0
+    by_itself = apart > 0 or evict_ms is not None
+    wanted = max(math.ceil(BLOCK_MS / (fastest + evicting)), apart)
+    shortest = 1 if by_itself else math.ceil(SHORTEST_BLOCK_MS / fastest)
+    untimed = int(evict_ms is None and fastest < SETTLED_RUN_MS)
+    one_pass = (together + evicting * len(run_ms)) * blocks
+    affordable = int((max_seconds * 1e3 / rounds - untimed * together) / one_pass)
     if affordable < shortest:
-        needed = (shortest + untimed) * rounds * together / 1e3
+        needed = (shortest * one_pass + untimed * together) * rounds / 1e3
         raise Refused(
             f"{rounds} rounds would take {needed:.0f} s, over the {max_seconds:.0f} s allowed; "
             "use a smaller batch"
         )
-    return BlockPlan(untimed, min(wanted, affordable))
+    return BlockPlan(untimed, min(wanted, affordable), by_itself)
+
+
+@dataclass(frozen=True)
+class Race:
+    """What is timed in which way: the entrants, the plan, and what empties the caches."""
+
+    entrants: Sequence[Entrant]
+    batch: int
+    rounds: int
+    plan: BlockPlan
+    eviction: Eviction | None = None
+
+    def watches(self) -> dict[str, Stopwatch]:
+        """A stopwatch for each entrant whose device can tell its time, all made beforehand."""
+        return {
+            entrant.role: entrant.call.stopwatch(self.plan.timed)
+            for entrant in self.entrants
+            if isinstance(entrant.call, DeviceTimed)
+        }
 
 
 def time_rounds(
-    entrants: Sequence[Entrant],
-    batch: int,
-    rounds: int,
-    plan: BlockPlan,
+    race: Race,
     generator: np.random.Generator,
     clock: Clock,
+    after_round: Callable[[int], None] = lambda number: None,
 ) -> list[Sample]:
-    """Every network once a round, in an order drawn for that round; samples in round order."""
+    """Every network once a round, in an order drawn for that round; samples in round order.
+
+    `after_round` is called between rounds, outside of what is timed.
+    """
     samples = []
-    for number in range(rounds):
-        for position, index in enumerate(generator.permutation(len(entrants))):
-            entrant = entrants[index]
-            call = entrant.call
-            for _ in range(plan.untimed):
-                call()
-            start = clock()
-            for _ in range(plan.timed):
-                call()
-            elapsed = clock() - start
-            samples.append(Sample(batch, number, position, entrant.role, plan.timed, elapsed))
+    watches = race.watches()
+    for number in range(race.rounds):
+        for position, index in enumerate(generator.permutation(len(race.entrants))):
+            entrant = race.entrants[index]
+            for _ in range(race.plan.untimed):
+                entrant.call()
+            elapsed, run_ns = _time_on_host(entrant.call, race, clock)
+            device_ns: tuple[int, ...] | None = None
+            enqueue_ns: int | None = None
+            if entrant.role in watches:
+                watch = watches[entrant.role]
+                device_ns, enqueue_ns = _time_on_device(entrant.call, watch, race, clock)
+            samples.append(
+                Sample(
+                    race.batch, number, position, entrant.role, race.plan.timed, elapsed,
+                    cache="warm" if race.eviction is None else "cold",
+                    run_ns=run_ns, device_ns=device_ns, enqueue_ns=enqueue_ns,
+                )
+            )  # fmt: skip
+        after_round(number)
     return samples
+
+
+def _time_on_host(
+    call: PreparedRun, race: Race, clock: Clock
+) -> tuple[int, tuple[int, ...] | None]:
+    """Time of all timed runs, and of each where they are timed by themselves."""
+    if not race.plan.apart:
+        start = clock()
+        for _ in range(race.plan.timed):
+            call()
+        return clock() - start, None
+    times = []
+    for _ in range(race.plan.timed):
+        if race.eviction is not None:
+            race.eviction.before(call)
+        start = clock()
+        call()
+        times.append(clock() - start)
+    return sum(times), tuple(times)
+
+
+def _time_on_device(
+    call: PreparedRun, watch: Stopwatch, race: Race, clock: Clock
+) -> tuple[tuple[int, ...], int]:
+    """Time of each run on the device's clock, and the host's time to queue all of them."""
+    assert isinstance(call, DeviceTimed)  # or it would have no stopwatch
+    enqueue = 0
+    for run in range(race.plan.timed):
+        if race.eviction is not None:
+            race.eviction.enqueue(call)
+        watch.start(run)
+        start = clock()
+        call.submit()
+        enqueue += clock() - start
+        watch.stop(run)
+    return tuple(watch.elapsed_ns()), enqueue
 
 
 @contextmanager

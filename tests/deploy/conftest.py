@@ -85,6 +85,56 @@ class VirtualRunner:
         pass
 
 
+@dataclass
+class VirtualWatch:
+    """Notes the device's clock at each mark; what lies between two is what ran there."""
+
+    runner: "VirtualGpuRunner"
+    marks: dict[tuple[str, int], float] = field(default_factory=dict)
+
+    def start(self, run: int) -> None:
+        self.marks["start", run] = self.runner.device_ns
+
+    def stop(self, run: int) -> None:
+        self.marks["stop", run] = self.runner.device_ns
+
+    def elapsed_ns(self) -> list[int]:
+        runs = len(self.marks) // 2
+        return [round(self.marks["stop", i] - self.marks["start", i]) for i in range(runs)]
+
+
+@dataclass
+class VirtualGpuRunner(VirtualRunner):
+    """Queues in no time to speak of, computes for `cost_ms`, and is waited for `overhead_ms`."""
+
+    overhead_ms: float = 3.0
+    enqueue_ms: float = 0.1
+    stream: str = "the only one"
+    device_ns: float = 0.0
+
+    def submit(self) -> None:
+        self.device_model.spend(self.enqueue_ms)
+        before = self.device_model.now_ns
+        self.device_model.spend(self.cost_ms)
+        self.device_ns += self.device_model.now_ns - before
+        self.device_model.now_ns = before  # the host goes on meanwhile
+
+    def __call__(self) -> None:
+        self.runs += 1
+        self.device_model.spend(self.enqueue_ms + self.cost_ms + self.overhead_ms)
+
+    def stopwatch(self, runs: int) -> VirtualWatch:
+        return VirtualWatch(self)
+
+    def twin(self) -> "VirtualGpuRunner":
+        return VirtualGpuRunner(self.device_model, self.cost_ms)
+
+
+@pytest.fixture
+def make_gpu_runner() -> type[VirtualGpuRunner]:
+    return VirtualGpuRunner
+
+
 @pytest.fixture
 def make_device() -> Callable[..., VirtualDevice]:
     def make(seed: int, **options: object) -> VirtualDevice:

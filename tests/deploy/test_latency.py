@@ -78,6 +78,42 @@ def test_no_difference_is_claimed_where_there_is_none(
     assert claims / families <= 0.05
 
 
+@pytest.mark.parametrize("noise", [0.02, 0.005])
+def test_loads_that_differ_by_themselves_are_not_taken_for_a_difference(
+    noise: float, make_device: Make, make_runner: Make, virtual_comparison: Compare
+) -> None:
+    families, claims, bare = 170, 0, 0
+    for seed in range(families):
+        device = make_device(seed, drift=warming, outlier_share=0.02, noise=noise)
+        # Three loads of one network; that of the candidate happens to lie better in memory.
+        against, candidate = (
+            make_runner(device, 5.025),
+            make_runner(device, 5.0, twin_cost_ms=5.025),
+        )
+        rows = [
+            virtual_comparison(against, candidate, seed=seed, batch=batch, family=3)
+            for batch in (1, 8, 64)
+        ]
+        claims += any(row.verdict in ("faster", "slower") for row in rows)
+        bare += any(row.effect.excludes_one for row in rows)
+    assert claims / families <= 0.05
+    assert bare / families > 0.2  # what the widening is for
+
+
+def test_a_control_that_is_a_little_off_does_not_void_a_large_effect(
+    make_device: Make, make_runner: Make, virtual_comparison: Compare
+) -> None:
+    verdicts, off = [], 0
+    for seed in range(20):
+        device = make_device(seed, noise=0.005)
+        candidate = make_runner(device, 5.0, twin_cost_ms=5.02)
+        got = virtual_comparison(make_runner(device, 6.9), candidate, seed=seed)
+        verdicts.append(got.verdict)
+        off += got.control.excludes_one
+    assert off > 10  # or nothing was asked
+    assert set(verdicts) == {"faster"}
+
+
 def test_a_slower_candidate_is_called_slower(
     make_device: Make, make_runner: Make, virtual_comparison: Compare
 ) -> None:
@@ -91,7 +127,7 @@ def test_a_broken_control_is_inconclusive_however_large_the_effect(
     make_device: Make, make_runner: Make, virtual_comparison: Compare
 ) -> None:
     device = make_device(2)
-    candidate = make_runner(device, 2.0, twin_cost_ms=2.2)
+    candidate = make_runner(device, 2.0, twin_cost_ms=2.2)  # 10 %: beyond 2.5 %
     got = virtual_comparison(make_runner(device, 8.0), candidate)
     assert got.verdict == "inconclusive"
     assert "control failed" in got.reason

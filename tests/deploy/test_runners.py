@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,11 +119,18 @@ def test_the_bytes_that_were_verified_are_the_bytes_that_run(
     assert twin.sha256 == runner.sha256
 
 
-@pytest.mark.parametrize("backend", ["torch", "tensorrt", "tensorrt_rtx"])
-def test_backends_to_come_are_unavailable_in_one_line(bundle: Path, backend: str) -> None:
-    with pytest.raises(BackendUnavailable, match="onnxruntime only") as caught:
-        load_runner(bundle, backend=backend)
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt_rtx"])
+def test_an_engine_without_its_library_or_a_gpu_is_unavailable_in_one_line(
+    bundle: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, backend, None)
+    with pytest.raises(BackendUnavailable, match=f"{backend} cannot be imported") as caught:
+        load_runner(bundle, backend=backend, device="cuda")
     assert "\n" not in str(caught.value)
+    monkeypatch.setitem(sys.modules, backend, types.ModuleType(backend))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(BackendUnavailable, match="no GPU is here"):
+        load_runner(bundle, backend=backend, device="cuda")
 
 
 def test_cuda_without_its_provider_is_unavailable_and_never_a_silent_cpu_run(

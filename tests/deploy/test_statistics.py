@@ -132,9 +132,15 @@ def interval(low: float, high: float) -> RatioInterval:
         ((1.7, 1.8), (0.99, 1.01), "faster"),
         ((0.5, 0.6), (0.99, 1.01), "slower"),
         ((0.99, 1.02), (0.99, 1.01), "no_difference_shown"),
-        ((1.7, 1.8), (1.01, 1.03), "inconclusive"),
-        ((1.7, 1.8), (0.97, 0.99), "inconclusive"),
-        ((0.99, 1.02), (1.01, 1.03), "inconclusive"),
+        ((1.7, 1.8), (1.03, 1.05), "inconclusive"),
+        ((1.7, 1.8), (0.95, 0.97), "inconclusive"),
+        ((0.99, 1.02), (1.03, 1.05), "inconclusive"),
+        ((1.7, 1.8), (1.01, 1.03), "faster"),  # off, but by far less than the effect
+        ((0.5, 0.6), (0.97, 0.99), "slower"),
+        ((1.022, 1.06), (1.01, 1.024), "inconclusive"),
+        ((0.95, 0.978), (1.01, 1.024), "inconclusive"),
+        ((1.025, 1.06), (1.01, 1.024), "faster"),
+        ((0.99, 1.02), (1.01, 1.03), "no_difference_shown"),
         ((1.01, 1.03), (0.98, 1.02), "inconclusive"),
         ((0.97, 0.99), (0.98, 1.02), "inconclusive"),
     ],
@@ -146,6 +152,17 @@ def test_verdicts_follow_effect_and_control(
     assert got == verdict
     assert reason
     assert "\n" not in reason
+
+
+def test_the_reason_says_what_the_control_has_to_do_with_it() -> None:
+    _, plain = decide(interval(1.7, 1.8), interval(0.99, 1.01))
+    _, widened = decide(interval(1.7, 1.8), interval(1.003, 1.006))
+    _, lost = decide(interval(1.004, 1.02), interval(1.003, 1.006))
+    assert plain == "the interval lies above 1 and the control holds 1"
+    assert (
+        widened == "the interval lies above 1 also when widened by the 0.6 % that the control shows"
+    )
+    assert "not when widened by the 0.6 %" in lost
 
 
 @pytest.mark.parametrize("percent", PERCENTILE_FLOORS)

@@ -227,3 +227,16 @@ def test_a_profile_out_of_order_is_refused(batch: tuple[int, int, int]) -> None:
 def test_profiles_do_not_repeat_a_batch_of_one() -> None:
     assert batch_profiles((1, 1, 1)) == (BatchProfile(1, 1, 1),)
     assert batch_profiles((2, 4, 8)) == (BatchProfile(2, 4, 8),)
+
+
+def test_still_progress_has_no_thread_of_its_own_and_draws_what_is_told() -> None:
+    leader, follower = os.openpty()
+    shown = b""
+    before = threading.active_count()
+    with os.fdopen(follower, "w") as stream:
+        with progress_on(stream, still=True) as show:
+            show("timing", 1, 40, {})
+            assert threading.active_count() == before
+        while b"timing" not in shown:  # drawn already: this does not wait
+            shown += os.read(leader, 1024)
+    os.close(leader)

@@ -70,7 +70,7 @@ def test_a_rehearsal_says_that_it_is_one(rehearsal: Any) -> None:
     assert "CPU REHEARSAL" in record["what"]
     assert "CPU REHEARSAL" in "\n".join(printed)
     assert {row["device"] for row in record["rows"]} == {"cpu"}
-    assert {row["settings"]["graph"] for row in record["rows"]} == {"none (rehearsal)"}
+    assert {row["settings"]["mode"] for row in record["rows"]} == {"eager"}
 
 
 def test_each_cut_has_a_row_with_its_control_and_every_round(rehearsal: Any) -> None:
