@@ -32,7 +32,7 @@ from polarprune.latency_table import read_latency_table
 from polarprune.run_folder import RUN_FILE, RunFolder
 from polarprune.train_config import TrainConfig
 from polarprune_deploy.latency import MIN_ROUNDS, compare_latency
-from polarprune_deploy.runners import load_runner
+from polarprune_deploy.loading import load_runner
 from polarprune_export import write_onnx
 
 RESULTS = Path(__file__).parent / "results"

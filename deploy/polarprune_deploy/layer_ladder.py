@@ -156,6 +156,7 @@ def build_ladder(requests: Sequence[LayerRequest], batch: int) -> ModelProto:
         return name
 
     geometry = requests[0].geometry
+    sides = [None] * len(_image_shape(geometry, batch))
     for place, request in enumerate(requests):
         token = _token(place)
         first, second, _ = request.channels
@@ -170,7 +171,7 @@ def build_ladder(requests: Sequence[LayerRequest], batch: int) -> ModelProto:
         )
         nodes += _thin(f"after.{place}.", f"{token}active", second, _THIN, geometry, weight)
         outputs.append(
-            helper.make_tensor_value_info(f"after.{place}.result", TensorProto.FLOAT, None)
+            helper.make_tensor_value_info(f"after.{place}.result", TensorProto.FLOAT, sides)
         )
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, _image_shape(geometry, batch))
     graph = helper.make_graph(nodes, "ladder", [image], outputs, weights)

@@ -246,10 +246,10 @@ def profile(
     import torch
 
     from polarprune.attaching import attach_gates
-    from polarprune_deploy.runners import check_backend
+    from polarprune_deploy.loading import How, check_how
     from polarprune_export.export_sources import open_source
 
-    check_backend("auto", device)
+    check_how(How(device=device))
     if device != "cpu":
         raise ConfigError("profile measures on the CPU only so far; give --device cpu")
     if out.is_dir() or not out.parent.is_dir():
@@ -258,7 +258,7 @@ def profile(
     torch.manual_seed(request.seed)
     network = source.unpruned().eval()
     gated = attach_gates(network, torch.zeros(1, *source.input_shape))
-    head = {"model": source.base.get("model", source.name), "input_shape": source.input_shape}
+    head = {"model": source.base.get("model", source.name), "input_shape": list(source.input_shape)}
     table = profile_network(gated, head, request, progress)
     table.write(out)
     return table

@@ -10,16 +10,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from polarprune_deploy.latency import MIN_ROUNDS, random_inputs
-from polarprune_deploy.runners import load_runner
-from polarprune_deploy.timing import calibrate, enter, no_garbage_collection, time_rounds, warm_up
+from polarprune_deploy.input_making import random_inputs
+from polarprune_deploy.latency import MAX_SECONDS, MIN_ROUNDS
+from polarprune_deploy.loading import load_runner
+from polarprune_deploy.timing import (
+    Race,
+    calibrate,
+    enter,
+    no_garbage_collection,
+    time_rounds,
+    warm_up,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from polarprune.gates import GatedNetwork
-
-_MAX_SECONDS = 600.0
 
 
 def median_latencies(
@@ -56,8 +62,9 @@ def median_latencies(
             progress(place + 1, len(networks) + 1)
         with no_garbage_collection():
             steady = [warm_up(entrant, perf_counter_ns).steady_run_ms for entrant in entrants]
-            plan = calibrate(steady, MIN_ROUNDS, _MAX_SECONDS)
-            samples = time_rounds(entrants, batch, MIN_ROUNDS, plan, generator, perf_counter_ns)
+            plan = calibrate(steady, MIN_ROUNDS, MAX_SECONDS)
+            race = Race(entrants, batch, MIN_ROUNDS, plan)
+            samples = time_rounds(race, generator, perf_counter_ns)
         progress(len(networks) + 1, len(networks) + 1)
     return [
         median(sample.run_ms for sample in samples if sample.network == entrant.role)

@@ -174,7 +174,7 @@ def test_profile_writes_a_table_that_fits_its_network(tmp_path: Path) -> None:
 BAD = {
     "no folder": ({"out": "absent/t.json"}, ConfigError, "lies in none"),
     "a folder": ({"out": "."}, ConfigError, "is a folder"),
-    "a GPU": ({"device": "cuda"}, Exception, "cuda|CUDA"),
+    "a GPU": ({"device": "cuda"}, ConfigError, "CPU only so far"),
     "no such model": ({"x": "resnet21"}, ConfigError, "resnet21"),
     "no such run": ({"x": "./nowhere"}, RunFolderError, "nowhere"),
 }
