@@ -21,6 +21,9 @@ _DRAWS, _SPREAD = 4, 0.25
 _HALVINGS = 7
 # A larger multiple leaves the gates less to choose: it has to keep so many more of the MACs.
 _WORTH_IT = 1.02
+# Of the way from the smallest network with all blocks to the dense one: below, whole blocks go, and
+# the channels of the others are as many as above.
+_LEAST_WAY = 0.25
 
 
 def choose_alignment(gated: GatedNetwork, table: LatencyTable, share: float) -> int:
@@ -36,19 +39,31 @@ def choose_alignment(gated: GatedNetwork, table: LatencyTable, share: float) -> 
         ConfigError: the table is another network's.
     """
     circuit = LatencyCircuit(gated.analysis, gated.circuit, table)
-    bound = share * circuit.dense_ms
+    smallest_ms = circuit.exact_ms(uniform_decisions(gated, 0.0, 1))
+    least_ms = smallest_ms + _LEAST_WAY * (circuit.dense_ms - smallest_ms)
+    bound = max(share * circuit.dense_ms, least_ms)
+
+    def measured(align: int, middle: float) -> tuple[float, float]:
+        """Mean milliseconds and MACs of networks that keep this share."""
+        drawn = [spread_decisions(gated, middle, align, seed) for seed in range(_DRAWS)]
+        return fmean(map(circuit.exact_ms, drawn)), fmean(map(gated.macs_of, drawn))
 
     def macs_within(align: int) -> float:
-        """Mean MACs of the widest that are fast enough; 0 where none is."""
-        low, high, kept = 0.0, 1.0, 0.0
+        """MACs at the bound, between the widest that is fast enough and the next; 0 if none is."""
+        low, high = 0.0, 1.0
+        below, above = measured(align, low), measured(align, high)
+        if below[0] > bound:
+            return 0.0
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
-            drawn = [spread_decisions(gated, middle, align, seed) for seed in range(_DRAWS)]
-            if fmean(circuit.exact_ms(decisions) for decisions in drawn) <= bound:
-                low, kept = middle, fmean(gated.macs_of(decisions) for decisions in drawn)
+            found = measured(align, middle)
+            if found[0] <= bound:
+                low, below = middle, found
             else:
-                high = middle
-        return kept
+                high, above = middle, found
+        # A coarse multiple's steps are large: that one of them ends just below is no merit.
+        way = (bound - below[0]) / (above[0] - below[0]) if above[0] > below[0] else 0.0
+        return below[1] + way * (above[1] - below[1])
 
     kept = {align: macs_within(align) for align in CANDIDATES}
     enough = max(kept.values()) / _WORTH_IT
