@@ -63,6 +63,7 @@ class Row:
 ROWS = (
     Row("macs-0.5", "half of the MACs, channel counts as they fall", macs=0.5),
     Row("macs-0.5-align-8", "half of the MACs, in multiples of 8", macs=0.5, align=8),
+    Row("latency-0.7", "0.7 of the predicted latency", latency=0.7, align=None),
     Row("latency-0.6", "0.6 of the predicted latency", latency=0.6, align=None),
     Row("latency-0.5", "0.5 of the predicted latency", latency=0.5, align=None),
 )
