@@ -35,6 +35,8 @@ class ResultLine:
     train_macs_ratio: float
     seconds: float
     joules: float | None = None
+    align: int = 1
+    latency_ratio: float | None = None
     top1: float | None = None
     miou: float | None = None
     dice: float | None = None
@@ -96,7 +98,7 @@ class ReportFacts:
     @property
     def is_dense(self) -> bool:
         """Whether nothing was to be cut."""
-        return 1 in (self.head.config.get("target"), self.head.config.get("target_params"))
+        return 1 in map(self.head.config.get, ("target", "target_params", "target_latency"))
 
     @property
     def has_checkpoint(self) -> bool:
@@ -151,7 +153,10 @@ def _dense_beside(path: Path, head: RunHead) -> ResultLine | None:
         other = _read_head(RunFolder(path / DENSE))
     except (RunFolderError, ConfigError):
         return None
-    pruning = ("target", "target_params", "align", "granularity", "method")
+    pruning = (
+        "target", "target_params", "target_latency", "latency_table", "align", "granularity",
+        "method",
+    )  # fmt: skip
     ours, theirs = (
         {key: value for key, value in each.config.items() if key not in pruning}
         for each in (head, other)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from polarprune.html_tables import Html, html, paragraph, table
 from polarprune.measured_latency import LatencyRow, MeasuredLatency, Ratio
 from polarprune.report_facts import ReportFacts
-from polarprune.run_folder import BENCH_FILE
 
 
 def latency_section(facts: ReportFacts) -> Iterator[str]:
@@ -27,10 +26,9 @@ def _how_to_measure(facts: ReportFacts) -> Iterator[str]:
     if facts.is_dense:
         yield paragraph("Not measured: nothing was cut, so there is nothing to compare.")
         return
-    run, record = shlex.quote(str(facts.path)), shlex.quote(str(facts.path / BENCH_FILE))
+    run = shlex.quote(str(facts.path))
     yield paragraph("Not measured yet, so nothing is said of speed. This measures it:")
-    command = f"polarprune bench {run} --batch 1,8,64 --record {record}"
-    yield f"<p><code>{html(command)}</code></p>"
+    yield f"<p><code>{html(f'polarprune bench {run} --batch 1,8,64')}</code></p>"
 
 
 def _measured(latency: MeasuredLatency) -> Iterator[str]:

@@ -58,6 +58,9 @@ def _tiles(facts: ReportFacts) -> Iterator[tuple[str, str, str]]:
         ("parameters kept", result.params, result.dense_params),
     ):
         yield name, percent(kept / dense if dense else None, 1), f"{kept:,} of {dense:,}"
+    if result.latency_ratio is not None:
+        note = f"of dense, by the table; channels in multiples of {result.align}"
+        yield "predicted latency", percent(result.latency_ratio, 1), note
     blocks = sum(site.kind == "block" for site in facts.found.sites)
     if blocks:
         yield "residual blocks removed", counted(result.blocks_removed), f"of {blocks}"

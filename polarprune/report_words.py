@@ -61,7 +61,11 @@ def bound_words(facts: ReportFacts) -> str:
     config = facts.head.config
     if facts.is_dense:
         return "trained dense, nothing is cut"
-    for key, name in (("target", "MACs"), ("target_params", "parameters")):
+    for key, name in (
+        ("target", "MACs"),
+        ("target_params", "parameters"),
+        ("target_latency", "predicted latency"),
+    ):
         if isinstance(config.get(key), int | float):
             return f"at most {100 * config[key]:g} % of the {name}"
     return f"no bound; the method {config.get('method')} sets the cost itself"
