@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from polarprune.alignment import choose_alignment as choose_alignment
     from polarprune.attaching import attach_gates as attach_gates
     from polarprune.certificates import Certificate as Certificate
     from polarprune.certificates import certify as certify
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from polarprune.graph.cost import count_macs as count_macs
     from polarprune.graph.sites import GateSite as GateSite
     from polarprune.graph.sites import Refusal as Refusal
+    from polarprune.latency_table import LatencyTable as LatencyTable
+    from polarprune.latency_table import read_latency_table as read_latency_table
     from polarprune.network_files import load_network as load_network
     from polarprune.network_files import save_network as save_network
     from polarprune.networks import build_network as build_network
@@ -29,6 +32,7 @@ _HOME = {
     "Certificate": "certificates",
     "GateSite": "graph.sites",
     "GatedNetwork": "gates",
+    "LatencyTable": "latency_table",
     "OnePass": "onepass",
     "Refusal": "graph.sites",
     "TrainConfig": "training",
@@ -36,9 +40,11 @@ _HOME = {
     "attach_gates": "attaching",
     "build_network": "networks",
     "certify": "certificates",
+    "choose_alignment": "alignment",
     "collapse": "collapsing",
     "count_macs": "graph.cost",
     "load_network": "network_files",
+    "read_latency_table": "latency_table",
     "save_network": "network_files",
     "train": "training",
 }
