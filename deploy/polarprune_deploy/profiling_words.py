@@ -9,15 +9,18 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+_TOO_FAR = 0.15
+
+
 def describe_table(table: LatencyTable) -> "list[str | Table]":
     """Which multiples pay on this device, and how well whole networks are foreseen."""
     from polarprune.inspection_tables import make_table
 
     worst = max(abs(each["predicted_ms"] / each["ms"] - 1) for each in table.calibration)
     shown = make_table(
-        "What a channel count costs that is no multiple",
-        ["layer", "channels of"],
-        ["no multiple", *(f"multiple of {m}" for m in _largest(table)[1:])],
+        "Time a channel over that of the last class; a class: the largest divisor of the count",
+        ["layer", "channels of its"],
+        [str(multiple) for multiple in _largest(table)],
     )
     for staircase in table.staircases:
         costs = _costs(staircase, _largest(table))
@@ -29,6 +32,10 @@ def describe_table(table: LatencyTable) -> "list[str | Table]":
         f"Of {len(table.calibration)} whole networks, which the table was fitted to, the worst is "
         f"foreseen {100 * worst:.0f} % off.",
     ]
+    if worst > _TOO_FAR:
+        words.append(
+            "That is far: if other programs were running, measure again on a quiet machine."
+        )
     return [shown, *words]
 
 
