@@ -1,0 +1,208 @@
+"""`bench --explain`: why is the pruned network not faster, or not by more?
+
+Measures both sides' layers, what the machine can do at best, and the pruned network once more with
+its channels padded to multiples; what follows from these times is worked out by `gap_budget` and
+`worthwhile_changes`, put into words by `explanation_tables`.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from statistics import median, quantiles
+from typing import Any
+
+import numpy as np
+
+from polarprune.errors import BundleError, ConfigError, ParityError
+from polarprune_deploy.explanation import Explanation, conclude
+from polarprune_deploy.latency import random_inputs
+from polarprune_deploy.layer_times import Measured, NetworkTimes, Padded, Roof
+from polarprune_deploy.layer_times_onnxruntime import (
+    NodeCost,
+    ProfiledRun,
+    ProfiledRunner,
+    check_same_outputs,
+    kernels_of,
+    measure_node_cost,
+    read_profile,
+    require_onnxruntime,
+    timed,
+)
+from polarprune_deploy.layers_onnx import OnnxLayers, read_layers
+from polarprune_deploy.roofline import measure_roof_onnxruntime
+from polarprune_deploy.runner_onnxruntime import OnnxRuntimeRunner
+from polarprune_deploy.runners import Array, NetworkBytes, PreparedRun, Runner
+
+MULTIPLES = (4, 8, 16, 32)
+VISITS, FEWEST_VISITS = 25, 5
+VISIT_MS = 3.0
+MOST_RUNS = 6
+SECONDS = 30.0
+"""The timed part of one explanation; slow networks get fewer visits, and the words say how many."""
+
+
+class Explainer:
+    """Explains rows of one bench; what the machine can do is measured once for all of them."""
+
+    def __init__(self) -> None:
+        self._peaks: dict[tuple[str, int, str], tuple[Roof, NodeCost]] = {}
+
+    def explain(
+        self, against: Runner, candidate: Runner, *, batch: int, seed: int = 0
+    ) -> Explanation:
+        """Time both networks layer by layer and say where the time went.
+
+        Raises:
+            BackendUnavailable: the backend's layers can't be timed.
+            ConfigError: the network has no layer with MACs, or another batch size.
+        """
+        sides = [require_onnxruntime(runner) for runner in (against, candidate)]
+        return conclude(self._measure(sides[0], sides[1], batch, seed))
+
+    def _measure(
+        self, against: OnnxRuntimeRunner, candidate: OnnxRuntimeRunner, batch: int, seed: int
+    ) -> Measured:
+        threads = int(candidate.settings["intra_op_threads"])
+        models = [_model(runner) for runner in (against, candidate)]
+        layers = [read_layers(model, batch) for model in models]
+        for runner, read in zip((against, candidate), layers, strict=True):
+            if not read.layers:
+                raise ConfigError(
+                    f"{runner.name} has no convolution or linear layer with stored weights, so "
+                    "there are no MACs to explain its time by"
+                )
+        key = (candidate.device, threads, candidate.precision)
+        if key not in self._peaks:
+            roof = measure_roof_onnxruntime(*key)
+            self._peaks[key] = (roof, measure_node_cost(candidate.device, threads))
+        roof, cost = self._peaks[key]
+        inputs = random_inputs(against, batch, np.random.default_rng([seed, batch]))
+        with ExitStack() as stack:
+            padded, why_not = _padded_models(models[1], candidate, inputs)
+            runners = [against, candidate]
+            for network in padded.values():
+                runner = OnnxRuntimeRunner(network, device=candidate.device, threads=threads)
+                runners.append(stack.enter_context(closing(runner)))
+            layers += [read_layers(_model(runner), batch) for runner in runners[2:]]
+            race = _race(runners, inputs)
+        times = [
+            NetworkTimes(
+                runner.name,
+                median(race.run_ms[i]),
+                tuple(kernels_of(race.profiled[i], layers[i], cost.record_ms)),
+                layers[i].layers,
+            )
+            for i, runner in enumerate(runners)
+        ]
+        return Measured(
+            backend=candidate.backend,
+            device=candidate.device,
+            batch=batch,
+            dense=times[0],
+            pruned=times[1],
+            roof=roof,
+            launch_ms=cost.launch_ms,
+            noise_ms=_noise_ms(race.run_ms[1]),
+            visits=race.visits,
+            padded=tuple(
+                _as_padded(multiple, each)
+                for multiple, each in zip(padded, times[2:], strict=True)
+            ),
+            why_not_padded=why_not,
+            settings={"precision": candidate.precision, **candidate.settings},
+        )
+
+
+@dataclass
+class _Race:
+    """Of each network: ms of a run in each visit, and its profiled runs."""
+
+    run_ms: list[list[float]]
+    profiled: list[list[ProfiledRun]] = field(default_factory=list)
+    visits: int = 0
+
+
+def _race(runners: Sequence[OnnxRuntimeRunner], inputs: Mapping[str, Array]) -> _Race:
+    """Visit every network in turn, plain and profiled: an untimed run, then a few in a row."""
+    with ExitStack() as stack:
+        profilers = [
+            stack.enter_context(
+                closing(
+                    ProfiledRunner(
+                        runner.network,
+                        device=runner.device,
+                        threads=int(runner.settings["intra_op_threads"]),
+                    )
+                )
+            )
+            for runner in runners
+        ]
+        calls = [runner.prepare(inputs) for runner in (*runners, *profilers)]
+        fastest = [min(timed(call, 1) for _ in range(3)) for call in calls]
+        runs = max(1, min(MOST_RUNS, math.ceil(VISIT_MS / max(min(fastest), 1e-3))))
+        affordable = int(SECONDS * 1e3 / ((runs + 1) * sum(fastest)))
+        visits = max(FEWEST_VISITS, min(VISITS, affordable))
+        race = _Race([[] for _ in runners], visits=visits)
+        for _ in range(visits):
+            for index, call in enumerate(calls):
+                call()
+                took = timed(call, runs)
+                if index < len(runners):
+                    race.run_ms[index].append(took)
+        for profiler in profilers:
+            found = read_profile(profiler.events())[-visits * (runs + 1) :]
+            # The first of each visit met caches that the others had filled.
+            race.profiled.append([run for i, run in enumerate(found) if i % (runs + 1)])
+    return race
+
+
+def _padded_models(
+    model: Any, candidate: OnnxRuntimeRunner, inputs: Mapping[str, Array]
+) -> tuple[dict[int, NetworkBytes], str]:
+    """The candidate padded to each multiple, as far as it can be; else the reason, in words."""
+    from polarprune_deploy.channel_padding import pad_channels
+
+    found: dict[int, NetworkBytes] = {}
+    reason = "its channel counts are multiples already, or at operators that padding does not know"
+    for multiple in MULTIPLES:
+        padded = pad_channels(model, multiple)
+        data = b"" if padded is None else padded.SerializeToString()
+        if not data or any(data == other.data for other in found.values()):
+            continue
+        name = f"{candidate.name}, padded to {multiple}"
+        network = NetworkBytes(name, data, "", candidate.precision)
+        try:
+            threads = int(candidate.settings["intra_op_threads"])
+            runner = OnnxRuntimeRunner(network, device=candidate.device, threads=threads)
+            with closing(runner):
+                check_same_outputs(candidate, runner, inputs)
+        except (ParityError, BundleError) as error:
+            reason = str(error)
+            continue
+        found[multiple] = network
+    return found, "" if found else reason
+
+
+def _as_padded(multiple: int, times: NetworkTimes) -> Padded:
+    return Padded(
+        multiple,
+        times.run_ms,
+        times.layer_ms(),
+        {layer.name: layer.macs for layer in times.layers},
+        {layer.name: (layer.in_channels, layer.out_channels) for layer in times.layers},
+    )
+
+
+def _noise_ms(samples: Sequence[float]) -> float:
+    """Half the width of a rough 95 % interval of the median, from the middle half's spread."""
+    low, _, high = quantiles(samples, n=4)
+    return 1.96 * 1.253 * (high - low) / 1.349 / math.sqrt(len(samples))
+
+
+def _model(runner: OnnxRuntimeRunner) -> Any:
+    import onnx
+
+    return onnx.load_from_string(runner.network.data)
+
+
