@@ -389,6 +389,9 @@ def bench(
         Path | None,
         typer.Option(help="Write all raw samples here, JSON lines.", show_default="nowhere"),
     ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say why it is not faster, or not by more.")
+    ] = False,
     num_classes: Classes = None,
     image_size: ImageSize = None,
     as_json: AsJson = False,
@@ -396,15 +399,18 @@ def bench(
     """Measure whether pruned is faster.
 
     Both sides are timed in turn in one process; a row is their paired ratio with an interval, a
-    control of the pruned side against itself, and a verdict.
+    control of the pruned side against itself, and a verdict. With --explain also where the time
+    goes, layer by layer, and which three changes would save most.
     """
     from polarprune_deploy import benching
+    from polarprune_deploy.explanation_tables import tell
 
     terminal = Terminal(as_json)
     answer = benching.bench(
         x, against, batches=_numbers(batch), backend=backend, device=device, threads=threads,
         rounds=rounds, seed=seed, num_classes=num_classes, image_size=image_size, record=record,
         on_row=lambda comparison: terminal.show(comparison.sentence()),
+        on_explanation=(lambda found: terminal.show(*tell(found))) if explain else None,
     )  # fmt: skip
     terminal.result(answer)
 

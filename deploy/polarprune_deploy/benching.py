@@ -15,12 +15,15 @@ from polarprune.manifest import is_bundle
 from polarprune.run_folder import RUN_FILE, RunFolder, means_a_path
 from polarprune_deploy.comparisons import Comparison
 from polarprune_deploy.environment import describe_environment
+from polarprune_deploy.explaining import make_explainer
 from polarprune_deploy.latency import MIN_ROUNDS, compare_latency
 from polarprune_deploy.latency_records import write_record
 from polarprune_deploy.runners import Runner, check_backend, load_runner
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from polarprune_deploy.explanation import Explanation
 
 BATCHES = (1, 8, 64)
 
@@ -39,6 +42,7 @@ def bench(
     image_size: int | None = None,
     record: Path | str | None = None,
     on_row: Callable[[Comparison], None] | None = None,
+    on_explanation: "Callable[[Explanation], None] | None" = None,
 ) -> dict[str, list[dict[str, object]]]:
     """Compare `x` with `against` at each batch size; the `rows` of `bench --json`.
 
@@ -55,6 +59,8 @@ def bench(
         image_size: of a model by name, square; None takes the zoo's own.
         record: file that gets the environment and all raw samples as JSON lines.
         on_row: called with each comparison when it is done, the largest batch first.
+        on_explanation: called with why, after each row; without it nothing is explained. With it,
+            each row has an `explanation` too.
 
     Raises:
         ConfigError: nothing to compare with, or a value out of range.
@@ -63,6 +69,8 @@ def bench(
     candidate, rival = Path(x), None if against is None else Path(against)
     sizes = list(dict.fromkeys(batches))
     check_backend(backend, device)
+    explainer = make_explainer(backend, device) if on_explanation is not None else None
+    explanations: dict[int, dict[str, object]] = {}
     _check_request(candidate, rival, sizes, model_options=(num_classes, image_size))
     comparisons: dict[int, Comparison] = {}
     with ExitStack() as stack:
@@ -84,6 +92,10 @@ def bench(
             comparisons[size] = comparison
             if on_row is not None:
                 on_row(comparison)
+            if explainer is not None and on_explanation is not None:
+                explanation = explainer.explain(runners[0], runners[1], batch=size, seed=seed)
+                explanations[size] = {"explanation": explanation.as_json()}
+                on_explanation(explanation)
     ordered = [comparisons[size] for size in sizes]
     if record is not None:
         write_record(
@@ -98,7 +110,7 @@ def bench(
             },
             comparisons=ordered,
         )
-    return {"rows": [comparison.row() for comparison in ordered]}
+    return {"rows": [each.row() | explanations.get(each.batch, {}) for each in ordered]}
 
 
 def _check_request(

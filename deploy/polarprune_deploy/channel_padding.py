@@ -18,8 +18,27 @@ if TYPE_CHECKING:
     import onnx
 
 _ALIKE = frozenset(
-    "Relu LeakyRelu Sigmoid Tanh Clip HardSigmoid HardSwish Elu Gelu Identity Cast MaxPool "
-    "AveragePool GlobalAveragePool GlobalMaxPool Resize Softplus Erf Mish".split()
+    [
+        "Relu",
+        "LeakyRelu",
+        "Sigmoid",
+        "Tanh",
+        "Clip",
+        "HardSigmoid",
+        "HardSwish",
+        "Elu",
+        "Gelu",
+        "Identity",
+        "Cast",
+        "MaxPool",
+        "AveragePool",
+        "GlobalAveragePool",
+        "GlobalMaxPool",
+        "Resize",
+        "Softplus",
+        "Erf",
+        "Mish",
+    ]
 )
 _PAIRWISE = ("Add", "Mul", "Sub", "Sum")
 

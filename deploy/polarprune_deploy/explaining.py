@@ -6,7 +6,8 @@ its channels padded to multiples; what follows from these times is worked out by
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import resource
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from statistics import median, quantiles
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from polarprune.errors import BundleError, ConfigError, ParityError
+from polarprune.errors import BackendUnavailable, BundleError, ConfigError, ParityError
 from polarprune_deploy.explanation import Explanation, conclude
 from polarprune_deploy.latency import random_inputs
 from polarprune_deploy.layer_times import Measured, NetworkTimes, Padded, Roof
@@ -29,17 +30,33 @@ from polarprune_deploy.layer_times_onnxruntime import (
     require_onnxruntime,
     timed,
 )
-from polarprune_deploy.layers_onnx import OnnxLayers, read_layers
+from polarprune_deploy.layers_onnx import read_layers
 from polarprune_deploy.roofline import measure_roof_onnxruntime
 from polarprune_deploy.runner_onnxruntime import OnnxRuntimeRunner
 from polarprune_deploy.runners import Array, NetworkBytes, PreparedRun, Runner
+from polarprune_deploy.timing import SETTLED_RUN_MS, no_garbage_collection
 
 MULTIPLES = (4, 8, 16, 32)
-VISITS, FEWEST_VISITS = 25, 5
-VISIT_MS = 3.0
-MOST_RUNS = 6
-SECONDS = 30.0
+VISITS, FEWEST_VISITS = 60, 5
+VISIT_MS = 2.0
+MOST_RUNS = 4
+SECONDS = 20.0
 """The timed part of one explanation; slow networks get fewer visits, and the words say how many."""
+FEWEST_QUIET = 3
+
+
+def make_explainer(backend: str, device: str) -> "Explainer":
+    """An explainer, or a refusal before any work is done.
+
+    Raises:
+        BackendUnavailable: the layers of this backend on this device can't be timed.
+    """
+    if backend not in ("auto", "onnxruntime") or device != "cpu":
+        raise BackendUnavailable(
+            f"--explain reads layer times of onnxruntime on a CPU, got --backend {backend} "
+            f"--device {device}; use --backend onnxruntime --device cpu"
+        )
+    return Explainer()
 
 
 class Explainer:
@@ -89,8 +106,8 @@ class Explainer:
         times = [
             NetworkTimes(
                 runner.name,
-                median(race.run_ms[i]),
-                tuple(kernels_of(race.profiled[i], layers[i], cost.record_ms)),
+                median(race.run_ms(i)),
+                tuple(kernels_of([run for _, run in race.profiled[i]], layers[i], cost.record_ms)),
                 layers[i].layers,
             )
             for i, runner in enumerate(runners)
@@ -103,11 +120,11 @@ class Explainer:
             pruned=times[1],
             roof=roof,
             launch_ms=cost.launch_ms,
-            noise_ms=_noise_ms(race.run_ms[1]),
-            visits=race.visits,
+            noise_ms=_noise_ms(race.run_ms(1)),
+            runs=len(race.plain[1]),
+            interrupted=race.interrupted,
             padded=tuple(
-                _as_padded(multiple, each)
-                for multiple, each in zip(padded, times[2:], strict=True)
+                _as_padded(multiple, each) for multiple, each in zip(padded, times[2:], strict=True)
             ),
             why_not_padded=why_not,
             settings={"precision": candidate.precision, **candidate.settings},
@@ -116,15 +133,39 @@ class Explainer:
 
 @dataclass
 class _Race:
-    """Of each network: ms of a run in each visit, and its profiled runs."""
+    """Of each network: its plain runs and its profiled ones, first runs of a visit left out.
 
-    run_ms: list[list[float]]
-    profiled: list[list[ProfiledRun]] = field(default_factory=list)
-    visits: int = 0
+    With each run, how often the scheduler took a CPU from this process meanwhile.
+    """
+
+    plain: list[list[tuple[int, float]]]
+    profiled: list[list[tuple[int, ProfiledRun]]] = field(default_factory=list)
+
+    def keep_quiet_runs(self) -> None:
+        """Keep a third of each network's runs: the least interrupted, of those the fastest.
+
+        What another process takes falls into few kernels and yet into most runs, so medians of all
+        runs would book it as time between the kernels. Verdicts are the bench's, from all samples.
+        """
+        for times in self.plain:
+            times.sort()
+            del times[max(FEWEST_QUIET, len(times) // 3) :]
+        for runs in self.profiled:
+            runs.sort(key=lambda run: (run[0], run[1].ms))
+            del runs[max(FEWEST_QUIET, len(runs) // 3) :]
+
+    def run_ms(self, index: int) -> list[float]:
+        """The runs that were kept."""
+        return [ms for _, ms in self.plain[index]]
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether most of the runs that were kept, of either side, were interrupted all the same."""
+        return any(median(count for count, _ in times) > 0 for times in self.plain[:2])
 
 
 def _race(runners: Sequence[OnnxRuntimeRunner], inputs: Mapping[str, Array]) -> _Race:
-    """Visit every network in turn, plain and profiled: an untimed run, then a few in a row."""
+    """Visit every network in turn, plain and profiled; short ones first run once untimed."""
     with ExitStack() as stack:
         profilers = [
             stack.enter_context(
@@ -139,22 +180,32 @@ def _race(runners: Sequence[OnnxRuntimeRunner], inputs: Mapping[str, Array]) -> 
             for runner in runners
         ]
         calls = [runner.prepare(inputs) for runner in (*runners, *profilers)]
-        fastest = [min(timed(call, 1) for _ in range(3)) for call in calls]
-        runs = max(1, min(MOST_RUNS, math.ceil(VISIT_MS / max(min(fastest), 1e-3))))
-        affordable = int(SECONDS * 1e3 / ((runs + 1) * sum(fastest)))
+        once = [min(timed(call, 1) for _ in range(2)) for call in calls]
+        runs = max(1, min(MOST_RUNS, math.ceil(VISIT_MS / max(min(once), 1e-3))))
+        untimed = int(min(once) < SETTLED_RUN_MS)
+        affordable = int(SECONDS * 1e3 / ((runs + untimed) * sum(once)))
         visits = max(FEWEST_VISITS, min(VISITS, affordable))
-        race = _Race([[] for _ in runners], visits=visits)
-        for _ in range(visits):
-            for index, call in enumerate(calls):
-                call()
-                took = timed(call, runs)
-                if index < len(runners):
-                    race.run_ms[index].append(took)
-        for profiler in profilers:
-            found = read_profile(profiler.events())[-visits * (runs + 1) :]
-            # The first of each visit met caches that the others had filled.
-            race.profiled.append([run for i, run in enumerate(found) if i % (runs + 1)])
+        watched: list[list[tuple[int, float]]] = [[] for _ in calls]
+        with no_garbage_collection():
+            for _ in range(visits):
+                for index, call in enumerate(calls):
+                    took = [_run_watched(call) for _ in range(untimed + runs)][untimed:]
+                    watched[index] += took
+        race = _Race(watched[: len(runners)])
+        for profiler, seen in zip(profilers, watched[len(runners) :], strict=True):
+            found = read_profile(profiler.events())[-visits * (untimed + runs) :]
+            kept = [run for i, run in enumerate(found) if i % (untimed + runs) >= untimed]
+            counts = [count for count, _ in seen]
+            race.profiled.append(list(zip(counts, kept, strict=True)))
+    race.keep_quiet_runs()
     return race
+
+
+def _run_watched(call: PreparedRun) -> tuple[int, float]:
+    """Involuntary context switches of this process during a run, and its ms."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+    took = timed(call, 1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - before, took
 
 
 def _padded_models(
@@ -188,6 +239,7 @@ def _as_padded(multiple: int, times: NetworkTimes) -> Padded:
     return Padded(
         multiple,
         times.run_ms,
+        times.kernel_ms,
         times.layer_ms(),
         {layer.name: layer.macs for layer in times.layers},
         {layer.name: (layer.in_channels, layer.out_channels) for layer in times.layers},
@@ -204,5 +256,3 @@ def _model(runner: OnnxRuntimeRunner) -> Any:
     import onnx
 
     return onnx.load_from_string(runner.network.data)
-
-

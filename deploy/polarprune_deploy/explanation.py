@@ -33,7 +33,8 @@ class Explanation:
             "dense_ms": dense.run_ms,
             "pruned_ms": pruned.run_ms,
             "noise_ms": measured.noise_ms,
-            "visits": measured.visits,
+            "runs": measured.runs,
+            "interrupted": measured.interrupted,
             "kept_macs": budget.kept_macs,
             "by_macs_ms": budget.expected_ms,
             "budget": [
@@ -55,9 +56,7 @@ class Explanation:
                 side: {op: {"ms": ms, "kernels": n} for op, (ms, n) in times.other_ms().items()}
                 for side, times in (("dense", dense), ("pruned", pruned))
             },
-            "padded": [
-                {"multiple": each.multiple, "ms": each.run_ms} for each in measured.padded
-            ],
+            "padded": [{"multiple": each.multiple, "ms": each.run_ms} for each in measured.padded],
             "aligned_by": self.aligned_by,
             "layers": [self._layer_json(cost) for cost in self.layers_by_cost()],
         }

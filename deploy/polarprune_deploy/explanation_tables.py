@@ -39,6 +39,11 @@ def words(explanation: Explanation) -> list[str]:
     """What happened and what to do, one sentence or two a line."""
     measured, budget = explanation.measured, explanation.budget
     lines = [_headline(measured, budget)]
+    if measured.interrupted:
+        lines.append(
+            "Other processes took CPUs from most of these runs, so time outside of kernels, and "
+            "the unexplained rest, are theirs in part: measure again on a quiet machine."
+        )
     lines += _about_counts(explanation)
     lines += _about_rounding(explanation)
     lines += _about_others(measured, budget)
@@ -222,17 +227,12 @@ def budget_table(explanation: Explanation) -> "Table":
 
     measured, budget = explanation.measured, explanation.budget
     table = Table(title="Where the time goes", title_justify="left", caption_justify="left")
-    table.caption = (
-        f"Medians of {measured.visits} visits in turn; the pruned run is known to "
-        f"{measured.noise_ms:.3f} ms."
-    )
+    table.caption = f"Medians of each network's {measured.runs} quietest runs, a third of all, in turn; the pruned run is known to {measured.noise_ms:.3f} ms."
     table.add_column("")
     table.add_column("ms", justify="right")
     table.add_column("how known")
     kept = f"{budget.kept_macs:.1%}"
-    table.add_row(
-        f"dense time x {kept}, the kept MACs", f"{budget.expected_ms:.3f}", "measured"
-    )
+    table.add_row(f"dense time x {kept}, the kept MACs", f"{budget.expected_ms:.3f}", "measured")
     for item in budget.items:
         if abs(item.ms) >= 0.0005:
             known = "measured" if item.measured else "estimated"
@@ -246,7 +246,7 @@ def layer_table(explanation: Explanation) -> "Table":
     """One row a layer that is left, by what it costs beyond its MACs; the others at the end."""
     from rich.table import Table
 
-    measured, roof = explanation.measured, explanation.measured.roof
+    roof = explanation.measured.roof
     table = Table(title="Layer by layer", title_justify="left", caption_justify="left")
     fast = max(rate for _, rate in roof.bandwidths)
     table.caption = (
@@ -255,7 +255,7 @@ def layer_table(explanation: Explanation) -> "Table":
         "! slower than before."
     )
     multiple = explanation.padding.multiple if explanation.padding else None
-    columns = ["layer", "channels", "MACs", "ms", "by MACs", "beyond", "roof", "bound"]
+    columns = ["layer", "channels", "MACs", "ms", "by MACs", "beyond", "roof"]
     columns += [f"to {multiple}s, ms"] if multiple else []
     for number, title in enumerate(columns):
         table.add_column(title, justify="left" if number == 0 else "right", no_wrap=number > 0)
@@ -271,8 +271,7 @@ def layer_table(explanation: Explanation) -> "Table":
             f"{pair.dense_ms:.3f} to {pair.pruned_ms:.3f}{' !' if pair.grew else ''}",
             f"{pair.by_macs_ms:.3f}",
             f"{pair.excess_ms:+.3f}",
-            f"{roof.share(layer, pair.pruned_ms):.0%}",
-            roof.bound(layer),
+            f"{roof.share(layer, pair.pruned_ms):.0%} {roof.bound(layer)}",
         ]
         if multiple:
             cells.append("" if cost.padded_ms is None else f"{cost.padded_ms:.3f}")
@@ -285,7 +284,6 @@ def layer_table(explanation: Explanation) -> "Table":
             name, "", "", f"{before_ms:.3f} to {after_ms:.3f}", f"{expected:.3f}",
             f"{after_ms - expected:+.3f}", *blank,
         )  # fmt: skip
-    del measured
     return table
 
 
@@ -299,6 +297,6 @@ def _rows_without_macs(explanation: Explanation) -> list[tuple[str, float, float
     before, after = dense.other_ms(), pruned.other_ms()
     for operator in sorted({*before, *after}, key=lambda o: -after.get(o, (0.0, 0))[0]):
         one, other = before.get(operator, (0.0, 0)), after.get(operator, (0.0, 0))
-        rows.append((f"{operator} x {one[1]} to {other[1]}", one[0], other[0]))
+        rows.append((f"{operator}, {one[1]} to {other[1]}", one[0], other[0]))
     rows.append(("outside of kernels", dense.between_ms, pruned.between_ms))
     return rows

@@ -20,8 +20,20 @@ Cause = Literal[
     "better",
 ]  # fmt: skip
 LAYOUT_OPERATORS = frozenset(
-    "ReorderInput ReorderOutput Transpose Reformat Cast QuantizeLinear DequantizeLinear NoOp "
-    "aten::contiguous aten::_to_copy aten::copy_ aten::clone".split()
+    [
+        "ReorderInput",
+        "ReorderOutput",
+        "Transpose",
+        "Reformat",
+        "Cast",
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "NoOp",
+        "aten::contiguous",
+        "aten::_to_copy",
+        "aten::copy_",
+        "aten::clone",
+    ]
 )
 """They compute nothing: they bring data into another layout or type."""
 FREE = 1.05
@@ -106,9 +118,7 @@ def make_budget(measured: Measured, pairs: Sequence[Pair], best: Padded | None) 
         Item("launches", launches, False),
         Item("rest", between - launches, True),
     )
-    return Budget(
-        dense.run_ms, pruned.run_ms, kept, kept * dense.run_ms, items, tuple(costs)
-    )
+    return Budget(dense.run_ms, pruned.run_ms, kept, kept * dense.run_ms, items, tuple(costs))
 
 
 def _other(times: NetworkTimes) -> tuple[float, float]:

@@ -99,12 +99,13 @@ class NetworkTimes:
 class Padded:
     """The pruned network with channels added up to a multiple, as it was measured.
 
-    `run_ms` is None where layers were measured one by one and never as a network. `widths` are
+    `run_ms` and `kernel_ms` are None where layers were measured one by one and never as a network. `widths` are
     a layer's channel counts then, in and out; `macs` its MACs.
     """
 
     multiple: int
     run_ms: float | None
+    kernel_ms: float | None
     layer_ms: Mapping[str, float]
     macs: Mapping[str, int]
     widths: Mapping[str, tuple[int, int]]
@@ -143,8 +144,10 @@ class Roof:
 class Measured:
     """All that an explanation is made from; times in, no clock beyond this point.
 
+    `runs` is how many runs the medians are of, `noise_ms` how well the pruned one is known;
     `launch_ms` is what one more kernel adds to a run beside its own work. `padded` is empty where
-    nothing was padded; `why_not_padded` then says why.
+    nothing was padded; `why_not_padded` then says why. `interrupted`: other processes took CPUs
+    from most runs, which shows as time outside of kernels.
     """
 
     backend: str
@@ -155,7 +158,8 @@ class Measured:
     roof: Roof
     launch_ms: float
     noise_ms: float
-    visits: int
+    runs: int
     padded: tuple[Padded, ...] = ()
     why_not_padded: str = ""
+    interrupted: bool = False
     settings: Mapping[str, str | int | float] = field(default_factory=dict)

@@ -137,7 +137,9 @@ def measure_node_cost(device: str, threads: int, runs: int = 200) -> NodeCost:
     import numpy as np
 
     inputs = {"input": np.ones((1, 1), np.float32)}
-    plain = [OnnxRuntimeRunner(each, device=device, threads=threads) for each in (with_one, network)]
+    plain = [
+        OnnxRuntimeRunner(each, device=device, threads=threads) for each in (with_one, network)
+    ]
     profiled = ProfiledRunner(network, device=device, threads=threads)
     calls = [runner.prepare(inputs) for runner in (*plain, profiled)]
     times: list[list[float]] = [[], [], []]
@@ -206,8 +208,6 @@ def _chain(nodes: int) -> bytes:
     ]
     ends = [helper.make_tensor_value_info(name, kind, [1, 1]) for name in (names[0], names[-1])]
     graph = helper.make_graph(chain, "chain", ends[:1], ends[1:])
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10
-    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     content: bytes = model.SerializeToString()
     return content

@@ -20,8 +20,20 @@ _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _WEIGHT_CONVERSIONS = ("DequantizeLinear", "Cast", "Transpose", "QuantizeLinear")
 # What a runtime computes together with the layer before it; one input decides.
 _FOLLOWERS = frozenset(
-    "Relu LeakyRelu Sigmoid Tanh Clip HardSigmoid HardSwish Elu Gelu QuantizeLinear "
-    "DequantizeLinear Cast".split()
+    [
+        "Relu",
+        "LeakyRelu",
+        "Sigmoid",
+        "Tanh",
+        "Clip",
+        "HardSigmoid",
+        "HardSwish",
+        "Elu",
+        "Gelu",
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "Cast",
+    ]
 )
 
 

@@ -52,7 +52,9 @@ def measure_roof_onnxruntime(device: str, threads: int, precision: str) -> Roof:
     return Roof(peak, tuple(bandwidths))
 
 
-def best_ms(call: PreparedRun, spend_ns: int = PEAK_NS, timer: Callable[..., float] = timed) -> float:
+def best_ms(
+    call: PreparedRun, spend_ns: int = PEAK_NS, timer: Callable[..., float] = timed
+) -> float:
     """The shortest run in a quarter of a second, three at least: a peak is what can be had."""
     best, spent, runs = timer(call, 1), 0.0, 0
     while runs < 3 or spent * 1e6 < spend_ns:

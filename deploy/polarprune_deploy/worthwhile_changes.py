@@ -1,6 +1,5 @@
 """What to change, sorted by what it would save; measured where a cheap measurement was possible."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from polarprune_deploy.gap_budget import Budget
@@ -30,13 +29,16 @@ def best_padding(measured: Measured) -> Padded | None:
     Where layers were padded one by one, what counts is the sum over the layers that gain by it.
     """
     times: dict[int, float] = {}
-    now = measured.pruned.run_ms
+    now, kernels = measured.pruned.run_ms, measured.pruned.kernel_ms
     own = measured.pruned.layer_ms()
+    least = max(measured.noise_ms, 0.01 * now)
     for padded in measured.padded:
+        if padded.kernel_ms is not None and kernels - padded.kernel_ms <= least:
+            continue  # a run that was shorter between the kernels says nothing about counts
         gains = [own[name] - ms for name, ms in padded.layer_ms.items() if name in own]
         estimated = now - sum(gain for gain in gains if gain > 0)
         times[padded.multiple] = estimated if padded.run_ms is None else padded.run_ms
-    if not times or now - min(times.values()) <= max(measured.noise_ms, 0.01 * now):
+    if not times or now - min(times.values()) <= least:
         return None
     close = [m for m, ms in times.items() if ms <= PADDING_TIE * min(times.values())]
     return next(padded for padded in measured.padded if padded.multiple == min(close))
@@ -144,7 +146,7 @@ def _overhead(measured: Measured) -> list[Change]:
             f"batches of {larger} instead of {measured.batch}, where requests can wait",
             times.between_ms * (1 - 1 / LARGER_BATCH),
             False,
-            f"estimated, for each {measured.batch} images: {share}",
+            f"estimated, a run's share of the larger one: {share}",
         )
     ]
 
@@ -167,5 +169,3 @@ def _half_precision(measured: Measured, budget: Budget) -> list[Change]:
             f"estimated: {share:.0%} of the time is bound by memory, and half the bytes move",
         )
     ]
-
-
