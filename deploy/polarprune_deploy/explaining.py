@@ -6,11 +6,10 @@ its channels padded to multiples; what follows from these times is worked out by
 """
 
 import math
-import resource
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -28,12 +27,12 @@ from polarprune_deploy.layer_times_onnxruntime import (
     measure_node_cost,
     read_profile,
     require_onnxruntime,
-    timed,
 )
 from polarprune_deploy.layers_onnx import read_layers
+from polarprune_deploy.quiet_runs import median_noise, quietest, timed, watched
 from polarprune_deploy.roofline import measure_roof_onnxruntime
 from polarprune_deploy.runner_onnxruntime import OnnxRuntimeRunner
-from polarprune_deploy.runners import Array, NetworkBytes, PreparedRun, Runner
+from polarprune_deploy.runners import Array, NetworkBytes, Runner
 from polarprune_deploy.timing import SETTLED_RUN_MS, no_garbage_collection
 
 MULTIPLES = (4, 8, 16, 32)
@@ -42,7 +41,6 @@ VISIT_MS = 2.0
 MOST_RUNS = 4
 SECONDS = 20.0
 """The timed part of one explanation; slow networks get fewer visits, and the words say how many."""
-FEWEST_QUIET = 3
 
 
 def make_explainer(backend: str, device: str) -> "Explainer":
@@ -120,7 +118,7 @@ class Explainer:
             pruned=times[1],
             roof=roof,
             launch_ms=cost.launch_ms,
-            noise_ms=_noise_ms(race.run_ms(1)),
+            noise_ms=median_noise(race.run_ms(1)),
             runs=len(race.plain[1]),
             interrupted=race.interrupted,
             padded=tuple(
@@ -142,17 +140,9 @@ class _Race:
     profiled: list[list[tuple[int, ProfiledRun]]] = field(default_factory=list)
 
     def keep_quiet_runs(self) -> None:
-        """Keep a third of each network's runs: the least interrupted, of those the fastest.
-
-        What another process takes falls into few kernels and yet into most runs, so medians of all
-        runs would book it as time between the kernels. Verdicts are the bench's, from all samples.
-        """
-        for times in self.plain:
-            times.sort()
-            del times[max(FEWEST_QUIET, len(times) // 3) :]
-        for runs in self.profiled:
-            runs.sort(key=lambda run: (run[0], run[1].ms))
-            del runs[max(FEWEST_QUIET, len(runs) // 3) :]
+        """Keep the quietest of each network's runs, plain and profiled."""
+        self.plain = [quietest(runs, lambda run: run) for runs in self.plain]
+        self.profiled = [quietest(runs, lambda run: (run[0], run[1].ms)) for runs in self.profiled]
 
     def run_ms(self, index: int) -> list[float]:
         """The runs that were kept."""
@@ -160,7 +150,7 @@ class _Race:
 
     @property
     def interrupted(self) -> bool:
-        """Whether most of the runs that were kept, of either side, were interrupted all the same."""
+        """Whether most of the kept runs of either side were interrupted all the same."""
         return any(median(count for count, _ in times) > 0 for times in self.plain[:2])
 
 
@@ -180,32 +170,25 @@ def _race(runners: Sequence[OnnxRuntimeRunner], inputs: Mapping[str, Array]) -> 
             for runner in runners
         ]
         calls = [runner.prepare(inputs) for runner in (*runners, *profilers)]
-        once = [min(timed(call, 1) for _ in range(2)) for call in calls]
+        once = [min(timed(call) for _ in range(2)) for call in calls]
         runs = max(1, min(MOST_RUNS, math.ceil(VISIT_MS / max(min(once), 1e-3))))
         untimed = int(min(once) < SETTLED_RUN_MS)
         affordable = int(SECONDS * 1e3 / ((runs + untimed) * sum(once)))
         visits = max(FEWEST_VISITS, min(VISITS, affordable))
-        watched: list[list[tuple[int, float]]] = [[] for _ in calls]
+        seen_runs: list[list[tuple[int, float]]] = [[] for _ in calls]
         with no_garbage_collection():
             for _ in range(visits):
                 for index, call in enumerate(calls):
-                    took = [_run_watched(call) for _ in range(untimed + runs)][untimed:]
-                    watched[index] += took
-        race = _Race(watched[: len(runners)])
-        for profiler, seen in zip(profilers, watched[len(runners) :], strict=True):
+                    took = [watched(call) for _ in range(untimed + runs)][untimed:]
+                    seen_runs[index] += took
+        race = _Race(seen_runs[: len(runners)])
+        for profiler, seen in zip(profilers, seen_runs[len(runners) :], strict=True):
             found = read_profile(profiler.events())[-visits * (untimed + runs) :]
             kept = [run for i, run in enumerate(found) if i % (untimed + runs) >= untimed]
             counts = [count for count, _ in seen]
             race.profiled.append(list(zip(counts, kept, strict=True)))
     race.keep_quiet_runs()
     return race
-
-
-def _run_watched(call: PreparedRun) -> tuple[int, float]:
-    """Involuntary context switches of this process during a run, and its ms."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-    took = timed(call, 1)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - before, took
 
 
 def _padded_models(
@@ -244,12 +227,6 @@ def _as_padded(multiple: int, times: NetworkTimes) -> Padded:
         {layer.name: layer.macs for layer in times.layers},
         {layer.name: (layer.in_channels, layer.out_channels) for layer in times.layers},
     )
-
-
-def _noise_ms(samples: Sequence[float]) -> float:
-    """Half the width of a rough 95 % interval of the median, from the middle half's spread."""
-    low, _, high = quantiles(samples, n=4)
-    return 1.96 * 1.253 * (high - low) / 1.349 / math.sqrt(len(samples))
 
 
 def _model(runner: OnnxRuntimeRunner) -> Any:

@@ -5,7 +5,6 @@ an estimate: the ratio of the two times, of the layer's time in the network.
 """
 
 import copy
-import time
 from collections.abc import Callable, Mapping
 from statistics import median
 from typing import Any
@@ -16,13 +15,14 @@ from torch import Tensor, nn
 from polarprune_deploy.explanation import Explanation, conclude
 from polarprune_deploy.layer_times import Layer, Measured, NetworkTimes, Padded, Roof
 from polarprune_deploy.layer_times_torch import RUNS, layer_times, time_runs
+from polarprune_deploy.quiet_runs import median_noise, quietest, timed
+from polarprune_deploy.roofline import best_ms
 
 MULTIPLES = (8, 16, 32)
 COSTLIEST = 12
 """Layers that are padded and timed; the others take too little to matter."""
 SIDE = 2048
 WORKING_SETS = (3 * 2**20, 3 * 2**24, 3 * 2**27)
-PEAK_NS = 250_000_000
 CHAIN = 64
 
 
@@ -39,8 +39,8 @@ def explain_torch(dense: nn.Module, pruned: nn.Module, example: Tensor) -> Expla
     """
     times = [layer_times(network, example) for network in (dense, pruned)]
     with torch.inference_mode():
-        runs = sorted(time_runs(pruned.eval(), example, RUNS))
-        spread = runs[3 * len(runs) // 4] - runs[len(runs) // 4]
+        runs = quietest(time_runs(pruned.eval(), example, RUNS), lambda run: run)
+        lengths = [ms for _, ms in runs]
         measured = Measured(
             backend="torch",
             device=example.device.type,
@@ -49,8 +49,9 @@ def explain_torch(dense: nn.Module, pruned: nn.Module, example: Tensor) -> Expla
             pruned=times[1],
             roof=measure_roof_torch(example),
             launch_ms=_launch_ms(example),
-            noise_ms=spread / len(runs) ** 0.5,
-            runs=RUNS,
+            noise_ms=median_noise(lengths),
+            runs=len(runs),
+            interrupted=median(count for count, _ in runs) > 0,
             padded=_padded_layers(pruned, times[1], example),
             why_not_padded="no layer has counts that are not multiples already",
             settings={"precision": _precision(example), "threads": torch.get_num_threads()},
@@ -62,14 +63,14 @@ def measure_roof_torch(example: Tensor) -> Roof:
     """Peaks on the example's device and in its precision: a product, and a sum at several sizes."""
     side = SIDE if example.is_cuda else SIDE // 2
     left = torch.full((side, side), 0.5, dtype=example.dtype, device=example.device)
-    peak = side**3 / _best_ms(lambda: left @ left, example)
+    peak = side**3 / best_ms(_to_the_end(lambda: left @ left, example))
     bandwidths = []
     for size in WORKING_SETS:
         count = size // 3 // example.element_size()
         one = torch.full((count,), 0.5, dtype=example.dtype, device=example.device)
         out = torch.empty_like(one)
         call = _adder(one, out)
-        bandwidths.append((size, size / _best_ms(call, example)))
+        bandwidths.append((size, size / best_ms(_to_the_end(call, example))))
     return Roof(peak, tuple(bandwidths))
 
 
@@ -78,24 +79,15 @@ def _adder(one: Tensor, out: Tensor) -> Callable[[], Any]:
     return lambda: torch.add(one, other, out=out)
 
 
-def _best_ms(call: Callable[[], Any], example: Tensor) -> float:
-    best, spent = float("inf"), 0.0
-    while spent * 1e6 < PEAK_NS or best == float("inf"):
-        took = _timed(call, example)
-        if spent:  # the first may compile or choose a kernel
-            best = min(best, took)
-        spent += took
-    return best
+def _to_the_end(call: Callable[[], Any], example: Tensor) -> Callable[[], None]:
+    """The call and the wait for what it launched."""
 
+    def whole() -> None:
+        call()
+        if example.is_cuda:
+            torch.cuda.synchronize(example.device)
 
-def _timed(call: Callable[[], Any], example: Tensor) -> float:
-    if example.is_cuda:
-        torch.cuda.synchronize(example.device)
-    start = time.perf_counter_ns()
-    call()
-    if example.is_cuda:
-        torch.cuda.synchronize(example.device)
-    return (time.perf_counter_ns() - start) / 1e6
+    return whole
 
 
 def _launch_ms(example: Tensor) -> float:
@@ -111,7 +103,8 @@ def _launch_ms(example: Tensor) -> float:
         return call
 
     long, short = (
-        median(_timed(chain(length), example) for _ in range(RUNS)) for length in (CHAIN, 1)
+        median(timed(_to_the_end(chain(length), example)) for _ in range(RUNS))
+        for length in (CHAIN, 1)
     )
     return max(0.0, (long - short) / (CHAIN - 1))
 
@@ -158,7 +151,8 @@ def _alone_ms(
     images = example.new_full((shape[0], widths[0], *shape[2:]), 0.5)
     if example.is_contiguous(memory_format=torch.channels_last):
         images = images.contiguous(memory_format=torch.channels_last)
-    return median(time_runs(alone, images, RUNS))
+    runs = time_runs(alone, images, RUNS)
+    return median(ms for _, ms in quietest(runs, lambda run: run))
 
 
 def _input_shapes(

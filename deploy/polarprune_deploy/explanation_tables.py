@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 WORTH_WORDS = 0.03
 """Of the measured time: smaller items stand in the table only."""
 
+SMALL = 0.005
+"""Of a run: operators below it on both sides share one row."""
+
 CAUSES: dict[Cause, str] = {
     "where": "MACs were taken where they cost little time (below zero: where they cost much)",
     "multiples": "channel counts that the kernels run slowly",
@@ -103,7 +106,8 @@ def _about_counts(explanation: Explanation) -> list[str]:
 
 def _with_more_channels(cost: LayerCost) -> str:
     layer, widths = cost.pair.pruned, cost.padded_widths
-    assert layer is not None and widths is not None and cost.padded_ms is not None
+    if layer is None or widths is None or cost.padded_ms is None:
+        return ""
     changed = []
     for side, own, more in zip(
         ("input", "output"), (layer.in_channels, layer.out_channels), widths, strict=True
@@ -176,8 +180,8 @@ def _about_layers(explanation: Explanation) -> list[str]:
     if budget.ms("memory") > WORTH_WORDS * budget.measured_ms:
         bound = [c for c in budget.layers if c.memory > 0]
         lines.append(
-            f"{len(bound)} layers are bound by memory: {budget.ms('memory'):.3f} ms (estimated from "
-            "the measured bandwidth)."
+            f"{len(bound)} layers are bound by memory: {budget.ms('memory'):.3f} ms (estimated "
+            "from the measured bandwidth)."
         )
     if budget.ms("rate") > WORTH_WORDS * budget.measured_ms:
         slower = [c.pair for c in budget.layers if c.rate > 0]
@@ -227,7 +231,10 @@ def budget_table(explanation: Explanation) -> "Table":
 
     measured, budget = explanation.measured, explanation.budget
     table = Table(title="Where the time goes", title_justify="left", caption_justify="left")
-    table.caption = f"Medians of each network's {measured.runs} quietest runs, a third of all, in turn; the pruned run is known to {measured.noise_ms:.3f} ms."
+    table.caption = (
+        f"Medians of each network's {measured.runs} quietest runs, a third of all, in turn; the "
+        f"pruned run is known within {measured.noise_ms:.3f} ms."
+    )
     table.add_column("")
     table.add_column("ms", justify="right")
     table.add_column("how known")
@@ -288,15 +295,22 @@ def layer_table(explanation: Explanation) -> "Table":
 
 
 def _rows_without_macs(explanation: Explanation) -> list[tuple[str, float, float]]:
-    """Name, dense ms, pruned ms: layers that are gone, kernels of no layer, time between kernels."""
+    """Name, dense ms, pruned ms of layers that are gone, kernels of no layer, and the rest."""
     dense, pruned = explanation.measured.dense, explanation.measured.pruned
     gone = [cost.pair for cost in explanation.budget.layers if cost.pair.pruned is None]
     rows = []
     if gone:
         rows.append((f"{len(gone)} layers that are gone", sum(p.dense_ms for p in gone), 0.0))
     before, after = dense.other_ms(), pruned.other_ms()
+    small: list[tuple[float, float]] = []
     for operator in sorted({*before, *after}, key=lambda o: -after.get(o, (0.0, 0))[0]):
         one, other = before.get(operator, (0.0, 0)), after.get(operator, (0.0, 0))
-        rows.append((f"{operator}, {one[1]} to {other[1]}", one[0], other[0]))
+        if one[0] < SMALL * dense.run_ms and other[0] < SMALL * pruned.run_ms:
+            small.append((one[0], other[0]))
+        else:
+            rows.append((f"{operator}, {one[1]} to {other[1]}", one[0], other[0]))
+    if small:
+        sums = [sum(each) for each in zip(*small, strict=True)]
+        rows.append((f"{len(small)} other operators", sums[0], sums[1]))
     rows.append(("outside of kernels", dense.between_ms, pruned.between_ms))
     return rows

@@ -75,8 +75,8 @@ def align(dense: NetworkTimes, pruned: NetworkTimes) -> tuple[list[Pair], str]:
 
 
 def _by_order(dense: tuple[Layer, ...], pruned: tuple[Layer, ...]) -> dict[str, str]:
-    signatures = [[layer.signature for layer in side] for side in (dense, pruned)]
-    matcher = SequenceMatcher(None, *signatures, autojunk=False)
+    before, after = ([layer.signature for layer in side] for side in (dense, pruned))
+    matcher = SequenceMatcher(a=before, b=after, autojunk=False)
     return {
         dense[match.a + i].name: pruned[match.b + i].name
         for match in matcher.get_matching_blocks()

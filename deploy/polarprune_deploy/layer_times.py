@@ -99,8 +99,8 @@ class NetworkTimes:
 class Padded:
     """The pruned network with channels added up to a multiple, as it was measured.
 
-    `run_ms` and `kernel_ms` are None where layers were measured one by one and never as a network. `widths` are
-    a layer's channel counts then, in and out; `macs` its MACs.
+    `run_ms` and `kernel_ms` are None where layers were measured one by one and never as a network.
+    `widths` are a layer's channel counts then, in and out; `macs` its MACs.
     """
 
     multiple: int

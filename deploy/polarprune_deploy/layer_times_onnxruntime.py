@@ -12,7 +12,6 @@ with a chain of nodes that do next to nothing, and taken off each kernel.
 import importlib
 import json
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,9 @@ from typing import Any
 from polarprune.errors import BackendUnavailable, ParityError
 from polarprune_deploy.layer_times import Kernel
 from polarprune_deploy.layers_onnx import OnnxLayers
+from polarprune_deploy.quiet_runs import timed
 from polarprune_deploy.runner_onnxruntime import OnnxRuntimeRunner
-from polarprune_deploy.runners import Array, NetworkBytes, PreparedRun, Runner
+from polarprune_deploy.runners import Array, NetworkBytes, Runner
 
 CHAIN = 48
 """Nodes of the chain that measures what a node costs beside its work."""
@@ -145,21 +145,13 @@ def measure_node_cost(device: str, threads: int, runs: int = 200) -> NodeCost:
     times: list[list[float]] = [[], [], []]
     for _ in range(runs):
         for call, each in zip(calls, times, strict=True):
-            each.append(timed(call, 1))
+            each.append(timed(call))
     recorded = read_profile(profiled.events())[-runs:]
     for runner in plain:
         runner.close()
     launch = max(0.0, (median(times[1]) - median(times[0])) / (CHAIN - 1))
     inside = median(ms for run in recorded for _, _, ms in run.nodes)
     return NodeCost(launch, max(0.0, inside - launch))
-
-
-def timed(call: PreparedRun, repetitions: int) -> float:
-    """Mean ms of so many runs in a row."""
-    start = time.perf_counter_ns()
-    for _ in range(repetitions):
-        call()
-    return (time.perf_counter_ns() - start) / repetitions / 1e6
 
 
 def require_onnxruntime(runner: Runner) -> OnnxRuntimeRunner:

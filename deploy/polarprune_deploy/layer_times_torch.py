@@ -6,7 +6,6 @@ for launches. A CUDA graph or a compiled network has no such ranges; its layers'
 the same network run eagerly.
 """
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
@@ -18,9 +17,11 @@ from torch import Tensor, nn
 
 from polarprune.errors import ConfigError
 from polarprune_deploy.layer_times import Kernel, Layer, NetworkTimes
+from polarprune_deploy.quiet_runs import quietest, watched
 
-RUNS, WARM_UP = 25, 5
-_RANGE = "polarprune layer: "
+RUNS, WARM_UP = 60, 5
+_OURS = "polarprune "
+_RANGE, _RUN = f"{_OURS}layer: ", f"{_OURS}run: "
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -50,7 +51,8 @@ def layer_times(network: nn.Module, example: Tensor, *, runs: int = RUNS) -> Net
             kernels = _profile(network, example, runs)
     finally:
         network.train(was_training)
-    return NetworkTimes(type(network).__name__, median(run_ms), tuple(kernels), tuple(layers))
+    quiet = [ms for _, ms in quietest(run_ms, lambda run: run)]
+    return NetworkTimes(type(network).__name__, median(quiet), tuple(kernels), tuple(layers))
 
 
 def read_layers(network: nn.Module, example: Tensor) -> list[Layer]:
@@ -72,17 +74,15 @@ def read_layers(network: nn.Module, example: Tensor) -> list[Layer]:
     return list(found.values())
 
 
-def time_runs(network: nn.Module, example: Tensor, runs: int) -> list[float]:
-    """Host latency of each run in ms, to complete outputs, after a few that are not timed."""
-    times = []
-    for run in range(WARM_UP + runs):
-        start = time.perf_counter_ns()
+def time_runs(network: nn.Module, example: Tensor, runs: int) -> list[tuple[int, float]]:
+    """Interruptions and host latency in ms of each run, to complete outputs, after a warm-up."""
+
+    def call() -> None:
         network(example)
         if example.is_cuda:
             torch.cuda.synchronize(example.device)
-        if run >= WARM_UP:
-            times.append((time.perf_counter_ns() - start) / 1e6)
-    return times
+
+    return [watched(call) for _ in range(WARM_UP + runs)][WARM_UP:]
 
 
 def _profile(network: nn.Module, example: Tensor, runs: int) -> list[Kernel]:
@@ -96,25 +96,29 @@ def _profile(network: nn.Module, example: Tensor, runs: int) -> list[Kernel]:
         time_runs(network, example, 0)
         with profile(activities=activities) as profiler:
             for number in range(runs):
-                with record_function(f"polarprune run: {number}"):
+                with record_function(f"{_RUN}{number}"):
                     network(example)
                 if example.is_cuda:
                     torch.cuda.synchronize(example.device)
+    lengths: dict[int, float] = {}
     times: dict[tuple[str | None, str, int], dict[int, float]] = {}
     seen: dict[tuple[int, str | None, str], int] = {}
     for event in profiler.events():
         run, layer = _place(event)
-        if run is None or event.name.startswith("polarprune "):
+        if run is None:
             continue
-        ms = _own_ms(event, example.is_cuda)
+        if event.name.startswith(_RUN):
+            lengths[run] = float(event.time_range.elapsed_us())
+        ms = 0.0 if event.name.startswith(_OURS) else _own_ms(event, example.is_cuda)
         if ms <= 0:
             continue
         count = seen[run, layer, event.name] = seen.get((run, layer, event.name), -1) + 1
         times.setdefault((layer, event.name, count), {})[run] = ms
+    quiet = quietest(list(lengths), lambda run: (lengths[run],))
     return [
-        Kernel(f"{name} {count}", name, layer, median(each.values()))
+        Kernel(f"{name} {count}", name, layer, median(each[run] for run in quiet if run in each))
         for (layer, name, count), each in times.items()
-        if 2 * len(each) > runs  # one that most runs do not have is the profiler's
+        if 2 * sum(run in each for run in quiet) > len(quiet)  # else it is the profiler's own
     ]
 
 
@@ -130,7 +134,7 @@ def _place(event: Any) -> tuple[int | None, str | None]:
     while event is not None:
         if layer is None and event.name.startswith(_RANGE):
             layer = event.name.removeprefix(_RANGE)
-        if event.name.startswith("polarprune run: "):
+        if event.name.startswith(_RUN):
             return int(event.name.rpartition(" ")[2]), layer
         event = event.cpu_parent
     return None, None
@@ -140,10 +144,11 @@ def _place(event: Any) -> tuple[int | None, str | None]:
 def _ranges(network: nn.Module) -> Iterator[None]:
     from torch.profiler import record_function
 
-    handles, open_ranges = [], []
+    handles = []
+    open_ranges: list[Any] = []
 
     def enter(name: str) -> None:
-        entered = record_function(f"{_RANGE}{name}")
+        entered: Any = record_function(f"{_RANGE}{name}")
         entered.__enter__()
         open_ranges.append(entered)
 

@@ -1,6 +1,6 @@
-"""What a backend reaches on this machine, measured: arithmetic by a large product and a
-convolution, memory by a sum of two tensors at several sizes.
+"""What a backend reaches on this machine: measured peaks of arithmetic and of memory.
 
+Arithmetic by a large product and a convolution, memory by a sum of two tensors at several sizes.
 Never a datasheet: the same backend, threads and precision as the network's, best of several runs.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from polarprune_deploy.layer_times import Roof
-from polarprune_deploy.layer_times_onnxruntime import timed
+from polarprune_deploy.quiet_runs import timed
 from polarprune_deploy.runner_onnxruntime import OnnxRuntimeRunner
 from polarprune_deploy.runners import NetworkBytes, PreparedRun
 
@@ -52,13 +52,11 @@ def measure_roof_onnxruntime(device: str, threads: int, precision: str) -> Roof:
     return Roof(peak, tuple(bandwidths))
 
 
-def best_ms(
-    call: PreparedRun, spend_ns: int = PEAK_NS, timer: Callable[..., float] = timed
-) -> float:
+def best_ms(call: Callable[[], object]) -> float:
     """The shortest run in a quarter of a second, three at least: a peak is what can be had."""
-    best, spent, runs = timer(call, 1), 0.0, 0
-    while runs < 3 or spent * 1e6 < spend_ns:
-        took = timer(call, 1)
+    best, spent, runs = timed(call), 0.0, 0
+    while runs < 3 or spent * 1e6 < PEAK_NS:
+        took = timed(call)
         best, spent, runs = min(best, took), spent + took, runs + 1
     return best
 
