@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 WORTH_WORDS = 0.03
 """Of the measured time: smaller items stand in the table only."""
 
+NCHWC = "_nchwc"
+"""What ends the name of a node that ONNX Runtime computes in blocks of channels."""
+
 SMALL = 0.005
 """Of a run: operators below it on both sides share one row."""
 
@@ -47,7 +50,15 @@ def words(explanation: Explanation) -> list[str]:
             "Other processes took CPUs from most of these runs, so time outside of kernels, and "
             "the unexplained rest, are theirs in part: measure again on a quiet machine."
         )
+    silent = [layer for layer, ms in measured.pruned.layer_ms().items() if not ms]
+    if silent:
+        lines.append(
+            f"No time was found for {len(silent)} of {len(measured.pruned.layers)} layers "
+            f"({', '.join(silent[:3])}): the backend names them otherwise, so they are in the "
+            "rows of their operators."
+        )
     lines += _about_counts(explanation)
+    lines += _about_lost_blocks(measured)
     lines += _about_rounding(explanation)
     lines += _about_others(measured, budget)
     lines += _about_layers(explanation)
@@ -84,8 +95,8 @@ def _about_counts(explanation: Explanation) -> list[str]:
         if measured.padded:
             tried = ", ".join(str(each.multiple) for each in measured.padded)
             return [
-                f"Its channel counts are not what slows it: padded to multiples of {tried} it took "
-                "no less time (measured)."
+                f"More channels do not make it faster: padded to multiples of {tried} it took no "
+                "less time (measured)."
             ]
         return [f"Other channel counts were not tried: {measured.why_not_padded}."]
     off = [cost for cost in budget.layers if cost.multiples > 0]
@@ -118,6 +129,27 @@ def _with_more_channels(cost: LayerCost) -> str:
     wanted = " and ".join(each for _, each in changed)
     less = 1 - cost.padded_ms / cost.pair.pruned_ms
     return f"{layer.name} with {given} channels, where {wanted} take {less:.0%} less"
+
+
+def _about_lost_blocks(measured: Measured) -> list[str]:
+    """ONNX Runtime on a CPU: which convolutions it no longer runs in blocks of channels.
+
+    Its optimiser takes a convolution of 8 (AVX2) or 16 (AVX-512) input channels or more into
+    blocks only where they are a multiple of 4 (NchwcTransformer, in nchwc_transformer.cc).
+    """
+    sides = [
+        {kernel.layer for kernel in times.kernels if kernel.name.endswith(NCHWC)}
+        for times in (measured.dense, measured.pruned)
+    ]
+    lost = [each for each in measured.pruned.layers if each.name in sides[0] - sides[1]]
+    odd = [each for each in lost if each.in_channels % 4]
+    if not odd:
+        return []
+    inputs = ", ".join(str(count) for count in sorted({each.in_channels for each in odd}))
+    return [
+        f"{len(odd)} convolutions lost ONNX Runtime's blocked layout, which takes input channels "
+        f"in multiples of 4; these have {inputs}."
+    ]
 
 
 def _about_rounding(explanation: Explanation) -> list[str]:
@@ -255,11 +287,14 @@ def layer_table(explanation: Explanation) -> "Table":
 
     roof = explanation.measured.roof
     table = Table(title="Layer by layer", title_justify="left", caption_justify="left")
+    on_cpu = explanation.measured.device == "cpu"
+    low = explanation.measured.settings.get("precision") in ("fp16", "bf16", "int8")
+    over = "the peak is float32's, which int8 may pass; " if low and on_cpu else ""
     fast = max(rate for _, rate in roof.bandwidths)
     table.caption = (
         f"Channels are inputs>outputs; roof: reached of {roof.macs_per_ms / 1e6:.0f} GMAC/s or "
         f"{roof.bandwidths[-1][1] / 1e6:.0f} to {fast / 1e6:.0f} GB/s, measured with this backend; "
-        "! slower than before."
+        f"{over}! slower than before."
     )
     multiple = explanation.padding.multiple if explanation.padding else None
     columns = ["layer", "channels", "MACs", "ms", "by MACs", "beyond", "roof"]
@@ -300,7 +335,7 @@ def _rows_without_macs(explanation: Explanation) -> list[tuple[str, float, float
     gone = [cost.pair for cost in explanation.budget.layers if cost.pair.pruned is None]
     rows = []
     if gone:
-        rows.append((f"{len(gone)} layers that are gone", sum(p.dense_ms for p in gone), 0.0))
+        rows.append((f"layers that are gone: {len(gone)}", sum(p.dense_ms for p in gone), 0.0))
     before, after = dense.other_ms(), pruned.other_ms()
     small: list[tuple[float, float]] = []
     for operator in sorted({*before, *after}, key=lambda o: -after.get(o, (0.0, 0))[0]):

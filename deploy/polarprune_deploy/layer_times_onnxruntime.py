@@ -29,6 +29,8 @@ from polarprune_deploy.runners import Array, NetworkBytes, Runner
 CHAIN = 48
 """Nodes of the chain that measures what a node costs beside its work."""
 _KERNEL_TIME = "_kernel_time"
+# On a CPU half precision is computed in float32, behind casts that are put in and taken out again.
+_CAST = "InsertedPrecisionFreeCast_"
 _REPEATED = re.compile(r"_token_\d+$")
 
 
@@ -113,7 +115,7 @@ def kernels_of(runs: Sequence[ProfiledRun], layers: OnnxLayers, record_ms: float
 
 def layer_of(node: str, layers: OnnxLayers) -> str | None:
     """The layer that a node of the optimised graph computes, by its name."""
-    plain = _REPEATED.sub("", node)
+    plain = _REPEATED.sub("", node).removeprefix(_CAST)
     if plain in layers.of_node:
         return layers.of_node[plain]
     if plain.endswith("_nchwc"):

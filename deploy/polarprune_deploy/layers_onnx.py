@@ -112,7 +112,7 @@ def _stored_weight(name: str, stored: dict[str, Any], producers: dict[str, Any])
 
 def _layer_name(weight: str, taken: set[str], node: str) -> str:
     name = weight
-    for ending in ("_quantized", "_fp16", ".weight"):
+    for ending in ("_quantized", "_float16", "_bfloat16", ".weight"):
         name = name.removesuffix(ending)
     return f"{name} ({node})" if name in taken else name  # a weight that two layers share
 

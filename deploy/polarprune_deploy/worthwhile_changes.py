@@ -97,7 +97,7 @@ def _blocks(measured: Measured, budget: Budget) -> list[Change]:
         return []
     return [
         Change(
-            "take whole blocks instead of channels: --granularity block",
+            "as many MACs in whole blocks instead of channels: --granularity block",
             gain,
             False,
             f"estimated, at most: {thin} of {left} layers became thinner and take more than "

@@ -122,6 +122,23 @@ def test_counts_off_the_multiples_are_named_with_what_they_cost(measured: Measur
     assert "odd with 41 input channels, where 48 take 67% less" in text
 
 
+def test_convolutions_that_lost_the_blocked_layout_are_named(measured: Measured) -> None:
+    def in_blocks(side: NetworkTimes, names: set[str]) -> NetworkTimes:
+        kernels = tuple(
+            replace(k, name=f"{k.name}_nchwc") if k.layer in names else k for k in side.kernels
+        )
+        return replace(side, kernels=kernels)
+
+    dense = in_blocks(measured.dense, {"stem", "odd", "even"})
+    pruned = in_blocks(measured.pruned, {"stem", "even"})
+    text = " ".join(words(conclude(replace(measured, dense=dense, pruned=pruned))))
+    assert "1 convolutions lost ONNX Runtime's blocked layout" in text
+    assert "these have 41." in text
+    kept = in_blocks(measured.pruned, {"stem", "odd", "even"})
+    text = " ".join(words(conclude(replace(measured, dense=dense, pruned=kept))))
+    assert "blocked layout" not in text
+
+
 def test_a_padded_network_that_is_not_faster_is_no_advice(measured: Measured) -> None:
     slow = replace(measured.padded[0], run_ms=2.2, kernel_ms=2.1)
     explanation = conclude(replace(measured, padded=(slow,)))
@@ -207,7 +224,7 @@ def test_the_telling_and_the_json_hold_every_layer(measured: Measured) -> None:
     for part in tell(explanation):
         console.print(part)
     shown = stream.getvalue()
-    for name in ("stem", "odd", "even", "1 layers that are gone", "ReorderOutput"):
+    for name in ("stem", "odd", "even", "layers that are gone: 1", "ReorderOutput"):
         assert name in shown
     document = json.loads(json.dumps(explanation.as_json(), allow_nan=False))
     assert [each["layer"] for each in document["layers"]] == ["odd", "even", "stem", "gone"]

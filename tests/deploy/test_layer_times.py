@@ -17,6 +17,7 @@ from polarprune.errors import BackendUnavailable, ConfigError
 from polarprune_deploy.layer_times_onnxruntime import (
     ProfiledRunner,
     kernels_of,
+    layer_of,
     measure_node_cost,
     read_profile,
 )
@@ -69,6 +70,13 @@ def test_every_layer_of_a_profile_is_found_and_fits_into_its_run(resnet20: Path)
     unmapped = {kernel.operator for kernel in kernels if kernel.layer is None}
     assert not unmapped & {"Conv", "FusedConv", "Gemm"}
     assert "Slice" in unmapped  # of the shortcuts: it has no MACs
+
+
+def test_layers_of_half_precision_are_found_behind_their_casts() -> None:
+    layers = OnnxLayers((), {"conv_0": "a"}, {"relu_0_output": "a"})
+    assert layer_of("InsertedPrecisionFreeCast_relu_0_output_nchwc", layers) == "a"
+    assert layer_of("conv_0", layers) == "a"
+    assert layer_of("InsertedPrecisionFreeCast_pad_0_output_nchwc", layers) is None
 
 
 def test_a_profiler_closed_early_leaves_no_file(resnet20: Path) -> None:
