@@ -17,7 +17,7 @@ import numpy as np
 from polarprune.errors import BundleError, ConfigError, ParityError
 from polarprune_deploy.explanation import Explanation, conclude
 from polarprune_deploy.input_making import random_inputs
-from polarprune_deploy.layer_times import Measured, NetworkTimes, Padded, Roof
+from polarprune_deploy.layer_times import Measured, NetworkTimes, Padded, Roof, fitted
 from polarprune_deploy.layer_times_onnxruntime import (
     NodeCost,
     ProfiledRun,
@@ -102,11 +102,16 @@ class Explainer:
             layers += [read_layers(_model(runner), batch) for runner in runners[2:]]
             race = _race(runners, inputs)
         times = [
-            NetworkTimes(
-                runner.name,
-                median(race.run_ms(i)),
-                tuple(kernels_of([run for _, run in race.profiled[i]], layers[i], cost.record_ms)),
-                layers[i].layers,
+            fitted(
+                NetworkTimes(
+                    runner.name,
+                    median(race.run_ms(i)),
+                    tuple(
+                        kernels_of([run for _, run in race.profiled[i]], layers[i], cost.record_ms)
+                    ),
+                    layers[i].layers,
+                ),
+                cost.launch_ms,
             )
             for i, runner in enumerate(runners)
         ]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from polarprune_deploy.explanation import Explanation, conclude
-from polarprune_deploy.layer_times import Layer, Measured, NetworkTimes, Padded, Roof
+from polarprune_deploy.layer_times import Layer, Measured, NetworkTimes, Padded, Roof, fitted
 from polarprune_deploy.layer_times_torch import WARM_UP, time_networks, waiting
 from polarprune_deploy.quiet_runs import median_noise, quietest, timed, watched
 from polarprune_deploy.roofline import best_ms
@@ -46,6 +46,8 @@ def explain_torch(dense: nn.Module, pruned: nn.Module, example: Tensor) -> Expla
         runs = _affordable_runs(networks, example)
         timed_networks = time_networks(networks, example, runs)
         before, after = timed_networks.times
+        if not example.is_cuda:
+            before, after = fitted(before, 0.0), fitted(after, 0.0)
         measured = Measured(
             backend="torch",
             device=example.device.type,
@@ -53,7 +55,8 @@ def explain_torch(dense: nn.Module, pruned: nn.Module, example: Tensor) -> Expla
             dense=before,
             pruned=after,
             roof=measure_roof_torch(example),
-            launch_ms=_launch_ms(example),
+            # On a CPU an operator's own time has its dispatch in it.
+            launch_ms=_launch_ms(example) if example.is_cuda else 0.0,
             noise_ms=median_noise(timed_networks.quiet_ms[1]),
             runs=len(timed_networks.quiet_ms[1]),
             interrupted=timed_networks.interrupted,

@@ -35,6 +35,7 @@ class Explanation:
             "noise_ms": measured.noise_ms,
             "runs": measured.runs,
             "interrupted": measured.interrupted,
+            "slowed": {"dense": dense.slowed, "pruned": pruned.slowed},
             "kept_macs": budget.kept_macs,
             "by_macs_ms": budget.expected_ms,
             "budget": [

@@ -18,15 +18,21 @@ NCHWC = "_nchwc"
 SMALL = 0.005
 """Of a run: operators below it on both sides share one row."""
 
+LEFT: tuple[Cause, ...] = ("rate", "rest")
+"""They are what no other cause explains: of layers, and of the run."""
+
+SLOWED = 1.02
+"""A profile that fits so well needs no words."""
+
 CAUSES: dict[Cause, str] = {
-    "where": "MACs were taken where they cost little time (below zero: where they cost much)",
+    "where": "MACs were taken where they cost little time (below 0: much time)",
     "multiples": "channel counts that the kernels run slowly",
     "rounding": "channels that kernels compute although they are not there",
     "memory": "layers that wait for memory",
     "rate": "layers that run fewer MACs a second than before, for no other reason found",
     "better": "layers that run more MACs a second than before",
     "layout": "changes of layout or type between kernels",
-    "others": "operators without MACs (pooling, adding, activations on their own)",
+    "others": "operators without MACs (pooling, adding; batch norms and activations on their own)",
     "launches": "starting kernels",
     "rest": "unexplained rest",
 }
@@ -57,6 +63,7 @@ def words(explanation: Explanation) -> list[str]:
             f"({', '.join(silent[:3])}): the backend names them otherwise, so they are in the "
             "rows of their operators."
         )
+    lines += _about_slowing(measured)
     lines += _about_counts(explanation)
     lines += _about_lost_blocks(measured)
     lines += _about_rounding(explanation)
@@ -75,8 +82,9 @@ def _headline(measured: Measured, budget: Budget) -> str:
     ratio = budget.dense_ms / budget.measured_ms
     speed = f"{ratio:.2f} x as fast" if ratio >= 1 else f"{1 / ratio:.2f} x as slow"
     start = (
-        f"Batch {measured.batch}: {budget.dense_ms:.3f} ms before, {budget.measured_ms:.3f} ms "
-        f"pruned ({speed}), with {budget.kept_macs:.0%} of the MACs. "
+        f"Why, at batch {measured.batch} (runs of its own, the quietest third; what is faster, the "
+        f"bench says): {budget.dense_ms:.3f} ms before, {budget.measured_ms:.3f} ms pruned "
+        f"({speed}), with {budget.kept_macs:.0%} of the MACs. "
     )
     if budget.gap_ms > max(measured.noise_ms, WORTH_WORDS * budget.measured_ms):
         return start + (
@@ -89,11 +97,26 @@ def _headline(measured: Measured, budget: Budget) -> str:
     )
 
 
+def _about_slowing(measured: Measured) -> list[str]:
+    slowed = max(measured.dense.slowed, measured.pruned.slowed)
+    if slowed <= SLOWED:
+        return []
+    return [
+        f"The profiler slowed the kernels ({slowed:.2f} times as long as a plain run has room "
+        "for); their times are scaled down in proportion, so single short layers are less certain."
+    ]
+
+
 def _about_counts(explanation: Explanation) -> list[str]:
     measured, budget, best = explanation.measured, explanation.budget, explanation.padding
     if best is None:
         if measured.padded:
             tried = ", ".join(str(each.multiple) for each in measured.padded)
+            if measured.padded[0].run_ms is None:
+                return [
+                    f"More channels do not make its layers faster: padded to multiples of {tried}, "
+                    "each timed alone, they took no less time."
+                ]
             return [
                 f"More channels do not make it faster: padded to multiples of {tried} it took no "
                 "less time (measured)."
@@ -164,9 +187,9 @@ def _about_rounding(explanation: Explanation) -> list[str]:
         if cost.pair.pruned and cost.free_widths
     )
     return [
-        f"{len(rounded)} layers take as long with more channels (measured): {examples}. About "
-        f"{budget.ms('rounding'):.3f} ms are spent on channels that are not there; they could be "
-        "kept for nothing, or more of them taken to the multiple below."
+        f"{len(rounded)} layers would take no longer with more channels (measured): {examples}. "
+        f"About {budget.ms('rounding'):.3f} ms go into channels that are not there: keep these for "
+        "nothing, or prune down to the next multiple."
     ]
 
 
@@ -224,9 +247,9 @@ def _about_layers(explanation: Explanation) -> list[str]:
         ]
         before, after = (sum(each) / len(shares) for each in zip(*shares, strict=True))
         lines.append(
-            f"{len(slower)} layers became too thin for their kernels: they reach {after:.0%} of "
-            f"what this machine can do, on average, where the dense ones reach {before:.0%}: "
-            f"{budget.ms('rate'):.3f} ms."
+            f"{len(slower)} layers make less of this machine than before: they reach {after:.0%} "
+            f"of what it can do, on average, where the dense ones reach {before:.0%}: "
+            f"{budget.ms('rate'):.3f} ms, with no other reason found."
         )
     if budget.ms("where") > WORTH_WORDS * budget.measured_ms:
         lines.append(
@@ -251,7 +274,7 @@ def _about_overhead(measured: Measured, budget: Budget) -> list[str]:
 def _about_changes(explanation: Explanation) -> list[str]:
     if not explanation.changes:
         return ["No change that was looked at would save more than 2 % of a run."]
-    lines = ["What would pay most (the gains overlap):"]
+    lines = ["What would pay most, in ms of a run (the gains overlap):"]
     for number, change in enumerate(explanation.changes, 1):
         lines.append(f"  {number}. {change.gain_ms:.3f} ms: {change.what} ({change.basis})")
     return lines
@@ -275,6 +298,7 @@ def budget_table(explanation: Explanation) -> "Table":
     for item in budget.items:
         if abs(item.ms) >= 0.0005:
             known = "measured" if item.measured else "estimated"
+            known = "what is left" if item.cause in LEFT else known
             table.add_row(CAUSES[item.cause], f"{item.ms:+.3f}", known)
     table.add_section()
     table.add_row("the pruned network", f"{budget.measured_ms:.3f}", "measured")
@@ -292,9 +316,10 @@ def layer_table(explanation: Explanation) -> "Table":
     over = "the peak is float32's, which int8 may pass; " if low and on_cpu else ""
     fast = max(rate for _, rate in roof.bandwidths)
     table.caption = (
-        f"Channels are inputs>outputs; roof: reached of {roof.macs_per_ms / 1e6:.0f} GMAC/s or "
-        f"{roof.bandwidths[-1][1] / 1e6:.0f} to {fast / 1e6:.0f} GB/s, measured with this backend; "
-        f"{over}! slower than before."
+        f"Channels are inputs>outputs; by MACs: the dense layer's time times the MACs it kept; "
+        f"roof: share of {roof.macs_per_ms / 1e6:.0f} GMAC/s (compute), or of "
+        f"{roof.bandwidths[-1][1] / 1e6:.0f} to {fast / 1e6:.0f} GB/s (memory), which this backend "
+        f"reached here; {over}! slower than before."
     )
     multiple = explanation.padding.multiple if explanation.padding else None
     columns = ["layer", "channels", "MACs", "ms", "by MACs", "beyond", "roof"]

@@ -42,7 +42,10 @@ FREE = 1.05
 
 @dataclass(frozen=True)
 class Item:
-    """One part of the gap, in ms of a run. `measured` is False for what is partly estimated."""
+    """One part of the gap, in ms of a run.
+
+    `measured` is False for what is estimated, at least in part, and for what is left after that.
+    """
 
     cause: Cause
     ms: float
@@ -106,17 +109,18 @@ def make_budget(measured: Measured, pairs: Sequence[Pair], best: Padded | None) 
     (layout, others), (dense_layout, dense_others) = _other(pruned), _other(dense)
     launches = measured.launch_ms * (len(pruned.kernels) - kept * len(dense.kernels))
     between = pruned.between_ms - kept * dense.between_ms
+    whole = all(padded.run_ms is not None for padded in measured.padded)
     items = (
         Item("where", where, True),
-        Item("multiples", sum(cost.multiples for cost in costs), True),
-        Item("rounding", sum(cost.rounding for cost in costs), True),
+        Item("multiples", sum(cost.multiples for cost in costs), whole),
+        Item("rounding", sum(cost.rounding for cost in costs), False),
         Item("memory", sum(cost.memory for cost in costs), False),
-        Item("rate", sum(cost.rate for cost in costs), True),
+        Item("rate", sum(cost.rate for cost in costs), False),
         Item("better", sum(cost.better for cost in costs), True),
         Item("layout", layout - kept * dense_layout, True),
         Item("others", others - kept * dense_others, True),
         Item("launches", launches, False),
-        Item("rest", between - launches, True),
+        Item("rest", between - launches, False),
     )
     return Budget(dense.run_ms, pruned.run_ms, kept, kept * dense.run_ms, items, tuple(costs))
 

@@ -5,7 +5,7 @@ Nothing here knows a backend; each has a module of its own that fills these in.
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 LayerKind = Literal["convolution", "linear"]
@@ -55,12 +55,15 @@ class NetworkTimes:
     """One network on one backend at one batch size.
 
     `run_ms` is the whole run, timed without a profiler; `kernels` come from profiled runs.
+    `slowed`: how many times as long as a plain run has room for the kernels took while they were
+    profiled; their ms are divided by it already.
     """
 
     network: str
     run_ms: float
     kernels: tuple[Kernel, ...]
     layers: tuple[Layer, ...]
+    slowed: float = 1.0
 
     @property
     def macs(self) -> int:
@@ -74,7 +77,7 @@ class NetworkTimes:
 
     @property
     def between_ms(self) -> float:
-        """Time of a run that no kernel accounts for; below zero where profiled runs were slower."""
+        """Time of a run that no kernel accounts for."""
         return self.run_ms - self.kernel_ms
 
     def layer_ms(self) -> dict[str, float]:
@@ -93,6 +96,20 @@ class NetworkTimes:
             if kernel.layer not in known:
                 times[kernel.operator].append(kernel.ms)
         return {operator: (sum(each), len(each)) for operator, each in times.items()}
+
+
+def fitted(times: NetworkTimes, launch_ms: float) -> NetworkTimes:
+    """The kernels scaled down where they don't fit into the plain run beside their launches.
+
+    A profiler slows short kernels by more than the writing of its records, the more the more
+    threads. How that spreads over the kernels is not known; here it is in proportion.
+    """
+    room = times.run_ms - launch_ms * len(times.kernels)
+    if room <= 0 or times.kernel_ms <= room:
+        return times
+    slowed = times.kernel_ms / room
+    kernels = tuple(replace(kernel, ms=kernel.ms / slowed) for kernel in times.kernels)
+    return replace(times, kernels=kernels, slowed=slowed)
 
 
 @dataclass(frozen=True)

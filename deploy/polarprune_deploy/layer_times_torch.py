@@ -6,6 +6,7 @@ for launches. A CUDA graph or a compiled network has no such ranges; its layers'
 the same network run eagerly.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -121,6 +122,8 @@ def _profile(network: nn.Module, example: Tensor, runs: int) -> list[Kernel]:
     """Medians over the runs, of each operator of each layer, and of operators of no layer."""
     from torch.profiler import ProfilerActivity, profile, record_function
 
+    # Its tracer writes about itself to stderr, which belongs to people.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     activities = [ProfilerActivity.CPU]
     if example.is_cuda:
         activities.append(ProfilerActivity.CUDA)
