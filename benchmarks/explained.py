@@ -111,8 +111,8 @@ def run(quick: bool) -> dict[str, Any]:
         found, words = explain(dense, pruned, images, batch)
         rows.append({"name": name, **found, "words": words})
     return {
-        "what": "three pruned networks of random weights (latency only) explained; ONNX Runtime CPU, "
-        f"fp32, {THREADS} threads. Profiles are kept as medians.",
+        "what": "three pruned networks of random weights (latency only) explained; ONNX Runtime "
+        f"CPU, fp32, {THREADS} threads. Profiles are kept as medians.",
         "seed": SEED,
         "machine": {**describe_environment(), **describe_machine()},
         "rows": rows,

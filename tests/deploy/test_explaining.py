@@ -157,7 +157,9 @@ def test_networks_without_macs_are_refused_before_anything_is_timed(
     backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(benching, "compare_latency", None)
-    with pytest.raises(ConfigError, match=r"activation has no convolution or linear layer"):
+    with pytest.raises(
+        ConfigError, match=r"activation \(again\) has no convolution or linear layer"
+    ):
         bench(
             f"{HERE}:activation", f"{HERE}:activation", batches=(1,), backend=backend,
             image_size=8, num_classes=192, explain=True,
@@ -180,3 +182,17 @@ def test_networks_in_memory_are_explained_the_same_way() -> None:
     assert first.widths["0"] == (3, 16)
     assert first.widths["2"] == (16, 16)
     assert first.macs["2"] == round(11 * 16 * 9 * 12 * 12 * 2 * 16 / 11)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_on_a_gpu_torch_is_explained_by_its_kernels() -> None:
+    (row,) = bench(
+        f"{HERE}:thin", f"{HERE}:wide", batches=(8,), backend="torch", device="cuda",
+        precision="fp16", image_size=64, num_classes=4, explain=True,
+    )["rows"]  # fmt: skip
+    document: Any = row["explanation"]
+    check_document(document, 3)
+    assert document["launch_ms"] > 0
+    # Kernels this small do not fill a run: the host's launches do.
+    assert document["between_ms"]["pruned"] > 0

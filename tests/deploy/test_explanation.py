@@ -11,7 +11,15 @@ from polarprune.terminal import make_console
 from polarprune_deploy.explanation import conclude
 from polarprune_deploy.explanation_tables import tell, words
 from polarprune_deploy.layer_alignment import align
-from polarprune_deploy.layer_times import Kernel, Layer, Measured, NetworkTimes, Padded, Roof
+from polarprune_deploy.layer_times import (
+    Kernel,
+    Layer,
+    Measured,
+    NetworkTimes,
+    Padded,
+    Roof,
+    fitted,
+)
 
 ROOF = Roof(macs_per_ms=1e6, bandwidths=((1000, 2e6), (10**9, 1e6)))
 
@@ -230,3 +238,24 @@ def test_the_telling_and_the_json_hold_every_layer(measured: Measured) -> None:
     assert [each["layer"] for each in document["layers"]] == ["odd", "even", "stem", "gone"]
     total = document["by_macs_ms"] + sum(item["ms"] for item in document["budget"])
     assert total == pytest.approx(document["pruned_ms"])
+
+
+def test_kernels_that_the_profiler_slowed_are_fitted_into_the_plain_run(measured: Measured) -> None:
+    pruned = measured.pruned  # four kernels and a reorder take 1.95 ms of 2.1
+    assert fitted(pruned, 0.01) is pruned
+    short = replace(pruned, run_ms=pruned.kernel_ms / 1.5 + 0.05)
+    found = fitted(short, 0.01)
+    assert found.slowed == pytest.approx(1.5)
+    assert found.between_ms == pytest.approx(0.05)  # the launches of five kernels
+    assert found.layer_ms()["odd"] == pytest.approx(1.2 / 1.5)
+    told = words(conclude(replace(measured, pruned=found)))
+    assert any("slowed the kernels (1.50 times as long" in line for line in told)
+    assert not any("slowed the kernels" in line for line in words(conclude(measured)))
+
+
+def test_layers_padded_one_by_one_are_called_an_estimate(measured: Measured) -> None:
+    alone = replace(measured.padded[0], run_ms=None, kernel_ms=None)
+    for given, known in ((measured, True), (replace(measured, padded=(alone,)), False)):
+        items = {item.cause: item for item in conclude(given).budget.items}
+        assert items["multiples"].ms > 0
+        assert items["multiples"].measured is known
