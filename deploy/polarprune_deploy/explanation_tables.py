@@ -24,6 +24,8 @@ LEFT: tuple[Cause, ...] = ("rate", "rest")
 SLOWED = 1.02
 """A profile that fits so well needs no words."""
 
+ABOVE_ROOF = 1.1
+
 CAUSES: dict[Cause, str] = {
     "where": "MACs were taken where they cost little time (below 0: much time)",
     "multiples": "channel counts that the kernels run slowly",
@@ -64,6 +66,7 @@ def words(explanation: Explanation) -> list[str]:
             "rows of their operators."
         )
     lines += _about_slowing(measured)
+    lines += _about_the_roof(measured)
     lines += _about_counts(explanation)
     lines += _about_lost_blocks(measured)
     lines += _about_rounding(explanation)
@@ -103,6 +106,18 @@ def _about_slowing(measured: Measured) -> list[str]:
     return [
         f"The profiler slowed the kernels ({slowed:.2f} times as long as a plain run has room "
         "for); their times are scaled down in proportion, so single short layers are less certain."
+    ]
+
+
+def _about_the_roof(measured: Measured) -> list[str]:
+    own = measured.pruned.layer_ms()
+    shares = [measured.roof.share(layer, own[layer.name]) for layer in measured.pruned.layers]
+    above = [share for share in shares if share > ABOVE_ROOF]
+    if not above or measured.settings.get("precision") == "int8":
+        return []
+    return [
+        f"{len(above)} layers reached more than the roof, up to {max(above):.0%}: it was measured "
+        "while something else ran, so shares of it are too high."
     ]
 
 

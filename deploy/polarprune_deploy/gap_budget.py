@@ -160,7 +160,9 @@ def _layer_cost(pair: Pair, measured: Measured, best: Padded | None) -> LayerCos
     free_macs = layer.macs if free is None else max(free.macs[name], layer.macs)
     rounding = take(least * (1.0 - layer.macs / free_macs)) if free_macs else 0.0
     memory = 0.0
-    if measured.roof.bound(layer) == "memory":
+    # A layer above the roof shows that it was measured too low, and waits for nothing known.
+    roof = measured.roof
+    if roof.bound(layer) == "memory" and roof.share(layer, pair.pruned_ms) <= 1:
         memory = take(measured.roof.memory_ms(layer) - pair.by_macs_ms)
     return LayerCost(
         pair, multiples, rounding, memory, left, padded_ms, widths,

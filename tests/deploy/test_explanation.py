@@ -259,3 +259,20 @@ def test_layers_padded_one_by_one_are_called_an_estimate(measured: Measured) -> 
         items = {item.cause: item for item in conclude(given).budget.items}
         assert items["multiples"].ms > 0
         assert items["multiples"].measured is known
+
+
+def test_a_roof_that_layers_pass_explains_nothing_and_is_told() -> None:
+    moved = 50_000_000
+    wide, thin = layer("a", 64, 64, moved=2 * moved), layer("a", 32, 64, moved=moved)
+    for bandwidth, waits in ((moved / 1.1, True), (moved / 3, False)):  # bytes a ms
+        roof = Roof(macs_per_ms=1e9, bandwidths=((10**9, bandwidth),))
+        explanation = conclude(
+            Measured(
+                "torch", "cpu", 1, times({wide: 2.0}), times({thin: 1.2}), roof, 0.0, 0.001, 20
+            )
+        )
+        assert (explanation.budget.ms("memory") > 0) is waits
+        assert (
+            any("more than the roof, up to 250%" in line for line in words(explanation))
+            is not waits
+        )
