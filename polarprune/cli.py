@@ -22,6 +22,7 @@ from polarprune.terminal import Terminal, progress_on
 
 if TYPE_CHECKING:
     from polarprune_deploy.comparisons import Comparison
+    from polarprune_deploy.explanation import Explanation
 
 app = typer.Typer(
     name="polarprune",
@@ -456,6 +457,7 @@ def bench(
     rounds: options.Rounds = 40,
     builds: options.Builds = 1,
     across_precisions: options.AcrossPrecisions = False,
+    explain: options.Explain = False,
     seed: options.BenchSeed = 0,
     record: options.Record = None,
     num_classes: Classes = None,
@@ -466,23 +468,26 @@ def bench(
 
     Both sides are timed in turn in one process; a row is their paired ratio with an interval, a
     control of the pruned side against itself, and a verdict. On a GPU the device's own time stands
-    beside host latency. A RUN keeps its last record (bench.jsonl).
+    beside host latency. A RUN keeps its last record (bench.jsonl). --explain says why it is not
+    faster, or not by more, and which three changes would save most.
     """
     from polarprune_deploy import benching
     from polarprune_deploy.bench_tables import bench_tables
+    from polarprune_deploy.explanation_tables import tell
 
     found: list[Comparison] = []
+    explanations: list[Explanation] = []
     with progress_on(sys.stderr, still=True) as progress:
         answer = benching.bench(
             x, against, batches=None if batch is None else _numbers(batch), backend=backend,
             device=device, threads=threads, mode=mode, precision=precision, scenario=scenario,
             cache=cache, rounds=rounds, builds=builds, across_precisions=across_precisions,
-            seed=seed, num_classes=num_classes, image_size=image_size, record=record,
-            on_row=found.append,
+            explain=explain, seed=seed, num_classes=num_classes, image_size=image_size,
+            record=record, on_row=found.append, on_explanation=explanations.append,
             progress=lambda text, step, steps: progress(text, step, steps, {}),
         )  # fmt: skip
     terminal = Terminal(as_json)
-    terminal.show(*bench_tables(found))
+    terminal.show(*bench_tables(found), *(part for each in explanations for part in tell(each)))
     terminal.result(answer)
 
 

@@ -90,6 +90,13 @@ Builds = Annotated[
 AcrossPrecisions = Annotated[
     bool, typer.Option("--across-precisions", help="The sides may differ in precision.")
 ]
+Explain = Annotated[
+    bool,
+    typer.Option(
+        "--explain",
+        help="Then say where the time goes, layer by layer: onnxruntime on a CPU, torch eager.",
+    ),
+]
 Rounds = Annotated[int, typer.Option(help="Paired samples of a row, at least 40.")]
 BenchSeed = Annotated[int, typer.Option(help="Seed of inputs and order.")]
 Record = Annotated[

@@ -1,6 +1,6 @@
 """`polarprune bench`: is a pruned network faster than what it was made from?"""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +12,8 @@ from polarprune_deploy.bench_sides import SideOpener, check_source, is_run
 from polarprune_deploy.cache_regimes import CACHES
 from polarprune_deploy.comparisons import Comparison
 from polarprune_deploy.environment import describe_environment
+from polarprune_deploy.explained_rows import RowExplainer, check_explainable
+from polarprune_deploy.explanation import Explanation
 from polarprune_deploy.input_making import taken_batches
 from polarprune_deploy.latency import (
     MIN_ROUNDS,
@@ -39,6 +41,7 @@ class Protocol:
         cache: "warm" or "cold".
         builds: how often everything is loaded, compiled or built afresh.
         across_precisions: the sides may differ in precision.
+        explain: once all is timed, say of each row where the time goes.
     """
 
     rounds: int = MIN_ROUNDS
@@ -47,6 +50,7 @@ class Protocol:
     cache: str = "warm"
     builds: int = 1
     across_precisions: bool = False
+    explain: bool = False
 
 
 def bench(
@@ -65,10 +69,12 @@ def bench(
     cache: str = "warm",
     builds: int = 1,
     across_precisions: bool = False,
+    explain: bool = False,
     num_classes: int | None = None,
     image_size: int | None = None,
     record: Path | str | None = None,
     on_row: Callable[[Comparison], None] | None = None,
+    on_explanation: Callable[[Explanation], None] = lambda explanation: None,
     progress: Progress = lambda text, step, steps: None,
 ) -> dict[str, list[dict[str, object]]]:
     """Compare `x` with `against` at each batch size; the `rows` of `bench --json`.
@@ -81,22 +87,26 @@ def bench(
         batches: batch sizes; their verdicts hold jointly with 95 %. None takes those of 1, 8 and 64
             that both sides take, or the one that they are fixed to.
         backend, device, threads, mode, precision: as in `loading.How`.
-        rounds, seed, scenario, cache, builds, across_precisions: as in `Protocol`.
+        rounds, seed, scenario, cache, builds, across_precisions, explain: as in `Protocol`; with
+            `explain` each row has an `explanation`.
         num_classes: of a model by name; None takes the zoo's own.
         image_size: of a model by name, square; None takes the zoo's own.
         record: file that gets the environment and all raw samples as JSON lines.
         on_row: called with each comparison when it is done.
+        on_explanation: called with each explanation, after all rows.
         progress: told what is done, never inside of what is timed.
 
     Raises:
-        ConfigError: nothing to compare with, or a value out of range.
+        ConfigError: nothing to compare with, a value out of range, or what can't be explained.
         BackendUnavailable: the backend or device is not here.
     """
     how = How(backend, device, threads, mode, precision)
-    protocol = Protocol(rounds, seed, scenario, cache, builds, across_precisions)
+    protocol = Protocol(rounds, seed, scenario, cache, builds, across_precisions, explain)
     candidate, rival = Path(x), None if against is None else Path(against)
     sizes = None if batches is None else list(dict.fromkeys(batches))
     options = {"num_classes": num_classes, "image_size": image_size}
+    if explain:
+        check_explainable(how, cache=cache, across_precisions=across_precisions)
     check_how(how)
     _check_protocol(protocol, sizes)
     _check_sources(candidate, rival, how, options)
@@ -105,8 +115,9 @@ def bench(
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="polarprune-bench-")))
         opener = SideOpener(folder, how, options, progress)
-        study = _Study(opener, protocol, candidate, rival, sizes, progress, on_row)
-        comparisons = study.run()
+        explainer = RowExplainer(how) if explain else None
+        study = _Study(opener, protocol, candidate, rival, sizes, progress, explainer)
+        comparisons = study.run(on_row, on_explanation)
     request = {
         "x": str(x),
         "against": None if against is None else str(against),
@@ -114,8 +125,13 @@ def bench(
         **asdict(how),
         **asdict(protocol),
     }
-    _keep(comparisons, request, record, candidate)
-    return {"rows": [comparison.row() for comparison in comparisons]}
+    explanations = {size: found.as_json() for size, found in study.explanations.items()}
+    _keep(comparisons, explanations, request, record, candidate)
+    return {"rows": [_row(each, explanations.get(each.batch)) for each in comparisons]}
+
+
+def _row(comparison: Comparison, explanation: dict[str, object] | None) -> dict[str, object]:
+    return comparison.row() | ({} if explanation is None else {"explanation": explanation})
 
 
 class _Study:
@@ -129,16 +145,21 @@ class _Study:
         rival: Path | None,
         sizes: list[int] | None,
         progress: Progress,
-        on_row: Callable[[Comparison], None] | None,
+        explainer: RowExplainer | None,
     ) -> None:
         self._opener, self._protocol, self._sizes = opener, protocol, sizes
-        self._progress, self._on_row = progress, on_row
+        self._progress, self._explainer = progress, explainer
+        self.explanations: dict[int, Explanation] = {}
         mine = opener.candidate(candidate)
         other = opener.base_of(candidate) if rival is None else opener.rival(rival, mine)
         self._sides = (other, mine)
 
-    def run(self) -> list[Comparison]:
-        """One comparison for each batch size, in the order asked for."""
+    def run(
+        self,
+        on_row: Callable[[Comparison], None] | None,
+        on_explanation: Callable[[Explanation], None],
+    ) -> list[Comparison]:
+        """One comparison for each batch size, in the order asked for; then the explanations."""
         found: dict[int, list[Comparison]] = {}
         count = self._protocol.builds
         for build in range(count):
@@ -147,11 +168,16 @@ class _Study:
                 if build == 0 and len(sizes) > 1:
                     # Should the largest be too slow to time, that is said before the rest is timed.
                     check_feasible(runners, max(sizes), self._protocol.rounds)
+                if build == 0 and self._explainer is not None:
+                    self._explainer.check(runners)
                 for size in sizes:
                     one = self._compare(runners, size, len(sizes) * count, build)
                     found.setdefault(size, []).append(one)
-                    if build == count - 1 and self._on_row is not None:
-                        self._on_row(combine_builds(found[size]))
+                    if build == count - 1 and on_row is not None:
+                        on_row(combine_builds(found[size]))
+                if build == count - 1 and self._explainer is not None:
+                    for size in sizes:
+                        on_explanation(self._explain(self._explainer, runners, size))
         return [combine_builds(each) for each in found.values()]
 
     @contextmanager
@@ -180,6 +206,14 @@ class _Study:
             sizes = taken_batches(runner, sizes)
         return list(sizes)
 
+    def _explain(
+        self, explainer: RowExplainer, runners: Sequence[Runner], size: int
+    ) -> Explanation:
+        self._progress(f"batch {size}: timing the layers", 0, 1)
+        found = explainer.explain(runners, batch=size, seed=self._protocol.seed)
+        self.explanations[size] = found
+        return found
+
     def _compare(self, runners: Sequence[Runner], size: int, family: int, build: int) -> Comparison:
         protocol = self._protocol
         prefix = "" if protocol.builds == 1 else f"build {build + 1} of {protocol.builds}, "
@@ -199,6 +233,7 @@ class _Study:
 
 def _keep(
     comparisons: Sequence[Comparison],
+    explanations: Mapping[int, Mapping[str, object]],
     request: dict[str, object],
     record: Path | str | None,
     candidate: Path,
@@ -212,7 +247,10 @@ def _keep(
     environment = describe_environment()
     for path in paths:
         try:
-            write_record(path, environment=environment, request=request, comparisons=comparisons)
+            write_record(
+                path, environment=environment, request=request, comparisons=comparisons,
+                explanations=explanations,
+            )  # fmt: skip
         except OSError:
             # A run on a disk that is only read can be measured; what was asked for was checked.
             if path.name != BENCH_FILE:

@@ -1,7 +1,8 @@
 """Records of latency comparisons: JSON lines from which a reader can recompute every figure.
 
 The first line describes the environment and the request; then, for each comparison, one line with
-its row and everything that was concluded, followed by its raw samples, warm-ups apart.
+its row and everything that was concluded, followed by its raw samples, warm-ups apart, and by its
+explanation where there is one.
 """
 
 import json
@@ -46,8 +47,17 @@ def write_record(
     environment: Mapping[str, object],
     request: Mapping[str, object],
     comparisons: Sequence[Comparison],
+    explanations: Mapping[int, Mapping[str, object]] | None = None,
 ) -> None:
-    """Write all samples, replacing `path` only once the record is whole."""
+    """Write all samples, replacing `path` only once the record is whole.
+
+    Args:
+        path: the file.
+        environment: what the samples were taken on.
+        request: what was asked for.
+        comparisons: one for each batch size.
+        explanations: of the batch sizes that were explained, `Explanation.as_json`.
+    """
     lines: list[dict[str, object]] = [
         {"kind": "environment", "schema": SCHEMA, **environment, "request": dict(request)}
     ]
@@ -57,6 +67,8 @@ def write_record(
             {"kind": "sample", "comparison": number, **asdict(sample)}
             for sample in comparison.samples
         )
+        if explanations and (found := explanations.get(comparison.batch)):
+            lines.append({"kind": "explanation", "comparison": number, **found})
     partial = _partial(path)
     # Strict JSON: an infinity or NaN in a record is a bug, not a value.
     text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)

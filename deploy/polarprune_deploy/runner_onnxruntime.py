@@ -60,7 +60,12 @@ class OnnxRuntimeRunner:
         self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
         self.output_specs = tuple(_spec(node) for node in self._session.get_outputs())
 
-    def _open_session(self) -> Any:
+    @property
+    def network(self) -> NetworkBytes:
+        """The bytes that were loaded and what is known about them."""
+        return self._network
+
+    def _session_options(self) -> Any:
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = self.settings["intra_op_threads"]
         options.inter_op_num_threads = 1
@@ -69,6 +74,10 @@ class OnnxRuntimeRunner:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if self.device != "cpu":
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        return options
+
+    def _open_session(self) -> Any:
+        options = self._session_options()
         wanted = PROVIDERS[self.device]
         try:
             session = self._ort.InferenceSession(

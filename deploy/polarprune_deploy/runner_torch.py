@@ -81,14 +81,19 @@ class TorchRunner:
         self._network: nn.Module | None = loaded.to(memory_format=torch.channels_last)
         self.load_ms = (time.perf_counter_ns() - start) / 1e6
 
-    def prepare(self, inputs: Mapping[str, Array]) -> "HostRun":
-        """The images on the device, compiled and captured where that was asked for."""
+    @property
+    def network(self) -> nn.Module:
+        """What runs: on the device, in its precision, channels last. Not to be changed."""
         if self._network is None:
             raise ConfigError(f"the runner of {self.name} is closed; load it again")
-        x = self._placed(inputs)
-        call: Any = self._network
+        return self._network
+
+    def prepare(self, inputs: Mapping[str, Array]) -> "HostRun":
+        """The images on the device, compiled and captured where that was asked for."""
+        call: Any = self.network
+        x = self.placed(inputs)
         if "compile" in self._mode:
-            call = torch.compile(self._network, dynamic=False, fullgraph=True)
+            call = torch.compile(call, dynamic=False, fullgraph=True)
         kind = GraphRun if "graph" in self._mode else CudaRun if x.is_cuda else HostRun
         try:
             with _recompiling() if "compile" in self._mode else nullcontext():
@@ -128,7 +133,8 @@ class TorchRunner:
         """Free the network; a second call does nothing."""
         self._network = None
 
-    def _placed(self, inputs: Mapping[str, Array]) -> Tensor:
+    def placed(self, inputs: Mapping[str, Array]) -> Tensor:
+        """The images where the network is, in its precision and layout."""
         (spec,) = self.inputs
         if set(inputs) != {INPUT}:
             raise ConfigError(f"{self.name} takes the input {INPUT!r}, got {sorted(inputs)}")
