@@ -114,18 +114,21 @@ def time(
     """Time the trained networks beside dense, each seed in one paired run, and write the record."""
     measured = read_latency_table(table)
     batch, threads = measured.head["batch"], measured.head["threads"]
+    recorded = {
+        seed: [row for row in ROWS if (RECORDS / f"{row.name}-{seed}.json").exists()]
+        for seed in range(seeds)
+    }
+    family = sum(map(len, recorded.values()))
     comparisons = []
-    for seed in range(seeds):
+    for seed, rows in recorded.items():
         with ExitStack() as stack:
             folder = Path(stack.enter_context(TemporaryDirectory()))
             runners = [
                 stack.enter_context(closing(load_runner(file, threads=threads)))
-                for file in _files(folder, work, seed)
+                for file in _files(folder, work, rows, seed)
             ]
-            found = compare_latency(
-                runners, batch=batch, rounds=rounds, seed=seed, family=seeds * len(ROWS)
-            )
-        for row, comparison in zip(ROWS, found, strict=True):
+            found = compare_latency(runners, batch=batch, rounds=rounds, seed=seed, family=family)
+        for row, comparison in zip(rows, found, strict=True):
             samples = [
                 [s.round, s.network, s.repetitions, s.elapsed_ns] for s in comparison.samples
             ]
@@ -144,13 +147,13 @@ def time(
     TIMES.write_text(_one_a_line(document))
 
 
-def _files(folder: Path, work: Path, seed: int) -> list[Path]:
-    """Dense and the row's networks of one seed as ONNX files."""
-    runs = [RunFolder(work / f"{row.name}-{seed}") for row in ROWS]
+def _files(folder: Path, work: Path, rows: list[Row], seed: int) -> list[Path]:
+    """Dense and the rows' networks of one seed as ONNX files."""
+    runs = [RunFolder(work / f"{row.name}-{seed}") for row in rows]
     torch.manual_seed(seed)
     networks = [runs[0].base_network(), *(run.pruned_network() for run in runs)]
     files = []
-    for name, network in zip(["dense", *(row.name for row in ROWS)], networks, strict=True):
+    for name, network in zip(["dense", *(row.name for row in rows)], networks, strict=True):
         files.append(folder / f"{name}.onnx")
         write_onnx(network.eval(), files[-1], torch.zeros(1, *runs[0].input_shape))
     return files
@@ -181,7 +184,7 @@ def report() -> None:
     for row in ROWS:
         times = [c for c in document["comparisons"] if c["setting"] == row.name]
         results = []
-        for each in times:
+        for each in times:  # those that were recorded when the clock ran
             path = RECORDS / f"{row.name}-{each['seed']}.json"
             result = json.loads(path.read_text())["result"]
             results.append(result)
@@ -193,6 +196,8 @@ def report() -> None:
                 f"| {each['speedup']:.2f} [{each['ci_low']:.2f}, {each['ci_high']:.2f}], "
                 f"{each['verdict'].replace('_', ' ')} |"
             )
+        if not results:
+            continue
         lines.append(
             f"| | mean | {100 * fmean(r['top1'] for r in results):.2f} % "
             f"| {100 * fmean(r['macs_ratio'] for r in results):.1f} % | | "
