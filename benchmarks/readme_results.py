@@ -173,7 +173,7 @@ def study_table() -> list[str]:
     best = max(rivals, key=lambda row: row["mean"], default={"name": ""})["name"]
     shown = (
         "dense", "narrowed", "narrowed-longer", best, "random",
-        "ours", "relaxation", "mask-predictor", "ours-0.35", "ours-params-0.5",
+        "ours", "relaxation", "mask-predictor",
     )  # fmt: skip
     lines = [
         "ResNet-20 on all of CIFAR-10: 12 epochs, one recipe for all, test images used once, on "
