@@ -56,7 +56,7 @@ class LayerCopies:
             made = torch.randn(copies * shape[0], *shape[1:], dtype=dtype, device=device)
             if made.ndim == 4:
                 made = made.contiguous(memory_format=torch.channels_last)
-            return made.split(shape[0])
+            return made.chunk(copies)
 
         if geometry.kind == "linear":
             self.inputs = draw(batch * geometry.size[0], inputs)

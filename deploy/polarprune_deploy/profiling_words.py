@@ -20,7 +20,7 @@ def describe_table(table: LatencyTable) -> "list[str | Table]":
         ["no multiple", *(f"multiple of {m}" for m in _largest(table)[1:])],
     )
     for staircase in table.staircases:
-        costs = _costs(staircase, _largest(table))
+        costs = costs_by_class(staircase, _largest(table))
         cells = ["-" if cost is None else f"{cost:.2f}" for cost in costs]
         shown.add_row(str(staircase.geometry), staircase.side, *cells)
     words = [
@@ -43,7 +43,7 @@ def _multiples(side: str, multiples: tuple[int, ...]) -> str:
     return f"Multiples of {side} that make a difference here: {listed}."
 
 
-def _costs(staircase: Staircase, multiples: tuple[int, ...]) -> list[float | None]:
+def costs_by_class(staircase: Staircase, multiples: tuple[int, ...]) -> list[float | None]:
     """Median milliseconds a channel of each class over those of the largest; None: no such count.
 
     A class is of the largest multiple that divides a count.
