@@ -26,6 +26,7 @@ Precision = Annotated[str, typer.Option(help="fp32, fp16 or bf16; fp32 in a rehe
 
 _SECONDS = 500.0
 _REHEARSED_SIZE = 32
+_NETWORK, _REHEARSED = "torchvision:resnet50", "resnet20"
 
 
 @contextmanager
@@ -105,7 +106,7 @@ def latency(
 
 
 def staircase(
-    network: Annotated[str, typer.Option(help="As --model.")] = "torchvision:resnet50",
+    network: Annotated[str, typer.Option(help="As --model.")] = _NETWORK,
     batches: Batches = "1,64",
     precision: Precision = "fp16",
     image_size: Annotated[int, typer.Option(help="Pixels a side.")] = 224,
@@ -122,6 +123,7 @@ def staircase(
 
     if dry_run:
         image_size, precision = min(image_size, _REHEARSED_SIZE), "fp32"
+        network = _REHEARSED if network == _NETWORK else network
     device, gpu = device_of(dry_run)
     fixed = {"network": network, "image_size": image_size, "precision": precision, "seed": seed}
     what = f"convolutions of {network} at {image_size}x{image_size} in {precision}, by channels"
@@ -135,7 +137,7 @@ def staircase(
 
 
 def predicted(
-    network: Annotated[str, typer.Option(help="As --model.")] = "torchvision:resnet50",
+    network: Annotated[str, typer.Option(help="As --model.")] = _NETWORK,
     n: Annotated[int, typer.Option(help="Random networks of each alignment.")] = 20,
     batch: Annotated[int, typer.Option(help="Images in one call.")] = 1,
     precision: Precision = "fp16",
@@ -154,6 +156,7 @@ def predicted(
 
     if dry_run:
         image_size, precision = min(image_size, _REHEARSED_SIZE), "fp32"
+        network = _REHEARSED if network == _NETWORK else network
     device, _ = device_of(dry_run)
     fixed = {"network": network, "image_size": image_size, "precision": precision, "seed": seed,
              "batch": batch}  # fmt: skip

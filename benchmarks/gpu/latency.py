@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.deadline import Deadline
+from benchmarks.gpu.deadline import Deadline, TimeIsUp
 from benchmarks.gpu.latency_cells import Cell, Costs
 from benchmarks.gpu.latency_sides import load_sides
 from benchmarks.gpu.record_file import RecordFile
 from benchmarks.gpu.uniform_networks import CUTS, NetworkCuts, Side
-from polarprune.errors import ParityError, PolarpruneError
+from polarprune.errors import ParityError, PolarpruneError, Refused
 from polarprune_deploy.comparisons import Comparison
 from polarprune_deploy.latency import compare_latency
 
@@ -54,6 +54,7 @@ class LatencyPart:
     family: int
     costs: Costs = field(default_factory=Costs)
     _networks: dict[str, NetworkCuts] = field(default_factory=dict)
+    _broken: dict[str, str] = field(default_factory=dict)
 
     def run(self, cells: list[Cell]) -> list[Cell]:
         """Time what is not in the record yet; what time did not allow comes back."""
@@ -67,14 +68,21 @@ class LatencyPart:
                 left.append(cell)
                 continue
             print(f"{cell} ({self.deadline.left():.0f} s left)", flush=True)
-            self._cell(cell)
+            try:
+                self._cell(cell)
+            except TimeIsUp:
+                left.append(cell)
         return left
 
     def _built(self, cell: Cell) -> bool:
         return cell.network in self._networks and self._networks[cell.network].has(cell.kept)
 
     def _cell(self, cell: Cell) -> None:
-        """One line; what is refused is a row that says so, and must not cost the others theirs."""
+        """One line; what is refused is a row that says so, and must not cost the others theirs.
+
+        Raises:
+            TimeIsUp: its rounds would take longer than what is left; nothing is recorded.
+        """
         begun = time.monotonic()
         line: dict[str, Any] = {**cell.key, "device": self.gpu}
         try:
@@ -99,8 +107,14 @@ class LatencyPart:
 
     def _sides(self, cell: Cell) -> tuple[dict[str, Side], dict[str, str]]:
         """Dense and its cuts, described in the record when they are new; and what was refused."""
+        if cell.network in self._broken:
+            raise Refused(self._broken[cell.network])
         if cell.network not in self._networks:
-            self._networks[cell.network] = NetworkCuts(cell.network, self.image_size, self.seed)
+            try:
+                self._networks[cell.network] = NetworkCuts(cell.network, self.image_size, self.seed)
+            except PolarpruneError as error:  # and the next cell would take as long to say so
+                self._broken[cell.network] = str(error)
+                raise
         new = not any(
             line["network"] == cell.network and line["kept"] == cell.kept
             for line in self.record.all("networks")
@@ -142,10 +156,16 @@ class LatencyPart:
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         with ExitStack() as stack:
             runners = load_sides(sides, cell, self.device, self.image_size, stack)
-            found = compare_latency(
-                runners, batch=cell.batch, rounds=self.rounds, seed=self.seed, family=self.family,
-                max_seconds=MOST_SECONDS,
-            )  # fmt: skip
+            allowed = min(MOST_SECONDS, self.deadline.left())
+            try:
+                found = compare_latency(
+                    runners, batch=cell.batch, rounds=self.rounds, seed=self.seed,
+                    family=self.family, max_seconds=allowed,
+                )  # fmt: skip
+            except Refused as error:
+                if allowed < MOST_SECONDS and "rounds would take" in str(error):
+                    raise TimeIsUp(str(error)) from None
+                raise
         rows = [
             {"cut": cut, **_without_gpu(comparison)}
             for cut, comparison in zip(list(sides)[1:], found, strict=True)

@@ -65,6 +65,8 @@ def _made(
     record: RecordFile, deadline: Deadline,
 ) -> LatencyTable:  # fmt: skip
     def show(what: str, done: int, of: int) -> None:
+        if what == "whole networks" and done == 1:
+            deadline.check(_A_NETWORK * of, "the whole networks that the table is fitted on")
         if what == "layers":
             print(f"{what}: {done} of {of} ({deadline.left():.0f} s left)", flush=True)
 
