@@ -195,7 +195,7 @@ def cifar(
     """ResNet-56 on CIFAR-10, dense and pruned."""
     deadline = Deadline(seconds)
     from benchmarks.gpu import cifar as study
-    from benchmarks.gpu.image_shards import is_shards, unpack
+    from benchmarks.gpu.image_shards import is_shards, tree_of
 
     rows = [row for row in study.ROWS if latency_table or row != "latency-0.5"]
     if only:
@@ -210,8 +210,8 @@ def cifar(
     with TemporaryDirectory(prefix="polarprune-cifar-") as folder:
         tree, images = data, dict[str, int]()
         if is_shards(Path(data)):
-            tree = str(Path(folder) / Path(data).name)
-            images = unpack(Path(data), Path(tree))
+            unpacked, images = tree_of(Path(data))
+            tree = str(unpacked)
         asked = {"model": model, "data": tree, "epochs": epochs, "device": device}
         if dry_run and data == "digits":
             asked["image_size"] = 16

@@ -5,6 +5,9 @@ class of each tile, that of train-K.webp from 10,000 K on. Of the training mosai
 are there: all of them may be too large to be sent along.
 """
 
+import json
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,25 @@ SIDE, COLUMNS = 32, 100
 def is_shards(folder: Path) -> bool:
     """Whether there are mosaics in it."""
     return (folder / "test.webp").is_file()
+
+
+def tree_of(folder: Path) -> tuple[Path, dict[str, int]]:
+    """The unpacked tree of a folder of mosaics, and the images of each split.
+
+    It always lies at one place, and is made once there: a run that goes on must find its images
+    under the path that it began with.
+
+    Raises:
+        DataError: as `unpack`.
+    """
+    tree = Path(tempfile.gettempdir()) / "polarprune-gpu-data" / folder.resolve().name
+    whole = tree.with_suffix(".counts.json")
+    if not whole.exists():
+        shutil.rmtree(tree, ignore_errors=True)
+        counts = unpack(folder, tree)
+        whole.write_text(json.dumps(counts))
+    found: dict[str, int] = json.loads(whole.read_text())
+    return tree, found
 
 
 def unpack(folder: Path, out: Path) -> dict[str, int]:

@@ -101,7 +101,7 @@ class LatencyPart:
         seconds = time.monotonic() - begun
         self.costs.saw(cell, seconds)
         self.record.add("cell", **line, seconds=round(seconds, 1), rows=rows, **more)
-        _clean_up()
+        _clean_up(cell)
         if "failed" in line and self.device == "cuda":
             torch.cuda.synchronize()  # raises where CUDA is lost to this process
 
@@ -196,9 +196,10 @@ def _samples(comparisons: list[Comparison]) -> list[tuple[Any, ...]]:
     return sorted(found, key=lambda sample: sample[:2])
 
 
-def _clean_up() -> None:
+def _clean_up(cell: Cell) -> None:
     """Graphs and compiled code of one cell are gone before the next one is loaded."""
-    torch.compiler.reset()
+    if "compile" in cell.mode:
+        torch.compiler.reset()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -43,7 +43,7 @@ class LayerCopies:
     def __init__(
         self, request: LayerRequest, *, batch: int, copies: int, dtype: torch.dtype, device: str
     ) -> None:
-        """Random values; one allocation for all copies of a tensor.
+        """Random values; every tensor by itself: kernels are chosen by how addresses are aligned.
 
         Args:
             batch: images in one run.
@@ -53,10 +53,10 @@ class LayerCopies:
         self._call = _function_of(request)
 
         def draw(*shape: int) -> tuple[Tensor, ...]:
-            made = torch.randn(copies * shape[0], *shape[1:], dtype=dtype, device=device)
-            if made.ndim == 4:
-                made = made.contiguous(memory_format=torch.channels_last)
-            return made.chunk(copies)
+            made = (torch.randn(*shape, dtype=dtype, device=device) for _ in range(copies))
+            if len(shape) == 4:
+                return tuple(each.contiguous(memory_format=torch.channels_last) for each in made)
+            return tuple(made)
 
         if geometry.kind == "linear":
             self.inputs = draw(batch * geometry.size[0], inputs)

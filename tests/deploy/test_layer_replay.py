@@ -70,6 +70,14 @@ def test_what_has_four_axes_is_channels_last() -> None:
         assert not tensor.is_contiguous()
 
 
+def test_every_copy_is_aligned_as_a_tensor_of_its_own_is() -> None:
+    request = LayerRequest(PLAIN, 5, 7)
+    copies = LayerCopies(request, batch=1, copies=3, dtype=torch.bfloat16, device="cpu")
+    tensors = (*copies.inputs, *copies.weights, *copies.biases)
+    assert {tensor.data_ptr() % 64 for tensor in tensors} == {0}
+    assert len({tensor.data_ptr() for tensor in tensors}) == 9
+
+
 def test_copies_fill_the_cache_twice_but_there_are_never_more_than_64() -> None:
     # Batch 2 in four bytes: 2 x 36 pixels of 8 channels, and 9 x 8 x 16 weights.
     bytes_of_one = 4 * (2 * 36 * 8 + 9 * 8 * 16)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -379,9 +380,10 @@ def mosaic(folder: Path, name: str, seed: int) -> np.ndarray:
     return images
 
 
-def test_mosaics_become_the_tree_that_training_reads(tmp_path: Path) -> None:
-    from benchmarks.gpu.image_shards import CLASSES, is_shards, unpack
+def test_mosaics_become_the_tree_that_training_reads(tmp_path: Path, monkeypatch: Any) -> None:
+    from benchmarks.gpu.image_shards import CLASSES, is_shards, tree_of, unpack
 
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     shards = tmp_path / "shards"
     shards.mkdir()
     assert not is_shards(shards)
@@ -400,7 +402,12 @@ def test_mosaics_become_the_tree_that_training_reads(tmp_path: Path) -> None:
         assert (np.asarray(Image.open(file)) == image).all()
     data = polarprune.datasets.load_dataset(tmp_path / "tree")
     assert (len(data.train), len(data.test), len(data.classes)) == (100, 100, 10)
+    once = tree_of(shards)
+    assert once[1] == {"train": 100, "test": 100}
+    (shards / "train-1.webp").write_bytes(b"not looked at again")
+    assert tree_of(shards) == once
     np.save(shards / "test-labels.npy", labels[:99])
+    mosaic(shards, "train-1", 1)
     with pytest.raises(DataError, match="99 labels"):
         unpack(shards, tmp_path / "again")
 
