@@ -24,6 +24,7 @@ from rich.table import Table
 from benchmarks.gpu.deadline import Deadline
 from benchmarks.gpu.record_file import RecordFile
 from benchmarks.recorded_runs import mean_of
+from polarprune.errors import first_line
 from polarprune.run_folder import RUN_FILE
 from polarprune.train_config import TrainConfig
 
@@ -100,8 +101,13 @@ def train_all(
     with ProcessPoolExecutor(at_once, context) as pool:
         waiting = {pool.submit(train_until, job): job for job in jobs}
         for future in as_completed(waiting):
-            job, found = waiting[future], future.result()
+            job = waiting[future]
             name = f"{job.row}-{job.seed}"
+            try:
+                found = future.result()
+            except Exception as error:  # whatever it was, the other runs go on
+                left.append(f"{name} failed: {type(error).__name__}: {first_line(error)}")
+                continue
             if "stopped" in found:
                 left.append(found["stopped"])
                 pack(job.config.out, record.path)

@@ -121,12 +121,13 @@ def device_of(dry_run: bool) -> tuple[str, str]:
 
 def describe_call(options: Mapping[str, Any]) -> Line:
     """Of the line that a call adds: its options, the versions, and the GPU as it is found."""
+    cudnn: Any = torch.backends.cudnn
     monitor = gpu_monitor("cuda" if torch.cuda.is_available() else "cpu")
     gpu = None if monitor is None else monitor.report(monitor.look(), ()).as_dict()
     return {
         "options": {key: str(v) if isinstance(v, Path) else v for key, v in options.items()},
         "machine": {**describe_environment(), **describe_machine()},
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": cudnn.version(),
         "gpu": gpu,
     }

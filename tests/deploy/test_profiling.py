@@ -185,6 +185,16 @@ def test_torch_profiles_on_a_cpu_what_it_would_on_a_gpu(tmp_path: Path) -> None:
     assert LatencyCircuit(gated.analysis, gated.circuit, table).dense_ms > 0
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_gpu_is_profiled_as_graphs(tmp_path: Path) -> None:
+    request = ProfileRequest(batch=2, device="cuda")
+    table = profile(f"{__name__}:tiny", tmp_path / "t.json", request, num_classes=4, image_size=8)
+    assert table.head["gpu"] == torch.cuda.get_device_name()
+    assert (table.head["backend"], table.head["mode"]) == ("torch", "graph")
+    assert all(0 < each["ms"] < 10 for each in table.calibration)
+
+
 BAD = {
     "no folder": ({"out": "absent/t.json"}, ConfigError, "lies in none"),
     "a folder": ({"out": "."}, ConfigError, "is a folder"),

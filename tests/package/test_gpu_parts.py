@@ -215,6 +215,7 @@ def test_no_time_is_no_refusal(part: Any) -> None:
     assert part.run([cell()]) == [cell()]
 
 
+@pytest.mark.slow
 def test_networks_say_what_they_cannot_keep() -> None:
     from benchmarks.gpu.uniform_networks import NetworkCuts
 
@@ -370,6 +371,27 @@ def test_a_run_that_time_stopped_is_packed_and_goes_on(tmp_path: Path) -> None:
     assert 0 < finished["result"]["top1"] <= 1
     assert jobs(tmp_path / "second", time.time()) == []
     assert cifar.cifar_table(record).row_count == 1
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_does_not_cost_the_others_theirs(tmp_path: Path) -> None:
+    from benchmarks.gpu import cifar
+    from benchmarks.gpu.deadline import Deadline
+
+    record = record_at(tmp_path / "cifar.jsonl")
+    options = {"model": "resnet20", "epochs": 1, "device": "cpu", "image_size": 8}
+
+    def job(row: str, data: str) -> Any:
+        ends = time.time() + 100.0
+        return cifar.jobs_left([row], range(1), record, tmp_path, ends, {**options, "data": data},
+                               None)[0]  # fmt: skip
+
+    jobs = [job("dense", str(tmp_path / "absent")), job("macs-0.5", "digits")]
+    (left,) = cifar.train_all(jobs, record, Deadline(200.0), 2, {"train": 1})
+    assert left.startswith("dense-0 failed: DataError: data folder")
+    (line,) = record.all("run")
+    assert (line["row"], line["seed"], line["images"]) == ("macs-0.5", 0, {"train": 1})
+    assert line["result"]["macs_ratio"] <= 0.5
 
 
 def mosaic(folder: Path, name: str, seed: int) -> np.ndarray:
