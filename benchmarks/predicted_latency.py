@@ -27,6 +27,7 @@ from polarprune import GatedNetwork, attach_gates
 from polarprune.alignment import uniform_decisions
 from polarprune.latency_cost import LatencyCircuit
 from polarprune.latency_table import LatencyTable, read_latency_table
+from polarprune_deploy.layer_timers import LayerTimer, choose_timer
 from polarprune_deploy.profiling import CALIBRATED, ProfileRequest, profile_network
 from polarprune_deploy.whole_networks import fit_line, median_latencies
 
@@ -62,8 +63,16 @@ def line_in_macs(gated: GatedNetwork, table: LatencyTable) -> tuple[float, float
     return fit_line(macs, [c["ms"] for c in unaligned])
 
 
-def measure(gated: GatedNetwork, table: LatencyTable, n: int, seed: int) -> list[dict[str, Any]]:
-    """One row a network."""
+def measure(
+    gated: GatedNetwork, table: LatencyTable, n: int, seed: int, timer: LayerTimer | None = None
+) -> list[dict[str, Any]]:
+    """One row a network.
+
+    Args:
+        n: random networks of each alignment.
+        timer: what the table was measured with; None is ONNX Runtime with the table's threads.
+    """
+    timer = timer or choose_timer("onnxruntime", "cpu", threads=table.head["threads"])
     circuit = LatencyCircuit(gated.analysis, gated.circuit, table)
     a_mac, constant = line_in_macs(gated, table)
     generator = torch.Generator().manual_seed(seed)
@@ -71,9 +80,8 @@ def measure(gated: GatedNetwork, table: LatencyTable, n: int, seed: int) -> list
     for align in ALIGNMENTS:
         drawn = [random_decisions(gated, align, generator) for _ in range(n)]
         measured = median_latencies(
-            gated, drawn, batch=table.head["batch"], threads=table.head["threads"], seed=seed,
-            progress=lambda *_: None,
-        )  # fmt: skip
+            gated, drawn, timer, batch=table.head["batch"], seed=seed, progress=lambda *_: None
+        )
         for decisions, ms in zip(drawn, measured, strict=True):
             in_order = [decisions[site.name] for site in gated.sites]
             macs = gated.macs_of(in_order)

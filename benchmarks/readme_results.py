@@ -16,6 +16,7 @@ from benchmarks.unet_membrane import TARGETS
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
+UNIFORM_CUTS = HERE / "results" / "gpu" / "uniform_cuts.jsonl"
 BLOCK = re.compile(r"(<!-- results:begin -->\n).*?(<!-- results:end -->)", re.DOTALL)
 
 
@@ -150,7 +151,9 @@ def resnet50_cuts() -> str:
 
 
 def gpu_cuts() -> str:
-    """What a cut of half of the units does to ResNet-50 on a GPU, by what is cut."""
+    """What cuts do to ResNet-50 on a GPU, by what is cut; of the newer record if there is one."""
+    if UNIFORM_CUTS.exists():
+        return uniform_gpu_cuts(UNIFORM_CUTS)
     record = load("gpu/latency")
     rows = [row for row in record["rows"] if row["network"] == "resnet50"]
     found = "; ".join(
@@ -164,6 +167,42 @@ def gpu_cuts() -> str:
         f"units cut, batch 1 and 64: {found}. Inconclusive: against itself a network gave up to "
         f"{most:.3f} there."
     )
+
+
+def uniform_gpu_cuts(path: Path) -> str:
+    """ResNet-50 at half of its MACs, one share for all channels, from a record of benchmarks.gpu.
+
+    Raises:
+        ValueError: the record has no such rows, or is a rehearsal's.
+    """
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    wanted = {"network": "resnet50", "kept": 0.5, "precision": "fp16", "mode": "graph"}
+    cells = {
+        line["batch"]: {row["cut"]: row for row in line["rows"]}
+        for line in lines
+        if line["kind"] == "cell"
+        and "failed" not in line
+        and all(line[key] == value for key, value in wanted.items())
+    }
+    if lines[0]["dry_run"] or not {1, 64} <= set(cells):
+        raise ValueError(f"{path.name} has no measured ResNet-50 at half of its MACs")
+    cuts = {
+        "channels": "unaligned channels", "channels aligned to 8": "aligned to 8",
+        "channels aligned to 32": "to 32", "blocks": "blocks",
+    }  # fmt: skip
+    found = "; ".join(
+        f"{what} " + " and ".join(_timed_or_not(cells[batch][cut]) for batch in (1, 64))
+        for cut, what in cuts.items()
+    )
+    return (
+        f"{lines[0]['device']}, ResNet-50 of random weights (latency only) in fp16, one CUDA "
+        "graph, one share for all channels, at most half of the MACs, host latency, batch 1 and "
+        f"64: {found} ([record](benchmarks/results/gpu/{path.name}))."
+    )
+
+
+def _timed_or_not(row: dict[str, Any]) -> str:
+    return "not timed" if "not_timed" in row else timed(row)
 
 
 def study_table() -> list[str]:

@@ -78,7 +78,7 @@ class OurCuts:
         stages: dict[str, list[str]] = {}
         for site in self._gated.sites:
             if site.kind == "block":
-                stages.setdefault(site.name.partition(".")[0], []).append(site.name)
+                stages.setdefault(site.name.rpartition(".")[0], []).append(site.name)
         sizes = [len(names) for names in stages.values()]
         fitting = {
             closed: macs

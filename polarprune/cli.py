@@ -413,7 +413,19 @@ def verify(
 def profile(
     x: Annotated[str, typer.Argument(metavar="MODEL|RUN", help="What to measure the layers of.")],
     out: Annotated[Path, typer.Option(help="File to write, JSON; an older one is replaced.")],
-    device: Annotated[str, typer.Option(help="cpu.")] = "cpu",
+    device: options.RunDevice = "cpu",
+    backend: Annotated[
+        str,
+        typer.Option(
+            help="onnxruntime (CPU), torch, or auto: torch with --device cuda, else onnxruntime."
+        ),
+    ] = "auto",
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="Of torch: fp32, fp16 or bf16.", show_default="fp16 on a GPU, fp32 on a CPU"
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option(help="Images in one call.")] = 1,
     threads: Annotated[
         int | None, typer.Option(help="Threads inside one operator.", show_default="all CPUs")
@@ -435,8 +447,9 @@ def profile(
     terminal = Terminal(as_json)
     with progress_on(sys.stderr) as progress:
         table = profile_layers(
-            x, out, ProfileRequest(batch, threads, seed), device=device, num_classes=num_classes,
-            image_size=image_size, progress=lambda what, done, of: progress(what, done, of, {}),
+            x, out, ProfileRequest(batch, threads, seed, backend, device, precision),
+            num_classes=num_classes, image_size=image_size,
+            progress=lambda what, done, of: progress(what, done, of, {}),
         )  # fmt: skip
     terminal.show(*describe_table(table), f"Table: {out}")
     terminal.result({"table": str(out), **table.summary()})

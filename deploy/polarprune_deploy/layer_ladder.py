@@ -11,8 +11,7 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
@@ -22,6 +21,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from polarprune.graph.geometry import Geometry
+from polarprune_deploy.layer_requests import LayerRequest, Progress
 
 _THIN = 16  # channels before and after: a multiple of every blocked layout's block
 _BRANCHES = 40  # in one graph
@@ -29,25 +29,6 @@ _UNTIMED, _TIMED = 3, 15
 _PASSES = 2  # in other company and at another moment; the faster one counts
 _OPSET = 18
 _MINE = re.compile(r"layer\.(\d+)\.")
-
-Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class LayerRequest:
-    """A layer to be timed; `inputs` and `outputs` are channels, of a grouped one groups and 1."""
-
-    geometry: Geometry
-    inputs: int
-    outputs: int
-
-    @property
-    def channels(self) -> tuple[int, int, int]:
-        """(input channels, output channels, groups)."""
-        if self.geometry.group is None:
-            return self.inputs, self.outputs, 1
-        first, second = self.geometry.group
-        return self.inputs * first, self.inputs * second, self.inputs
 
 
 def time_layers(

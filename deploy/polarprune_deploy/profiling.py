@@ -16,8 +16,9 @@ from polarprune.graph.geometry import Geometry
 from polarprune.latency_cost import LatencyCircuit
 from polarprune.latency_table import LatencyTable, LayerPoint, Staircase
 from polarprune_deploy.channel_counts import find_multiples, grid_counts, staircase_counts
-from polarprune_deploy.environment import describe_environment, usable_cpus
-from polarprune_deploy.layer_ladder import LayerRequest, time_layers
+from polarprune_deploy.environment import describe_environment
+from polarprune_deploy.layer_requests import LayerRequest
+from polarprune_deploy.layer_timers import LayerTimer, choose_timer
 from polarprune_deploy.whole_networks import fit_line, median_latencies
 
 if TYPE_CHECKING:
@@ -38,11 +39,26 @@ class ProfileRequest:
         batch: images in one call.
         threads: inside one operator; None takes every CPU the process may use.
         seed: of weights and of the order of measurements.
+        backend: "auto", "onnxruntime" or "torch".
+        device: "cpu" or "cuda".
+        precision: of torch alone: "fp32", "fp16" or "bf16"; None takes fp16 on a GPU.
     """
 
     batch: int = 1
     threads: int | None = None
     seed: int = 0
+    backend: str = "auto"
+    device: str = "cpu"
+    precision: str | None = None
+
+    def timer(self) -> LayerTimer:
+        """What is asked for to measure with.
+
+        Raises:
+            ConfigError: words that do not go together.
+            BackendUnavailable: no GPU is here.
+        """
+        return choose_timer(self.backend, self.device, self.precision, self.threads)
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range.
@@ -56,7 +72,7 @@ class ProfileRequest:
 
 
 @dataclass(frozen=True)
-class _Layers:
+class MixingLayers:
     """All layers of one geometry: what each may have of inputs and outputs.
 
     A side that no gate closes anything of is fixed.
@@ -73,28 +89,30 @@ def profile_network(
     head: Mapping[str, Any],
     request: ProfileRequest,
     progress: Progress = lambda _what, _done, _of: None,
+    timer: LayerTimer | None = None,
 ) -> LatencyTable:
-    """The latency table of a gated network, on the CPU in ONNX Runtime.
+    """The latency table of a gated network.
 
     Args:
         gated: its gates' decisions are changed.
         head: what the table says about the network.
+        timer: None makes the one that the request names.
 
     Raises:
         ConfigError: it has no convolution and no linear layer.
     """
-    layers = _layers_of(gated.analysis.costs)
+    layers = mixing_layers(gated.analysis.costs)
     if not layers:
         raise ConfigError("this network has no convolution and no linear layer: nothing to measure")
-    threads = request.threads or usable_cpus()
+    chosen = timer or request.timer()
 
     def timed(what: str, requests: Sequence[LayerRequest]) -> list[float]:
-        return time_layers(
-            requests, batch=request.batch, threads=threads, seed=request.seed,
+        return chosen.time_layers(
+            requests, batch=request.batch, seed=request.seed,
             progress=lambda done, of: progress(what, done, of),
         )  # fmt: skip
 
-    staircases = _staircases(layers, timed)
+    staircases = time_staircases(layers, timed)
     multiples = (
         find_multiples([s for s in staircases if s.side == "inputs"]),
         find_multiples([s for s in staircases if s.side == "outputs"]),
@@ -108,10 +126,7 @@ def profile_network(
         head={
             **head,
             "batch": request.batch,
-            "backend": "onnxruntime",
-            "device": "cpu",
-            "precision": "fp32",
-            "threads": threads,
+            **chosen.head,
             "seed": request.seed,
             "environment": describe_environment(),
         },
@@ -119,10 +134,11 @@ def profile_network(
         points={geometry: tuple(found) for geometry, found in points.items()},
         staircases=tuple(staircases),
     )
-    return _calibrated(gated, table, request, threads, progress)
+    return _calibrated(gated, table, request, chosen, progress)
 
 
-def _layers_of(costs: "Sequence[MixCost]") -> dict[Geometry, _Layers]:
+def mixing_layers(costs: "Sequence[MixCost]") -> dict[Geometry, MixingLayers]:
+    """A network's layers by geometry."""
     found: dict[Geometry, list[tuple[int, int, bool, bool]]] = {}
     for cost in costs:
         inputs, outputs = len(cost.mix.inputs), len(cost.mix.outputs)
@@ -131,7 +147,7 @@ def _layers_of(costs: "Sequence[MixCost]") -> dict[Geometry, _Layers]:
             inputs, outputs, fixed = cost.mix.groups, 1, (not cost.group_macs, True)
         found.setdefault(cost.geometry, []).append((inputs, outputs, *fixed))
     return {
-        geometry: _Layers(
+        geometry: MixingLayers(
             inputs=tuple(sorted({each[0] for each in all_of})),
             outputs=tuple(sorted({each[1] for each in all_of})),
             fixed_inputs=all(each[2] for each in all_of),
@@ -141,8 +157,8 @@ def _layers_of(costs: "Sequence[MixCost]") -> dict[Geometry, _Layers]:
     }
 
 
-def _staircases(
-    layers: Mapping[Geometry, _Layers],
+def time_staircases(
+    layers: Mapping[Geometry, MixingLayers],
     timed: Callable[[str, Sequence[LayerRequest]], list[float]],
 ) -> list[Staircase]:
     """Of each geometry and each side that may shrink, the other side whole."""
@@ -166,7 +182,7 @@ def _staircases(
 
 
 def _grid(
-    layers: Mapping[Geometry, _Layers], multiples: tuple[tuple[int, ...], tuple[int, ...]]
+    layers: Mapping[Geometry, MixingLayers], multiples: tuple[tuple[int, ...], tuple[int, ...]]
 ) -> list[LayerRequest]:
     found = []
     for geometry, each in layers.items():
@@ -187,7 +203,7 @@ def _calibrated(
     gated: "GatedNetwork",
     table: LatencyTable,
     request: ProfileRequest,
-    threads: int,
+    timer: LayerTimer,
     progress: Progress,
 ) -> LatencyTable:
     """The same table with the time around the layers fitted on whole networks."""
@@ -202,7 +218,7 @@ def _calibrated(
         for decisions in all_decisions
     ]
     measured = median_latencies(
-        gated, networks, batch=request.batch, threads=threads, seed=request.seed,
+        gated, networks, timer, batch=request.batch, seed=request.seed,
         progress=lambda done, of: progress("whole networks", done, of),
     )  # fmt: skip
     sums = [circuit.exact_ms(decisions) for decisions in all_decisions]
@@ -228,7 +244,6 @@ def profile(
     out: Path,
     request: ProfileRequest,
     *,
-    device: str = "cpu",
     num_classes: int | None = None,
     image_size: int | None = None,
     progress: Progress = lambda _what, _done, _of: None,
@@ -246,12 +261,9 @@ def profile(
     import torch
 
     from polarprune.attaching import attach_gates
-    from polarprune_deploy.loading import How, check_how
     from polarprune_export.export_sources import open_source
 
-    check_how(How(device=device))
-    if device != "cpu":
-        raise ConfigError("profile measures on the CPU only so far; give --device cpu")
+    timer = request.timer()
     if out.is_dir() or not out.parent.is_dir():
         raise ConfigError(f"--out {out} is a folder, or lies in none; name a file")
     source = open_source(x, data=None, weights=None, num_classes=num_classes, image_size=image_size)
@@ -259,6 +271,6 @@ def profile(
     network = source.unpruned().eval()
     gated = attach_gates(network, torch.zeros(1, *source.input_shape))
     head = {"model": source.base.get("model", source.name), "input_shape": list(source.input_shape)}
-    table = profile_network(gated, head, request, progress)
+    table = profile_network(gated, head, request, progress, timer)
     table.write(out)
     return table

@@ -23,7 +23,7 @@ def describe_table(table: LatencyTable) -> "list[str | Table]":
         [str(multiple) for multiple in _largest(table)],
     )
     for staircase in table.staircases:
-        costs = _costs(staircase, _largest(table))
+        costs = costs_by_class(staircase, _largest(table))
         cells = ["-" if cost is None else f"{cost:.2f}" for cost in costs]
         shown.add_row(str(staircase.geometry), staircase.side, *cells)
     words = [
@@ -50,7 +50,7 @@ def _multiples(side: str, multiples: tuple[int, ...]) -> str:
     return f"Multiples of {side} that make a difference here: {listed}."
 
 
-def _costs(staircase: Staircase, multiples: tuple[int, ...]) -> list[float | None]:
+def costs_by_class(staircase: Staircase, multiples: tuple[int, ...]) -> list[float | None]:
     """Median milliseconds a channel of each class over those of the largest; None: no such count.
 
     A class is of the largest multiple that divides a count.

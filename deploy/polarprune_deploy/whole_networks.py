@@ -12,7 +12,7 @@ import numpy as np
 
 from polarprune_deploy.input_making import random_inputs
 from polarprune_deploy.latency import MAX_SECONDS, MIN_ROUNDS
-from polarprune_deploy.loading import load_runner
+from polarprune_deploy.layer_timers import LayerTimer
 from polarprune_deploy.timing import (
     Race,
     calibrate,
@@ -31,32 +31,29 @@ if TYPE_CHECKING:
 def median_latencies(
     gated: "GatedNetwork",
     networks: "Sequence[Mapping[str, Tensor]]",
+    timer: LayerTimer,
     *,
     batch: int,
-    threads: int,
     seed: int,
     progress: Callable[[int, int], None],
 ) -> list[float]:
-    """Median host latency of each network in ONNX Runtime on the CPU, milliseconds.
+    """Median host latency of each network, milliseconds.
 
     Args:
         networks: decisions, site by site.
+        timer: loads them the way it times layers.
     """
-    import torch
-
     from polarprune.collapsing import collapse
-    from polarprune_export import write_onnx
 
     generator = np.random.default_rng(seed)
-    example = torch.zeros(1, *gated.analysis.input_shape[1:])
+    shape = tuple(gated.analysis.input_shape[1:])
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="polarprune-profile-")))
         entrants = []
         for place, decisions in enumerate(networks):
             gated.set_decisions(dict(decisions))
-            file = folder / f"{place}.onnx"
-            write_onnx(collapse(gated).eval(), file, example)
-            runner = stack.enter_context(closing(load_runner(file, threads=threads)))
+            small = collapse(gated).eval()
+            runner = stack.enter_context(closing(timer.load(small, shape, str(place), folder)))
             inputs = random_inputs(runner, batch, generator)
             entrants.append(enter(str(place), runner, inputs, perf_counter_ns))
             progress(place + 1, len(networks) + 1)

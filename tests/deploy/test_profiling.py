@@ -18,7 +18,8 @@ from polarprune.graph.geometry import Geometry
 from polarprune.latency_cost import LatencyCircuit
 from polarprune.latency_table import Staircase, read_latency_table
 from polarprune_deploy.channel_counts import find_multiples, grid_counts, staircase_counts
-from polarprune_deploy.layer_ladder import LayerRequest, build_ladder, time_layers
+from polarprune_deploy.layer_ladder import build_ladder, time_layers
+from polarprune_deploy.layer_requests import LayerRequest
 from polarprune_deploy.profiling import ProfileRequest, profile
 from polarprune_deploy.whole_networks import fit_line
 
@@ -171,10 +172,41 @@ def test_profile_writes_a_table_that_fits_its_network(tmp_path: Path) -> None:
     assert {p.inputs for p in table.points[stem]} >= {8}
 
 
+def test_torch_profiles_on_a_cpu_what_it_would_on_a_gpu(tmp_path: Path) -> None:
+    out = tmp_path / "table.json"
+    request = ProfileRequest(batch=2, threads=1, backend="torch")
+    profile(f"{__name__}:tiny", out, request, num_classes=4, image_size=8)
+    table = read_latency_table(out)
+    expected = {"backend": "torch", "device": "cpu", "precision": "fp32", "threads": 1,
+                "mode": "eager", "layout": "channels_last"}  # fmt: skip
+    assert {key: table.head[key] for key in expected} == expected
+    assert len(table.calibration) >= 4
+    gated = polarprune.attach_gates(Tiny(), torch.zeros(1, 3, 8, 8))
+    assert LatencyCircuit(gated.analysis, gated.circuit, table).dense_ms > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_gpu_is_profiled_as_graphs(tmp_path: Path) -> None:
+    request = ProfileRequest(batch=2, device="cuda")
+    table = profile(f"{__name__}:tiny", tmp_path / "t.json", request, num_classes=4, image_size=8)
+    assert table.head["gpu"] == torch.cuda.get_device_name()
+    assert (table.head["backend"], table.head["mode"]) == ("torch", "graph")
+    assert all(0 < each["ms"] < 10 for each in table.calibration)
+
+
 BAD = {
     "no folder": ({"out": "absent/t.json"}, ConfigError, "lies in none"),
     "a folder": ({"out": "."}, ConfigError, "is a folder"),
-    "a GPU": ({"device": "cuda"}, ConfigError, "CPU only so far"),
+    "a GPU with the CPU's runtime": (
+        {"device": "cuda", "backend": "onnxruntime"},
+        ConfigError,
+        "--backend torch",
+    ),
+    "no such backend": ({"backend": "tensorrt"}, ConfigError, "--backend must be one of"),
+    "no such device": ({"device": "tpu"}, ConfigError, "device must be one of"),
+    "a precision of torch's": ({"precision": "fp16"}, ConfigError, "--precision fp16 is for"),
+    "threads of a GPU": ({"device": "cuda", "threads": 2}, ConfigError, "--threads is for"),
     "no such model": ({"x": "resnet21"}, ConfigError, "resnet21"),
     "no such run": ({"x": "./nowhere"}, RunFolderError, "nowhere"),
 }
@@ -185,7 +217,7 @@ def test_bad_requests_leave_nothing(tmp_path: Path, changes, kind, words) -> Non
     options = {"x": "resnet20", "out": "t.json", **changes}
     out = tmp_path / options.pop("out")
     with pytest.raises(kind, match=words) as caught:
-        profile(options.pop("x"), out, ProfileRequest(), **options)
+        profile(options.pop("x"), out, ProfileRequest(**options))
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
