@@ -6,7 +6,7 @@
 A table of ResNet-50 (`polarprune profile`), then networks of random decisions: every site keeps a
 share of its own between a tenth and all, each block stays with probability 0.8; one set with counts
 as they fall, one aligned to 8. All are timed in turn in ONNX Runtime. Beside the table stands a
-straight line in MACs, fitted on the same whole networks as the table's factor and constant.
+straight line in MACs, fitted on the same whole networks as the table's factors and constant.
 Weights are random: latency only.
 """
 
@@ -24,11 +24,10 @@ from torch import Tensor
 
 from benchmarks.records import describe_machine
 from polarprune import GatedNetwork, attach_gates
-from polarprune.alignment import uniform_decisions
 from polarprune.latency_cost import LatencyCircuit
 from polarprune.latency_table import LatencyTable, read_latency_table
 from polarprune_deploy.layer_timers import LayerTimer, choose_timer
-from polarprune_deploy.profiling import CALIBRATED, ProfileRequest, profile_network
+from polarprune_deploy.profiling import ProfileRequest, profile_network
 from polarprune_deploy.whole_networks import fit_line, median_latencies
 
 RESULTS = Path(__file__).parent / "results"
@@ -55,12 +54,9 @@ def random_decisions(
     return found
 
 
-def line_in_macs(gated: GatedNetwork, table: LatencyTable) -> tuple[float, float]:
+def line_in_macs(table: LatencyTable) -> tuple[float, float]:
     """(milliseconds a MAC, constant) of the whole networks that the table was calibrated on."""
-    macs = [gated.macs_of(uniform_decisions(gated, share, 1)) for share in (1.0, *CALIBRATED)]
-    unaligned = [c for c in table.calibration if c["align"] == 1]
-    assert len(unaligned) == len(macs)
-    return fit_line(macs, [c["ms"] for c in unaligned])
+    return fit_line([c["macs"] for c in table.calibration], [c["ms"] for c in table.calibration])
 
 
 def measure(
@@ -74,7 +70,7 @@ def measure(
     """
     timer = timer or choose_timer("onnxruntime", "cpu", threads=table.head["threads"])
     circuit = LatencyCircuit(gated.analysis, gated.circuit, table)
-    a_mac, constant = line_in_macs(gated, table)
+    a_mac, constant = line_in_macs(table)
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for align in ALIGNMENTS:
@@ -135,8 +131,8 @@ def main(
         "machine": describe_machine(),
         "table": {
             key: found.as_dict()[key]
-            for key in ("model", "input_shape", "batch", "threads", "factor", "fixed_ms",
-                        "multiples", "calibration")
+            for key in ("model", "input_shape", "batch", "threads", "factor", "off_factor",
+                        "fixed_ms", "multiples", "calibration")
         },
         "errors": summary,
         "rows": rows,

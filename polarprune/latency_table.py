@@ -5,8 +5,9 @@ of them may take another, slower way. So counts fall into classes by the largest
 multiples that divides them, times are measured on a grid of counts for each pair of classes, and
 between the counts of a grid time is bilinear, which a time of a + b x inputs x outputs is exactly.
 
-What lies between and around the layers (additions, poolings, the call itself) enters as one factor
-and one constant, fitted on whole networks. Source: ours.
+What lies between and around the layers (additions, poolings, conversions between layouts, the call
+itself) enters as two factors and a constant, fitted on whole networks: layers whose counts are no
+multiples of the largest have conversions and operators of their own around them. Source: ours.
 """
 
 import bisect
@@ -112,8 +113,9 @@ class LatencyTable:
         multiples: of inputs and of outputs: what makes a difference to be a multiple of, ascending
             from 1.
         points: per geometry every count that was measured.
-        factor, fixed_ms: a whole network takes factor x (sum of its layers) + fixed_ms.
-        calibration: the whole networks that these two were fitted on.
+        factor, off_factor, fixed_ms: a whole network takes factor x (sum of its layers) + fixed_ms,
+            where layers off the largest multiples count off_factor times.
+        calibration: the whole networks that these three were fitted on.
         staircases: what the multiples were found from.
     """
 
@@ -124,7 +126,10 @@ class LatencyTable:
     fixed_ms: float = 0.0
     calibration: tuple[Mapping[str, Any], ...] = ()
     staircases: tuple[Staircase, ...] = ()
-    _surfaces: dict[Geometry, dict[Pair, _Surface]] = field(default_factory=dict, repr=False)
+    off_factor: float = 1.0
+    _surfaces: dict[Geometry, dict[Pair, _Surface]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         """Arrange the points by classes.
@@ -132,7 +137,7 @@ class LatencyTable:
         Raises:
             ValueError: a grid has holes, or there is a number out of range.
         """
-        if not self.points or self.factor <= 0 or self.fixed_ms < 0:
+        if not self.points or min(self.factor, self.off_factor) <= 0 or self.fixed_ms < 0:
             raise ValueError("no layers, a factor that is not positive, or a constant below 0")
         for side in self.multiples:
             if not side or side[0] != 1 or list(side) != sorted(set(side)):
@@ -163,7 +168,7 @@ class LatencyTable:
         return max(multiple for multiple in self.multiples[side] if count % multiple == 0)
 
     def layer(self, geometry: Geometry, inputs: float, outputs: float, align: int = 1) -> Slope:
-        """The time of one layer.
+        """The time of one layer, and of what lies around it because its counts are off.
 
         Args:
             inputs, outputs: open channels; expected ones need not be whole numbers.
@@ -175,11 +180,18 @@ class LatencyTable:
         surfaces = self._surfaces[geometry]
         if geometry.group is not None:
             per_group = geometry.group[1]
-            found = self._nearest(surfaces, (self._likely(0, outputs / per_group, align), 1))
-            slope = found.at(outputs / per_group, 1)
-            return Slope(slope.ms, 0.0, slope.inputs / per_group)
-        pair = (self._likely(0, inputs, align), self._likely(1, outputs, align))
-        return self._nearest(surfaces, pair).at(inputs, outputs)
+            pair = (self._likely(0, outputs / per_group, align), 1)
+            slope = self._nearest(surfaces, pair).at(outputs / per_group, 1)
+            slope = Slope(slope.ms, 0.0, slope.inputs / per_group)
+        else:
+            pair = (self._likely(0, inputs, align), self._likely(1, outputs, align))
+            slope = self._nearest(surfaces, pair).at(inputs, outputs)
+        # A side that nothing can be cut of has one class, and is never off.
+        largest = [max(each[side] for each in surfaces) for side in (0, 1)]
+        if pair[0] >= largest[0] and pair[1] >= largest[1]:
+            return slope
+        off = self.off_factor
+        return Slope(off * slope.ms, off * slope.inputs, off * slope.outputs)
 
     def _likely(self, side: int, count: float, align: int) -> int:
         whole = round(count)
@@ -209,6 +221,7 @@ class LatencyTable:
             "layers": len(self.points),
             "points": sum(len(points) for points in self.points.values()),
             "factor": self.factor,
+            "off_factor": self.off_factor,
             "fixed_ms": self.fixed_ms,
             "calibration": list(self.calibration),
         }
@@ -220,6 +233,7 @@ class LatencyTable:
             "what": WHAT,
             **self.head,
             "factor": self.factor,
+            "off_factor": self.off_factor,
             "fixed_ms": self.fixed_ms,
             "multiples": {"inputs": self.multiples[0], "outputs": self.multiples[1]},
             "calibration": list(self.calibration),
@@ -279,10 +293,13 @@ def read_latency_table(path: Path | str) -> LatencyTable:
 def _from_document(document: Any) -> LatencyTable:
     if document["what"] != WHAT or document["schema"] != SCHEMA:
         raise ValueError(f"it is {document['what']!r} of schema {document['schema']!r}")
-    own = ("schema", "what", "factor", "fixed_ms", "multiples", "calibration", "layers")
+    own = (
+        "schema", "what", "factor", "off_factor", "fixed_ms", "multiples", "calibration", "layers",
+        "staircases",
+    )  # fmt: skip
     multiples = document["multiples"]
     return LatencyTable(
-        head={key: v for key, v in document.items() if key not in (*own, "staircases")},
+        head={key: v for key, v in document.items() if key not in own},
         multiples=(
             tuple(map(int, multiples["inputs"])),
             tuple(map(int, multiples["outputs"])),
@@ -295,6 +312,7 @@ def _from_document(document: Any) -> LatencyTable:
             for layer in document["layers"]
         },
         factor=float(document["factor"]),
+        off_factor=float(document.get("off_factor", 1.0)),
         fixed_ms=float(document["fixed_ms"]),
         calibration=tuple(document["calibration"]),
         staircases=tuple(_staircase(entry) for entry in document["staircases"]),

@@ -6,11 +6,11 @@ time around the layers is fitted. What comes out is a polarprune.latency_table.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polarprune.alignment import uniform_decisions
+from polarprune.alignment import spread_decisions, uniform_decisions
 from polarprune.errors import ConfigError
 from polarprune.graph.geometry import Geometry
 from polarprune.latency_cost import LatencyCircuit
@@ -19,9 +19,11 @@ from polarprune_deploy.channel_counts import find_multiples, grid_counts, stairc
 from polarprune_deploy.environment import describe_environment
 from polarprune_deploy.layer_requests import LayerRequest
 from polarprune_deploy.layer_timers import LayerTimer, choose_timer
-from polarprune_deploy.whole_networks import fit_line, median_latencies
+from polarprune_deploy.whole_networks import fit_sum, median_latencies
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from polarprune.gates import GatedNetwork
     from polarprune.graph.sites import MixCost
 
@@ -207,12 +209,14 @@ def _calibrated(
     progress: Progress,
 ) -> LatencyTable:
     """The same table with the time around the layers fitted on whole networks."""
-    circuit = LatencyCircuit(gated.analysis, gated.circuit, table)
-    largest = max(table.multiples[0])
-    cases = [(1.0, 1)]
-    for share in CALIBRATED if gated.sites else ():
-        cases += [(share, align) for align in dict.fromkeys((1, largest))]
-    all_decisions = [uniform_decisions(gated, *case) for case in cases]
+    # Sites keep unequal shares, as they do in the end, so that all sorts of layers meet.
+    aligned = sorted({*table.multiples[0], *table.multiples[1]})
+    cases = [(share, align) for share in CALIBRATED for align in aligned] if gated.sites else []
+    all_decisions = [
+        uniform_decisions(gated, 1.0, 1),
+        *(spread_decisions(gated, *case, seed) for seed, case in enumerate(cases)),
+    ]
+    cases.insert(0, (1.0, 1))
     networks = [
         {site.name: each for site, each in zip(gated.sites, decisions, strict=True)}
         for decisions in all_decisions
@@ -221,22 +225,45 @@ def _calibrated(
         gated, networks, timer, batch=request.batch, seed=request.seed,
         progress=lambda done, of: progress("whole networks", done, of),
     )  # fmt: skip
-    sums = [circuit.exact_ms(decisions) for decisions in all_decisions]
-    factor, fixed = fit_line(sums, measured)
+    parts = _on_and_off(gated, table, all_decisions)
+    (factor, off), fixed = fit_sum(parts, measured)
+    fitted = replace(
+        table, factor=factor or off, off_factor=off / factor if factor and off else 1.0,
+        fixed_ms=fixed,
+    )  # fmt: skip
+    circuit = LatencyCircuit(gated.analysis, gated.circuit, fitted)
     calibration = tuple(
         {
             "share": share,
             "align": align,
-            "layers_ms": layers_ms,
+            "macs": gated.macs_of(decisions),
+            "layers_ms": sum(part),
             "ms": ms,
-            "predicted_ms": factor * layers_ms + fixed,
+            "predicted_ms": circuit.exact_ms(decisions),
         }
-        for (share, align), layers_ms, ms in zip(cases, sums, measured, strict=True)
+        for (share, align), decisions, part, ms in zip(
+            cases, all_decisions, parts, measured, strict=True
+        )
     )
-    return LatencyTable(
-        head=table.head, multiples=table.multiples, points=table.points, factor=factor,
-        fixed_ms=fixed, calibration=calibration, staircases=table.staircases,
-    )  # fmt: skip
+    return replace(fitted, calibration=calibration)
+
+
+def _on_and_off(
+    gated: "GatedNetwork", table: LatencyTable, all_decisions: "Sequence[list[Tensor]]"
+) -> list[tuple[float, float]]:
+    """Per network the time of its layers on the largest multiples, and of the others, alone."""
+    once, twice = (
+        LatencyCircuit(
+            gated.analysis, gated.circuit, replace(table, factor=1.0, off_factor=off, fixed_ms=0.0)
+        )
+        for off in (1.0, 2.0)
+    )
+    found = []
+    for decisions in all_decisions:
+        whole = once.exact_ms(decisions)
+        off = twice.exact_ms(decisions) - whole
+        found.append((whole - off, off))
+    return found
 
 
 def profile(

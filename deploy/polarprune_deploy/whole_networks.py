@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
+from itertools import combinations
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -69,15 +70,34 @@ def median_latencies(
     ]
 
 
-def fit_line(layers_ms: Sequence[float], whole_ms: Sequence[float]) -> tuple[float, float]:
-    """(factor, constant) with whole = factor x layers + constant, the constant not below 0.
+def fit_sum(
+    parts: Sequence[Sequence[float]], whole: Sequence[float]
+) -> tuple[tuple[float, ...], float]:
+    """(weights, constant), none below 0, with whole = sum of weights x parts + constant.
 
-    Least squares of the relative errors, so that a small network counts as much as a large one.
+    Least squares of the relative errors, so that a small network counts as much as a large one; of
+    all choices of what is 0 the best that leaves the others positive.
+
+    Args:
+        parts: one row a network.
     """
-    x, y = np.asarray(layers_ms), np.asarray(whole_ms)
-    columns = np.stack([x / y, 1.0 / y], axis=1)
-    (factor, constant), *_ = np.linalg.lstsq(columns, np.ones(len(y)), rcond=None)
-    if len(y) < 2 or constant < 0 or factor <= 0:
-        share = x / y
-        return float(share.sum() / (share * share).sum()), 0.0
-    return float(factor), float(constant)
+    x, y = np.asarray(parts, dtype=float), np.asarray(whole, dtype=float)
+    columns = np.concatenate([x, np.ones((len(y), 1))], axis=1) / y[:, None]
+    best, found = np.inf, np.zeros(columns.shape[1])
+    for size in range(1, columns.shape[1] + 1):
+        for chosen in combinations(range(columns.shape[1]), size):
+            some = columns[:, chosen]
+            if np.linalg.matrix_rank(some) < size:
+                continue
+            weights, *_ = np.linalg.lstsq(some, np.ones(len(y)), rcond=None)
+            error = float(np.square(some @ weights - 1).sum())
+            if weights.min() > 0 and error < best - 1e-12:
+                best, found = error, np.zeros(columns.shape[1])
+                found[list(chosen)] = weights
+    return tuple(float(weight) for weight in found[:-1]), float(found[-1])
+
+
+def fit_line(layers_ms: Sequence[float], whole_ms: Sequence[float]) -> tuple[float, float]:
+    """(factor, constant) with whole = factor x layers + constant, neither below 0; as fit_sum."""
+    (factor,), constant = fit_sum([[each] for each in layers_ms], whole_ms)
+    return factor, constant

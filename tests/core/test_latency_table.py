@@ -16,6 +16,7 @@ from polarprune.latency_cost import LatencyCircuit
 from polarprune.latency_table import LatencyTable, LayerPoint, Staircase, read_latency_table
 
 PLAIN = Geometry("conv", (3, 3), (1, 1), (1, 1), (1, 1), (8, 8))
+STEM = Geometry("conv", (7, 7), (2, 2), (3, 3), (1, 1), (8, 8))
 DEPTHWISE = Geometry("conv", (3, 3), (1, 1), (1, 1), (1, 1), (8, 8), group=(1, 1))
 
 
@@ -59,6 +60,26 @@ def test_counts_that_are_no_multiple_go_by_their_own_times() -> None:
     # Expected counts belong to the multiple that they will be rounded up to.
     assert table.layer(PLAIN, 6.5, 4, align=4).ms == pytest.approx(26)
     assert table.layer(PLAIN, 6.5, 4, align=2).ms == pytest.approx(52)
+
+
+def test_layers_off_the_multiples_take_what_lies_around_them_too() -> None:
+    points = {
+        PLAIN: tuple(LayerPoint(i, o, float(i * o)) for i in (1, 3, 4, 8) for o in (1, 3, 4, 8)),
+        # Three inputs whatever is cut: nothing that could be on.
+        STEM: tuple(LayerPoint(3, o, float(3 * o)) for o in (1, 3, 4, 8)),
+        DEPTHWISE: tuple(LayerPoint(n, 1, float(n)) for n in (1, 3, 4, 8)),
+    }
+    table = LatencyTable({}, ((1, 4), (1, 4)), points, off_factor=1.5)
+    for geometry, inputs, outputs, alone in (
+        (PLAIN, 4, 8, 32), (STEM, 3, 8, 24), (DEPTHWISE, 8, 8, 8)
+    ):  # fmt: skip
+        assert table.layer(geometry, inputs, outputs).ms == pytest.approx(alone)
+    for geometry, inputs, outputs, alone in (
+        (PLAIN, 3, 8, 24), (PLAIN, 8, 3, 24), (STEM, 3, 3, 9), (DEPTHWISE, 3, 3, 3)
+    ):  # fmt: skip
+        assert table.layer(geometry, inputs, outputs).ms == pytest.approx(1.5 * alone)
+    slope = table.layer(PLAIN, 2.0, 3)
+    assert (slope.inputs, slope.outputs) == (pytest.approx(4.5), pytest.approx(3.0))
 
 
 def test_a_class_that_a_small_layer_lacks_falls_back_on_the_next() -> None:

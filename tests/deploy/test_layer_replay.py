@@ -91,12 +91,16 @@ def test_copies_fill_the_cache_twice_but_there_are_never_more_than_64() -> None:
 def test_a_layer_of_a_hundred_times_the_work_takes_longer() -> None:
     small, large = LayerRequest(PLAIN, 16, 16), LayerRequest(PLAIN, 256, 256)
     seen = []
-    found = time_replayed(
-        [large, small, large], device="cpu", precision="fp32", batch=2, seed=0,
-        progress=lambda done, of: seen.append((done, of)),
-    )  # fmt: skip
-    assert 0 < 2 * found[1] < min(found[0], found[2])
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    tries = [
+        time_replayed(
+            [large, small, large], device="cpu", precision="fp32", batch=2, seed=seed,
+            progress=lambda done, of: seen.append((done, of)),
+        )
+        for seed in range(4)
+    ]  # fmt: skip
+    first, middle, last = map(min, zip(*tries, strict=True))  # something else may run meanwhile
+    assert 0 < 2 * middle < min(first, last)
+    assert seen == 4 * [(1, 3), (2, 3), (3, 3)]
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from polarprune_deploy.channel_counts import find_multiples, grid_counts, stairc
 from polarprune_deploy.layer_ladder import build_ladder, time_layers
 from polarprune_deploy.layer_requests import LayerRequest
 from polarprune_deploy.profiling import ProfileRequest, profile
-from polarprune_deploy.whole_networks import fit_line
+from polarprune_deploy.whole_networks import fit_line, fit_sum
 
 PLAIN = Geometry("conv", (3, 3), (1, 1), (1, 1), (1, 1), (6, 6))
 
@@ -122,7 +122,8 @@ def test_a_branch_computes_the_layer_it_stands_for(geometry, inputs, outputs, la
 
 def test_a_layer_of_a_hundred_times_the_work_takes_longer() -> None:
     small, large = LayerRequest(PLAIN, 8, 8), LayerRequest(PLAIN, 256, 256)
-    first, second = time_layers([small, large], batch=1, threads=1, seed=0)
+    tries = [time_layers([small, large], batch=1, threads=1, seed=seed) for seed in range(3)]
+    first, second = map(min, zip(*tries, strict=True))  # something else may run meanwhile
     assert 0 < first < second
 
 
@@ -132,6 +133,20 @@ def test_the_line_is_found_and_its_constant_is_not_negative() -> None:
     assert constant == 0
     assert 1 < factor < 2
     assert fit_line([2], [3]) == (1.5, 0)
+
+
+def test_the_sum_is_found_and_nothing_in_it_is_negative() -> None:
+    generator = np.random.default_rng(0)
+    parts = generator.uniform(1, 10, (8, 2))
+    weights, constant = fit_sum(parts.tolist(), (parts @ [1.1, 1.4] + 0.5).tolist())
+    assert (*weights, constant) == pytest.approx((1.1, 1.4, 0.5))
+    weights, constant = fit_sum(parts.tolist(), (parts @ [1.0, 0.0]).tolist())
+    assert (*weights, constant) == pytest.approx((1, 0, 0), abs=1e-9)
+    nothing_off = [[first, 0.0] for first, _ in parts]
+    weights, constant = fit_sum(nothing_off, [2 * first + 1 for first, _ in nothing_off])
+    assert (*weights, constant) == pytest.approx((2, 0, 1))
+    negative = fit_sum(parts.tolist(), (parts @ [2.0, -0.1]).tolist())
+    assert min(*negative[0], negative[1]) >= 0
 
 
 class Tiny(nn.Module):
