@@ -9,12 +9,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from layer_kinds import KINDS, PLAIN
 from torch import Tensor, nn
 
 import polarprune
 from polarprune import cli
 from polarprune.errors import ConfigError, RunFolderError
-from polarprune.graph.geometry import Geometry
 from polarprune.latency_cost import LatencyCircuit
 from polarprune.latency_table import Staircase, read_latency_table
 from polarprune_deploy.channel_counts import find_multiples, grid_counts, staircase_counts
@@ -22,8 +22,6 @@ from polarprune_deploy.layer_ladder import build_ladder, time_layers
 from polarprune_deploy.layer_requests import LayerRequest
 from polarprune_deploy.profiling import ProfileRequest, profile
 from polarprune_deploy.whole_networks import fit_line, fit_sum
-
-PLAIN = Geometry("conv", (3, 3), (1, 1), (1, 1), (1, 1), (6, 6))
 
 
 def staircase(times, counts=tuple(range(96, 161)), noise=0.0, seed=0) -> Staircase:
@@ -77,27 +75,6 @@ def test_small_and_shared_layers_have_counts_too() -> None:
     assert max(shared) == 1024
     assert staircase_counts(3) == [1, 2, 3]
     assert len(staircase_counts(2048)) == 65
-
-
-KINDS = {
-    "convolution": (PLAIN, 5, 7, nn.Conv2d(5, 7, 3, padding=1)),
-    "strided, one dimension": (
-        Geometry("conv", (5,), (2,), (0,), (2,), (20,)), 3, 4, nn.Conv1d(3, 4, 5, 2, 0, 2)
-    ),
-    "depthwise": (
-        Geometry("conv", (3, 3), (2, 2), (1, 1), (1, 1), (7, 7), (1, 1)), 6, 1,
-        nn.Conv2d(6, 6, 3, 2, 1, groups=6),
-    ),
-    "grouped": (
-        Geometry("conv", (1, 1), (1, 1), (0, 0), (1, 1), (4, 4), (2, 3)), 4, 1,
-        nn.Conv2d(8, 12, 1, groups=4),
-    ),
-    "transposed": (
-        Geometry("conv_transpose", (2, 2), (2, 2), (0, 0), (1, 1), (4, 4)), 3, 5,
-        nn.ConvTranspose2d(3, 5, 2, 2),
-    ),
-    "linear": (Geometry("linear", (), (), (), (), (3,)), 4, 6, nn.Linear(4, 6)),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize(("geometry", "inputs", "outputs", "layer"), KINDS.values(), ids=KINDS)
