@@ -69,7 +69,7 @@ def test_every_class_has_counts_from_few_to_all() -> None:
 
 def test_small_and_shared_layers_have_counts_too() -> None:
     assert grid_counts([1], (1, 4)) == [1]
-    assert grid_counts([3], (1, 4, 16)) == [1, 2, 3] or 3 in grid_counts([3], (1, 4, 16))
+    assert grid_counts([3], (1, 4, 16)) == [1, 3]
     shared = grid_counts([1024, 64], (1, 16))
     assert min(shared) <= 16
     assert max(shared) == 1024
@@ -157,7 +157,8 @@ def test_the_verb_writes_a_table_that_fits_its_network(
     assert not ended.value.code
     document = json.loads(out.splitlines()[-1])
     assert document["table"] == str(tmp_path / "t.json")
-    assert [err.index(stage) for stage in ("staircases", "layers", "whole networks")]
+    stages = [err.index(stage) for stage in ("staircases", "layers", "whole networks")]
+    assert stages == sorted(stages)
     assert "Multiples of" in err or "No multiple" in err
 
     table = read_latency_table(tmp_path / "t.json")
