@@ -1,0 +1,1 @@
+"""`polarprune serve`: bundles behind the Open Inference Protocol, on one machine."""
