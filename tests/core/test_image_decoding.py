@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from polarprune.datasets.decoding import read_rgb
 from polarprune.errors import DataError
+from polarprune.image_decoding import read_rgb
 
 _EXIF_ORIENTATION = 0x0112
 
