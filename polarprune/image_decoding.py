@@ -71,12 +71,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("float pixels have no fixed range")
     if image.mode.startswith("I"):
-        pixels = np.asarray(image).astype(np.int64)
+        pixels = np.asarray(image)
         if pixels.min() < 0 or pixels.max() > 0xFFFF:
             raise ValueError("pixels of more than 16 bits have no fixed range")
         return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, layer).convert("RGB")
+        layer = image if image.mode == "RGBA" else image.convert("RGBA")
+        # Rounds as Image.alpha_composite over white does, in half of the memory.
+        shown = Image.new("RGB", layer.size, (255, 255, 255))
+        shown.paste(layer, mask=layer)
+        return shown
     return image.convert("RGB")
