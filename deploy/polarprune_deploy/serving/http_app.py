@@ -112,6 +112,7 @@ class HttpApp:
             raise RequestError(WRONG_METHOD, f"{parts[-1]} takes POST")
         model = self._repository.get(parts[3], version)
         try:
+            model.batcher.refuse_if_full()
             with self._held.room() as room:
                 body = await read_body(headers, receive, room, self._options.bounds)
                 if parts[-1] == "classify":

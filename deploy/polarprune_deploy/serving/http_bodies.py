@@ -1,6 +1,8 @@
-"""A request's body: received whole, within bounds of bytes and time, and decompressed."""
+"""A request's body: received whole, within bounds of bytes, and decompressed.
 
-import asyncio
+The bounds of time are the connection's (`bounded_protocol`).
+"""
+
 import zlib
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
@@ -11,7 +13,6 @@ from polarprune_deploy.serving.request_errors import (
     BAD,
     CANCELED,
     REJECTED,
-    SLOW,
     TOO_LARGE,
     UNSUPPORTED,
     RequestError,
@@ -69,14 +70,14 @@ async def read_body(headers: Headers, receive: Receive, room: Room, bounds: Boun
     """The whole body, decompressed.
 
     Raises:
-        RequestError: TOO_LARGE, SLOW, BAD or UNSUPPORTED; CANCELED where the sender went.
+        RequestError: TOO_LARGE, BAD or UNSUPPORTED; CANCELED where the sender went.
     """
     stated = headers.get(b"content-length")
     if stated is not None and stated.isdigit():
         if len(stated) > 18 or int(stated) > bounds.body_bytes:
             raise too_large(bounds)
         room.grow(int(stated))
-    message = await _within(bounds, receive)
+    message = await _next(receive)
     body: bytes = message["body"]
     if message["more_body"]:
         body = await _rest(body, receive, room, bounds, stated is None)
@@ -95,14 +96,8 @@ def too_large(bounds: Bounds) -> RequestError:
     return RequestError(TOO_LARGE, f"the body may have {bounds.body_bytes} bytes at most")
 
 
-async def _within(bounds: Bounds, receive: Receive) -> MutableMapping[str, Any]:
-    try:
-        async with asyncio.timeout(bounds.body_seconds):
-            message = await receive()
-    except TimeoutError:
-        raise RequestError(
-            SLOW, f"the body did not come within {bounds.body_seconds:g} seconds"
-        ) from None
+async def _next(receive: Receive) -> MutableMapping[str, Any]:
+    message = await receive()
     if message["type"] == "http.disconnect":
         raise RequestError(CANCELED, "the sender went before its request was whole")
     return message
@@ -112,25 +107,17 @@ async def _rest(first: bytes, receive: Receive, room: Room, bounds: Bounds, grow
     pieces, size = [first], len(first)
     if grow:
         room.grow(size)
-    try:
-        async with asyncio.timeout(bounds.body_seconds):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise RequestError(CANCELED, "the sender went before its request was whole")
-                piece = message["body"]
-                size += len(piece)
-                if size > bounds.body_bytes:
-                    raise too_large(bounds)
-                if grow:
-                    room.grow(len(piece))
-                pieces.append(piece)
-                if not message["more_body"]:
-                    return b"".join(pieces)
-    except TimeoutError:
-        raise RequestError(
-            SLOW, f"the body did not come within {bounds.body_seconds:g} seconds"
-        ) from None
+    while True:
+        message = await _next(receive)
+        piece = message["body"]
+        size += len(piece)
+        if size > bounds.body_bytes:
+            raise too_large(bounds)
+        if grow:
+            room.grow(len(piece))
+        pieces.append(piece)
+        if not message["more_body"]:
+            return b"".join(pieces)
 
 
 def _decompressed(body: bytes, coding: bytes, room: Room, bounds: Bounds) -> bytes:

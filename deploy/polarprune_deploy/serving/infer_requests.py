@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from polarprune.manifest import TensorSpec
 from polarprune_deploy.runners import Array
@@ -45,6 +46,8 @@ class Signature:
     outputs: tuple[TensorSpec, ...]
     most: int
     by_name: Mapping[str, TensorSpec] = field(init=False, repr=False, compare=False)
+    plans: dict[bytes, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Heads of HTTP requests that were read before (`http_infer`)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "by_name", {spec.name: spec for spec in self.inputs})

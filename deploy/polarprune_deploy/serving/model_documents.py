@@ -15,6 +15,7 @@ EXTENSIONS = (
     "statistics",
 )
 SERVER_NAME = "polarprune"
+KINDS = {"cpu": "KIND_CPU", "cuda": "KIND_GPU"}
 
 
 def server_document(version: str) -> dict[str, Any]:
@@ -43,7 +44,7 @@ def config_document(facts: ModelFacts) -> dict[str, Any]:
         "max_batch_size": facts.signature.most,
         "input": [_configured(spec) for spec in facts.signature.inputs],
         "output": [_configured(spec) for spec in facts.signature.outputs],
-        "instance_group": [{"name": facts.name, "kind": _kind(facts), "count": 1}],
+        "instance_group": [{"name": facts.name, "kind": KINDS[facts.device], "count": 1}],
         "dynamic_batching": {
             "preferred_batch_size": [facts.policy.size],
             "max_queue_delay_microseconds": round(facts.policy.window * 1e6),
@@ -97,7 +98,3 @@ def _configured(spec: TensorSpec) -> dict[str, Any]:
         "data_type": f"TYPE_{DATATYPES[spec.dtype]}",
         "dims": list(spec.shape[1:]),
     }
-
-
-def _kind(facts: ModelFacts) -> str:
-    return "KIND_CPU" if " on cpu" in facts.runs else "KIND_GPU"

@@ -12,8 +12,6 @@ WRONG_METHOD = "wrong method"
 TOO_LARGE = "too large"
 UNSUPPORTED = "unsupported"
 """An image or encoding of a kind that is not read here."""
-SLOW = "slow"
-"""The sender did not finish in time."""
 REJECTED = "rejected"
 """The queue is full, or the server is loading or draining: worth another try."""
 LATE = "late"
@@ -29,7 +27,6 @@ HTTP_STATUS: Mapping[str, int] = MappingProxyType(
         UNAUTHORIZED: 401,
         UNKNOWN: 404,
         WRONG_METHOD: 405,
-        SLOW: 408,
         TOO_LARGE: 413,
         UNSUPPORTED: 415,
         CANCELED: 499,

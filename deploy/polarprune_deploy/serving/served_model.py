@@ -25,6 +25,7 @@ class ModelFacts:
         manifest: of its bundle.
         signature: what it takes and gives, as loaded.
         platform: the protocol's word for what runs it.
+        device: "cpu" or "cuda".
         runs: in words: backend, device, settings.
         policy: of its batcher.
         sizes: the batch sizes that are computed; None: any up to the most.
@@ -36,6 +37,7 @@ class ModelFacts:
     manifest: Manifest
     signature: Signature
     platform: str
+    device: str
     runs: str
     policy: BatchPolicy
     sizes: tuple[int, ...] | None

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -23,6 +24,7 @@ from polarprune_deploy.serving.service_log import log_to_stderr
 
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2048
+SWITCH_SECONDS = 0.0005
 FLUSH_SECONDS = 5
 """For the last answers to leave, once all are computed."""
 
@@ -59,6 +61,8 @@ def serve(
         ) from error
     del starlette, uvicorn
     log_to_stderr()
+    # Between two batches the engine's thread waits so long for Python's lock, at most.
+    sys.setswitchinterval(SWITCH_SECONDS)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_Service(options, token, on_listening).run())
 
