@@ -1,0 +1,1 @@
+"""Studies of `polarprune serve`: python -m benchmarks.serving."""
