@@ -18,6 +18,7 @@ from polarprune.cli_errors import OneLineErrors, noting_when_stopped
 from polarprune.cli_options import AsJson, Classes, Data, ImageSize, Model, Weights
 from polarprune.errors import ConfigError, PolarpruneError
 from polarprune.figure_words import cut_figures, sentence, task_figures
+from polarprune.serve_command import serve
 from polarprune.terminal import Terminal, progress_on
 
 if TYPE_CHECKING:
@@ -632,6 +633,9 @@ def report(
     terminal = Terminal(as_json)
     terminal.show(f"Page: {page}")
     terminal.result({"report": str(page)})
+
+
+app.command(epilog="Example: polarprune serve bundles --http-port 8000")(serve)
 
 
 @app.command(epilog="Example: polarprune demo --out polarprune-demo")

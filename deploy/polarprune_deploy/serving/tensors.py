@@ -1,0 +1,119 @@
+"""The protocol's tensors and numpy's: names of types, raw bytes, nested lists.
+
+numpy has no bfloat16: BF16 is float32 with the lower half of its bits gone, and float32 in memory,
+which is also what runners take and give for it.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from polarprune_deploy.runners import Array
+from polarprune_deploy.serving.request_errors import BAD, RequestError
+
+DATATYPES = {
+    "bool": "BOOL",
+    "uint8": "UINT8",
+    "uint16": "UINT16",
+    "uint32": "UINT32",
+    "uint64": "UINT64",
+    "int8": "INT8",
+    "int16": "INT16",
+    "int32": "INT32",
+    "int64": "INT64",
+    "float16": "FP16",
+    "bfloat16": "BF16",
+    "float32": "FP32",
+    "float64": "FP64",
+}
+"""The protocol's name of each type that a bundle may state."""
+NUMPY = {
+    datatype: np.dtype("float32" if d == "bfloat16" else d) for d, datatype in DATATYPES.items()
+}
+ITEM_BYTES = {datatype: dtype.itemsize for datatype, dtype in NUMPY.items()} | {"BF16": 2}
+"""On the wire."""
+HALF_WITHOUT_JSON = ("FP16", "BF16")
+
+
+def from_raw(raw: bytes | memoryview, datatype: str, shape: Sequence[int], name: str) -> Array:
+    """Little-endian, row-major bytes as an array; a view of them where that is possible.
+
+    Raises:
+        RequestError: not as many bytes as the shape needs, or a BOOL that is neither 0 nor 1.
+    """
+    wanted = math.prod(shape) * ITEM_BYTES[datatype]
+    if len(raw) != wanted:
+        raise RequestError(
+            BAD,
+            f"input {name!r} of {datatype} and shape {list(shape)} takes {wanted} bytes, "
+            f"got {len(raw)}",
+        )
+    if datatype == "BF16":
+        upper = np.frombuffer(raw, "<u2").astype(np.uint32) << 16
+        return upper.view(np.float32).reshape(shape)
+    if datatype == "BOOL":
+        bits = np.frombuffer(raw, np.uint8)
+        if bits.max(initial=0) > 1:
+            raise RequestError(BAD, f"input {name!r} of BOOL holds bytes other than 0 and 1")
+        return bits.view(np.bool_).reshape(shape)
+    return np.frombuffer(raw, NUMPY[datatype].newbyteorder("<")).reshape(shape)
+
+
+def from_list(data: Any, datatype: str, shape: Sequence[int], name: str) -> Array:
+    """A JSON list, flat or nested, as an array.
+
+    Raises:
+        RequestError: another number of values, values of another kind or out of range, or a type
+            that JSON has no numbers for.
+    """
+    if datatype in HALF_WITHOUT_JSON:
+        raise RequestError(BAD, f"input {name!r} of {datatype} can only be sent as binary data")
+    if not isinstance(data, list):
+        raise RequestError(BAD, f"the data of input {name!r} is no list")
+    dtype = NUMPY[datatype]
+    try:
+        found = np.array(data)
+    except (ValueError, OverflowError, TypeError):  # ragged, or mixed with other things
+        raise RequestError(BAD, f"the data of input {name!r} is not of one shape") from None
+    allowed = {"b": "b", "f": "fiu", "i": "iu", "u": "iu"}[dtype.kind]
+    if found.dtype.kind not in allowed and found.size:
+        raise RequestError(BAD, f"the data of input {name!r} holds values that are not {datatype}")
+    if found.size != math.prod(shape):
+        raise RequestError(
+            BAD, f"input {name!r} of shape {list(shape)} takes {math.prod(shape)} values, "
+            f"got {found.size}",
+        )  # fmt: skip
+    if dtype.kind in "iu" and found.size:
+        bounds = np.iinfo(dtype)
+        if int(found.min()) < bounds.min or int(found.max()) > bounds.max:
+            raise RequestError(BAD, f"input {name!r} holds values outside of {datatype}")
+    with np.errstate(over="ignore"):  # what is too large for float32 is infinite
+        return found.astype(dtype).reshape(shape)
+
+
+def to_raw(array: Array, datatype: str) -> bytes:
+    """The array as little-endian, row-major bytes."""
+    if datatype == "BF16":
+        bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+        # To the nearest, ties to even; a NaN must not round to infinity.
+        rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
+        return np.where(np.isnan(array), np.uint16(0x7FC0), rounded).astype("<u2").tobytes()
+    dtype = NUMPY[datatype].newbyteorder("<")
+    return array.astype(dtype, copy=False).tobytes()
+
+
+def to_list(array: Array, name: str) -> list[Any]:
+    """The array as a flat JSON list.
+
+    Raises:
+        RequestError: it holds what JSON has no number for.
+    """
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise RequestError(
+            BAD, f"output {name!r} holds NaN or infinity, which JSON cannot say; "
+            "ask for binary data",
+        )  # fmt: skip
+    values: list[Any] = array.reshape(-1).tolist()
+    return values
