@@ -1,1 +1,1 @@
-"""Studies of `polarprune serve`: python -m benchmarks.serving."""
+"""Recorded studies of `polarprune serve`: each starts a real server and is its client."""

@@ -9,6 +9,8 @@ server share the machine's cores; while the bare loop runs both are idle.
 """
 
 import argparse
+import json
+import tempfile
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,9 +34,14 @@ WARM_SHARE = 0.1
 
 def study(bundle: Path, threads: int | None, rounds: int, seconds: float) -> dict[str, Any]:
     """All three comparisons of one bundle."""
-    options = ["--backend", "onnxruntime"] + ([] if threads is None else ["--threads", str(threads)])
-    with ServerProcess(bundle, options) as server:
-        model = server.status()["models"][0]
+    options = ["--backend", "onnxruntime", "--grpc-port", "-1"]
+    if threads is not None:
+        options += ["--threads", str(threads)]
+    with tempfile.TemporaryDirectory() as folder, ServerProcess(
+        bundle, Path(folder) / "log", *options
+    ) as server:
+        server.wait_ready()
+        model = json.loads(server.ask("/status")[1])["models"][0]
         size = model["batch"]["size"]
         endpoint = parse_endpoint(server.url)
         target = look_at(endpoint, read_model(endpoint), batch=None)
@@ -43,7 +50,7 @@ def study(bundle: Path, threads: int | None, rounds: int, seconds: float) -> dic
         full, alone = _in_turn(target, bare, size, clients, rounds, seconds)
         rate = 0.5 * median(full["server"])
         tails = [_tail(target, bare, size, rate, seconds, seed) for seed in range(max(3, rounds // 3))]
-        statistics = server.statistics(model["name"])
+        statistics = json.loads(server.ask("/v2/models/stats")[1])["model_stats"][0]
     return {
         "bundle": bundle.name,
         "network": model["network"],
