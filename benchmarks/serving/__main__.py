@@ -4,7 +4,7 @@
     PYTHONPATH=.:export:deploy python -m benchmarks.serving changes
     PYTHONPATH=.:export:deploy python -m benchmarks.serving throughput --bundle BUNDLE
     PYTHONPATH=.:export:deploy python -m benchmarks.serving overload --bundle BUNDLE
-    PYTHONPATH=.:export:deploy python -m benchmarks.serving litserve --bundle BUNDLE --python VENV/bin/python
+    PYTHONPATH=.:export:deploy python -m benchmarks.serving litserve --bundle BUNDLE --python PYTHON
 
 Each says what it takes with --help, records into benchmarks/results/serving unless --record says
 otherwise, and prints its table last.

@@ -16,6 +16,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from polarprune_deploy.load.model_metadata import read_model
 
 from benchmarks.serving.bare_loops import BareLoop
 from benchmarks.serving.ideal_batcher import ideal_latencies
@@ -24,7 +25,6 @@ from benchmarks.serving.study_records import add_study, ratio_with_interval
 from polarprune_deploy.load.endpoint import parse_endpoint
 from polarprune_deploy.load.load_plan import LoadPlan
 from polarprune_deploy.load.measuring import measure
-from polarprune_deploy.load.model_metadata import read_model
 from polarprune_deploy.load.samples import Outcome
 from polarprune_deploy.load.schedule import poisson_arrivals
 from polarprune_deploy.load.targets import Target, look_at
@@ -37,9 +37,10 @@ def study(bundle: Path, threads: int | None, rounds: int, seconds: float) -> dic
     options = ["--backend", "onnxruntime", "--grpc-port", "-1"]
     if threads is not None:
         options += ["--threads", str(threads)]
-    with tempfile.TemporaryDirectory() as folder, ServerProcess(
-        bundle, Path(folder) / "log", *options
-    ) as server:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ServerProcess(bundle, Path(folder) / "log", *options) as server,
+    ):
         server.wait_ready()
         model = json.loads(server.ask("/status")[1])["models"][0]
         size = model["batch"]["size"]
@@ -49,7 +50,9 @@ def study(bundle: Path, threads: int | None, rounds: int, seconds: float) -> dic
         clients = max(4, 2 * size)
         full, alone = _in_turn(target, bare, size, clients, rounds, seconds)
         rate = 0.5 * median(full["server"])
-        tails = [_tail(target, bare, size, rate, seconds, seed) for seed in range(max(3, rounds // 3))]
+        tails = [
+            _tail(target, bare, size, rate, seconds, seed) for seed in range(max(3, rounds // 3))
+        ]
         statistics = json.loads(server.ask("/v2/models/stats")[1])["model_stats"][0]
     return {
         "bundle": bundle.name,
@@ -152,6 +155,8 @@ def main(arguments: list[str]) -> None:
     full, alone, tail = found["full"], found["alone"], found["poisson"]
     print(f"{key}, batch {found['batch']['size']}, {args.rounds} rounds")
     print(f"  full: {full['ratio']:.3f} [{full['low']:.3f}, {full['high']:.3f}] of the bare loop")
-    print(f"  one client: {alone['ratio']:.2f} [{alone['low']:.2f}, {alone['high']:.2f}] x bare p50")
+    print(
+        f"  one client: {alone['ratio']:.2f} [{alone['low']:.2f}, {alone['high']:.2f}] x bare p50"
+    )
     print(f"  Poisson, half load: p99 {tail['ratio']:.2f} [{tail['low']:.2f}, {tail['high']:.2f}] "
           "x the ideal batcher's")  # fmt: skip
