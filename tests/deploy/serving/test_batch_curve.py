@@ -1,5 +1,6 @@
 """How long batches take: measured on a virtual clock, read between the points."""
 
+import itertools
 import math
 
 import numpy as np
@@ -86,7 +87,7 @@ def test_on_a_busy_machine_the_curve_never_falls_nor_passes_what_was_measured(
     engine = VirtualEngine(fixed, each, np.random.default_rng(seed))
     curve = measure_curve(engine, SIZES, engine.clock)
     taken = [curve.seconds_for(rows) for rows in range(1, 80)]
-    assert all(a <= b for a, b in zip(taken, taken[1:], strict=False))
+    assert all(a <= b for a, b in itertools.pairwise(taken))
     for size, seconds in zip(curve.sizes, curve.seconds, strict=True):
         assert seconds >= engine.cost(curve.sizes[0])
         assert curve.seconds_for(size) == seconds
