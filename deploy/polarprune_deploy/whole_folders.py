@@ -26,8 +26,14 @@ def whole_folder(place: Path, workshop: Path | None = None) -> Iterator[Path]:
         raise Refused(f"{place} is there already and is not empty; give another folder")
     with scratch_folder(place, workshop) as scratch:
         yield scratch
+        made = not place.parent.exists()
         place.parent.mkdir(parents=True, exist_ok=True)
-        scratch.rename(place)  # onto an empty folder too, in one step
+        try:
+            scratch.rename(place)  # onto an empty folder too, in one step
+        except OSError:
+            if made:
+                place.parent.rmdir()
+            raise
 
 
 @contextmanager
