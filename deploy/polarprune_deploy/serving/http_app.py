@@ -11,13 +11,17 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from typing import Any
 
 from starlette.types import ASGIApp
 
 from polarprune_deploy.serving.authorization import check_token
+from polarprune_deploy.serving.batcher import Named
+from polarprune_deploy.serving.classification import ImageRequest, classify
 from polarprune_deploy.serving.http_bodies import Headers, Held, Receive, read_body
 from polarprune_deploy.serving.http_infer import LENGTH_HEADER, encode_response, parse_infer
+from polarprune_deploy.serving.image_queue import ImageQueue
 from polarprune_deploy.serving.infer_requests import InferRequest
 from polarprune_deploy.serving.repository import Repository
 from polarprune_deploy.serving.request_errors import (
@@ -27,6 +31,7 @@ from polarprune_deploy.serving.request_errors import (
     RequestError,
 )
 from polarprune_deploy.serving.serve_options import ServeOptions
+from polarprune_deploy.serving.served_model import ServedModel
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -39,6 +44,8 @@ WATCH_AFTER = 0.02
 LONGEST_REQUEST_ID = 128
 LONG_JSON, LONG_LIST = 1 << 16, 10_000
 """Bytes to read and numbers to write that would hold up everybody else: a thread does it."""
+MOST_DECODERS = 4
+"""Images that are decoded at a time; each may take half a gigabyte."""
 JSON_TYPE = (b"content-type", b"application/json")
 
 log = logging.getLogger("polarprune.serve")
@@ -59,6 +66,7 @@ class HttpApp:
         self._repository, self._options, self._token = repository, options, token
         self._routes = routes
         self._held = Held(options.bounds)
+        self._images = ImageQueue(min(MOST_DECODERS, os.cpu_count() or 1))
         self._run = os.urandom(4).hex()
         self._numbers = itertools.count(1)
 
@@ -110,7 +118,10 @@ class HttpApp:
             with self._held.room() as room:
                 body = await read_body(headers, receive, room, self._options.bounds)
                 if parts[-1] == "classify":
-                    return await self._classify(model, body, receive)
+                    asked = ImageRequest(
+                        body, headers.get(b"content-type", b""), scope["query_string"]
+                    )
+                    return await self._classify(asked, parts[3], version, receive)
                 return await self._infer(model, body, headers, receive)
         except RequestError as error:
             if not getattr(error, "counted", False):
@@ -140,16 +151,18 @@ class HttpApp:
             (LENGTH_HEADER, b"%d" % length),
         ], content  # fmt: skip
 
-    async def _classify(self, model: Any, body: bytes, receive: Receive) -> Answer:
-        from polarprune_deploy.serving.classification import classify
-
-        async def infer(request: InferRequest) -> Any:
-            outputs, _ = await self._while_connected(
-                receive, self._repository.infer(model, request)
-            )
+    async def _classify(
+        self, asked: ImageRequest, name: str, version: str, receive: Receive
+    ) -> Answer:
+        async def infer(model: ServedModel, request: InferRequest) -> Named:
+            outputs, _ = await self._repository.infer(model, request)
             return outputs
 
-        document = await classify(body, model.facts, infer, self._options.bounds)
+        find = partial(self._repository.get, name, version)
+        pixels = self._options.bounds.pixels
+        document = await self._while_connected(
+            receive, classify(asked, find, infer, self._images, pixels)
+        )
         return 200, [JSON_TYPE], json.dumps(document, separators=(",", ":")).encode()
 
     async def _while_connected(self, receive: Receive, work: Awaitable[Any]) -> Any:

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 from polarprune.errors import BackendUnavailable, BundleError, ConfigError, PolarpruneError
+from polarprune.image_decoding import quiet_decoding
 from polarprune_deploy.serving.authorization import read_token
 from polarprune_deploy.serving.bundle_folders import find_bundles
 from polarprune_deploy.serving.serve_options import ServeOptions
@@ -89,6 +90,7 @@ class _Service:
         repository = Repository(options, self._break)
         app = HttpApp(repository, options, self._token, make_routes(repository))
         async with AsyncExitStack() as stack:
+            stack.enter_context(quiet_decoding())
             ports = {}
             ports["http"] = await stack.enter_async_context(
                 _http_server(app, options.host, options.http_port, options)
