@@ -12,6 +12,7 @@ from polarprune.strict_json import parse_strict
 from polarprune_deploy.runners import Array
 from polarprune_deploy.serving.infer_requests import (
     NO_CLASSIFICATION,
+    NO_SHARED_MEMORY,
     InferRequest,
     Signature,
     check_id,
@@ -221,7 +222,10 @@ def _planned_inputs(found: Any, signature: Signature) -> tuple[PlannedInput, ...
         )
         if name in planned:
             raise RequestError(BAD, f"input {name!r} is there twice")
-        size, data = _parameters(tensor.get("parameters")).get("binary_data_size"), None
+        parameters = _parameters(tensor.get("parameters"))
+        if "shared_memory_region" in parameters:
+            raise RequestError(BAD, NO_SHARED_MEMORY)
+        size, data = parameters.get("binary_data_size"), None
         if size is None:
             if "data" not in tensor:
                 raise RequestError(BAD, f"input {name!r} has neither data nor binary_data_size")
@@ -248,5 +252,7 @@ def _asked(found: Any, binary: bool) -> tuple[AskedOutput, ...]:
         parameters = _parameters(output.get("parameters"))
         if parameters.get("classification"):
             raise RequestError(BAD, NO_CLASSIFICATION)
+        if "shared_memory_region" in parameters:
+            raise RequestError(BAD, NO_SHARED_MEMORY)
         asked.append(AskedOutput(output["name"], bool(parameters.get("binary_data", binary))))
     return tuple(asked)
