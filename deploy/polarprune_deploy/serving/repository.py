@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from polarprune.errors import PolarpruneError, first_line
 from polarprune_deploy.serving.batch_policy import BatchPolicy
@@ -150,6 +150,8 @@ class Repository:
         current = self.get(model.facts.name)
         if current is not model and current.facts.signature == model.facts.signature:
             model = current
+        if request.timeout is None and self._options.timeout_ms is not None:
+            request = replace(request, timeout=self._options.timeout_ms / 1e3)
         return await model.infer(request), model
 
     async def close(self, seconds: float) -> bool:
