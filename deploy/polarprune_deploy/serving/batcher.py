@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from polarprune_deploy.runners import Array
-from polarprune_deploy.serving.batch_policy import BatchPolicy
+from polarprune_deploy.serving.batch_policy import FOREVER, BatchPolicy
 from polarprune_deploy.serving.request_errors import BROKEN, LATE, REJECTED, RequestError
 
 Named = dict[str, Array]
-FOREVER = float("inf")
 RECENT = 0.1
 """Weight of the last gap in the mean of the gaps between arrivals."""
 
@@ -133,6 +132,15 @@ class Batcher:
     def pending(self) -> int:
         """Requests that wait."""
         return len(self._queue)
+
+    def refuse_if_full(self) -> None:
+        """Say no before a body is read whose request would be refused.
+
+        Raises:
+            RequestError: as `submit` does for too many requests.
+        """
+        if len(self._queue) >= self.limits.requests:
+            raise self._full(f"{len(self._queue)} requests wait")
 
     def submit(self, ticket: Ticket) -> None:
         """Queue a request; its batch is told to `on_done`.

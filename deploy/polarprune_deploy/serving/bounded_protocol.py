@@ -14,14 +14,14 @@ RESPONSE = (
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """One connection; a request's line and headers must come whole, small and soon."""
+    """One connection; headers must come whole, small and soon, bodies within their time."""
 
     def __init__(self, *args: Any, bounds: Bounds, **more: Any) -> None:
         """As uvicorn makes it, with bounds."""
         super().__init__(*args, **more)
         self._bounds = bounds
         self._header_bytes = 0
-        self._in_headers = True
+        self._in_headers, self._in_body = True, False
         self._too_large = False
         self._timer: asyncio.TimerHandle | None = None
 
@@ -42,7 +42,10 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         super().data_received(data)
-        if self._in_headers:
+        if self._in_body:
+            if self._timer is None and not self.transport.is_closing():
+                self._timer = self.loop.call_later(self._bounds.body_seconds, self._give_up)
+        elif self._in_headers:
             self._header_bytes += len(data)
             if self._header_bytes > self._bounds.header_bytes and not self.transport.is_closing():
                 self._too_large = True
@@ -61,7 +64,14 @@ class BoundedProtocol(HttpToolsProtocol):
         if size > self._bounds.header_bytes:
             self._too_large = True
             raise ValueError("headers too large")  # which the parser turns into its own error
+        self._in_body = True
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The body is whole."""
+        self._in_body = False
+        self._stop_timer()
+        super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """In the form of every other error."""
@@ -90,5 +100,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _give_up(self) -> None:
         self._timer = None
-        if not self.transport.is_closing():
+        if self._in_body and not self.cycle.response_started:
+            seconds = self._bounds.body_seconds
+            self._answer(b"408 Request Timeout", f"no whole body within {seconds:g} seconds")
+        else:
             self.transport.close()

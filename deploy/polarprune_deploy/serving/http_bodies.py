@@ -1,17 +1,17 @@
-"""A request's body: received whole, within bounds of bytes and time, and decompressed."""
+"""A request's body: received whole, within bounds of bytes, and decompressed.
 
-import asyncio
+The bounds of time are the connection's (`bounded_protocol`).
+"""
+
 import zlib
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from polarprune_deploy.serving.held_bytes import Room
 from polarprune_deploy.serving.infer_requests import shown
 from polarprune_deploy.serving.request_errors import (
     BAD,
     CANCELED,
-    REJECTED,
-    SLOW,
     TOO_LARGE,
     UNSUPPORTED,
     RequestError,
@@ -24,59 +24,18 @@ Headers = dict[bytes, bytes]
 WINDOW_BITS = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
 
 
-class Held:
-    """The bytes of all bodies that are in memory."""
-
-    def __init__(self, bounds: Bounds) -> None:
-        """Nothing is held yet."""
-        self._bounds = bounds
-        self.nbytes = 0
-
-    @contextmanager
-    def room(self) -> Iterator["Room"]:
-        """Room for one body, given back at the end."""
-        room = Room(self)
-        try:
-            yield room
-        finally:
-            self.nbytes -= room.nbytes
-
-    def take(self, nbytes: int) -> None:
-        """Hold so many bytes more.
-
-        Raises:
-            RequestError: that would be more than all may hold together.
-        """
-        if self.nbytes + nbytes > self._bounds.total_bytes:
-            raise RequestError(REJECTED, "too many bytes are being received", 1)
-        self.nbytes += nbytes
-
-
-class Room:
-    """What one body holds."""
-
-    def __init__(self, held: Held) -> None:
-        """Nothing is held yet."""
-        self._held, self.nbytes = held, 0
-
-    def grow(self, nbytes: int) -> None:
-        """Hold so many bytes more, or raise."""
-        self._held.take(nbytes)
-        self.nbytes += nbytes
-
-
 async def read_body(headers: Headers, receive: Receive, room: Room, bounds: Bounds) -> bytes:
     """The whole body, decompressed.
 
     Raises:
-        RequestError: TOO_LARGE, SLOW, BAD or UNSUPPORTED; CANCELED where the sender went.
+        RequestError: TOO_LARGE, BAD or UNSUPPORTED; CANCELED where the sender went.
     """
     stated = headers.get(b"content-length")
     if stated is not None and stated.isdigit():
         if len(stated) > 18 or int(stated) > bounds.body_bytes:
             raise too_large(bounds)
         room.grow(int(stated))
-    message = await _within(bounds, receive)
+    message = await _next(receive)
     body: bytes = message["body"]
     if message["more_body"]:
         body = await _rest(body, receive, room, bounds, stated is None)
@@ -95,14 +54,8 @@ def too_large(bounds: Bounds) -> RequestError:
     return RequestError(TOO_LARGE, f"the body may have {bounds.body_bytes} bytes at most")
 
 
-async def _within(bounds: Bounds, receive: Receive) -> MutableMapping[str, Any]:
-    try:
-        async with asyncio.timeout(bounds.body_seconds):
-            message = await receive()
-    except TimeoutError:
-        raise RequestError(
-            SLOW, f"the body did not come within {bounds.body_seconds:g} seconds"
-        ) from None
+async def _next(receive: Receive) -> MutableMapping[str, Any]:
+    message = await receive()
     if message["type"] == "http.disconnect":
         raise RequestError(CANCELED, "the sender went before its request was whole")
     return message
@@ -112,25 +65,17 @@ async def _rest(first: bytes, receive: Receive, room: Room, bounds: Bounds, grow
     pieces, size = [first], len(first)
     if grow:
         room.grow(size)
-    try:
-        async with asyncio.timeout(bounds.body_seconds):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise RequestError(CANCELED, "the sender went before its request was whole")
-                piece = message["body"]
-                size += len(piece)
-                if size > bounds.body_bytes:
-                    raise too_large(bounds)
-                if grow:
-                    room.grow(len(piece))
-                pieces.append(piece)
-                if not message["more_body"]:
-                    return b"".join(pieces)
-    except TimeoutError:
-        raise RequestError(
-            SLOW, f"the body did not come within {bounds.body_seconds:g} seconds"
-        ) from None
+    while True:
+        message = await _next(receive)
+        piece = message["body"]
+        size += len(piece)
+        if size > bounds.body_bytes:
+            raise too_large(bounds)
+        if grow:
+            room.grow(len(piece))
+        pieces.append(piece)
+        if not message["more_body"]:
+            return b"".join(pieces)
 
 
 def _decompressed(body: bytes, coding: bytes, room: Room, bounds: Bounds) -> bytes:

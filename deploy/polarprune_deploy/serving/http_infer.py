@@ -11,8 +11,11 @@ from typing import Any
 from polarprune.strict_json import parse_strict
 from polarprune_deploy.runners import Array
 from polarprune_deploy.serving.infer_requests import (
+    NO_CLASSIFICATION,
+    NO_SHARED_MEMORY,
     InferRequest,
     Signature,
+    check_id,
     shown,
     timeout_seconds,
 )
@@ -28,7 +31,8 @@ from polarprune_deploy.serving.tensors import (
 )
 
 LENGTH_HEADER = b"inference-header-content-length"
-LONGEST_ID = 256
+REMEMBERED_HEADS, LONGEST_REMEMBERED = 256, 2048
+"""Heads, and bytes of one: a client sends the same before each tensor."""
 UNKNOWN_LENGTH = "Inference-Header-Content-Length must be a whole number within the body, got"
 
 
@@ -49,6 +53,29 @@ class HttpInferRequest:
     binary: bool
 
 
+@dataclass(frozen=True)
+class PlannedInput:
+    """One input as the JSON describes it: `data` where it is there, else `size` raw bytes."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    size: int
+    data: Array | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that the JSON of a request says."""
+
+    inputs: tuple[PlannedInput, ...]
+    id: str
+    asked: tuple[AskedOutput, ...]
+    names: tuple[str, ...]
+    binary: bool
+    timeout: float | None
+
+
 def parse_infer(
     body: bytes, length_header: bytes | None, signature: Signature, bounds: Bounds
 ) -> HttpInferRequest:
@@ -65,20 +92,25 @@ def parse_infer(
             TOO_LARGE, f"the JSON of a request may have {bounds.json_bytes} bytes at most; "
             "send tensors as binary data",
         )  # fmt: skip
-    document = _document(body[:length] if length != len(body) else body, bounds.json_bytes)
-    parameters = _parameters(document.get("parameters"))
-    inputs = _inputs(document.get("inputs"), memoryview(body)[length:], signature)
-    ordered, rows = signature.complete(inputs)
-    asked = _asked(document.get("outputs"), bool(parameters.get("binary_data_output", False)))
-    request_id = document.get("id", "")
-    if not isinstance(request_id, str) or len(request_id) > LONGEST_ID:
-        raise RequestError(BAD, f"id must be a text of at most {LONGEST_ID} characters")
-    names = signature.check_outputs([output.name for output in asked])
-    timeout = timeout_seconds(parameters.get("timeout"))
-    return HttpInferRequest(
-        InferRequest(ordered, rows, request_id, names, timeout), asked,
-        bool(parameters.get("binary_data_output", False)),
-    )  # fmt: skip
+    plan = _plan(body[:length], signature, bounds)
+    raw, start, arrays = memoryview(body)[length:], 0, {}
+    for planned in plan.inputs:
+        if planned.data is not None:
+            arrays[planned.name] = planned.data
+            continue
+        if planned.size > len(raw) - start:
+            raise RequestError(
+                BAD, f"binary_data_size of input {planned.name!r} must be within the "
+                f"{len(raw) - start} bytes that are left, got {planned.size}",
+            )  # fmt: skip
+        piece = raw[start : start + planned.size]
+        arrays[planned.name] = from_raw(piece, planned.datatype, planned.shape, planned.name)
+        start += planned.size
+    if start != len(raw):
+        raise RequestError(BAD, f"{len(raw) - start} bytes follow that belong to no input")
+    ordered, rows = signature.complete(arrays)
+    request = InferRequest(ordered, rows, plan.id, plan.names, plan.timeout)
+    return HttpInferRequest(request, plan.asked, plan.binary)
 
 
 def encode_response(
@@ -110,14 +142,12 @@ def encode_response(
         else:
             tensor["data"] = to_list(array, spec.name)
         described.append(tensor)
-    document: dict[str, Any] = {"model_name": name, "model_version": version}
-    if asked.request.id:
-        document["id"] = asked.request.id
-    document["outputs"] = described
-    head = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
-    if not blobs:
-        return head, None
-    return b"".join([head, *blobs]), len(head)
+    document = {"model_name": name, "model_version": version, "id": asked.request.id}
+    if not asked.request.id:
+        del document["id"]
+    head = json.dumps({**document, "outputs": described}, separators=(",", ":"), allow_nan=False)
+    content = head.encode()
+    return (b"".join([content, *blobs]), len(content)) if blobs else (content, None)
 
 
 def _header_length(header: bytes | None, size: int) -> int:
@@ -159,37 +189,55 @@ def _parameters(found: Any) -> dict[str, Any]:
     return found
 
 
-def _inputs(found: Any, raw: memoryview, signature: Signature) -> dict[str, Array]:
+def _plan(head: bytes, signature: Signature, bounds: Bounds) -> Plan:
+    """What the JSON says; remembered, unless it holds data itself."""
+    plan: Plan | None = signature.plans.get(head)
+    if plan is not None:
+        return plan
+    document = _document(head, bounds.json_bytes)
+    parameters = _parameters(document.get("parameters"))
+    binary = bool(parameters.get("binary_data_output", False))
+    asked = _asked(document.get("outputs"), binary)
+    names = signature.check_outputs([output.name for output in asked])
+    request_id = check_id(document.get("id", ""))
+    timeout = timeout_seconds(parameters.get("timeout"))
+    inputs = _planned_inputs(document.get("inputs"), signature)
+    plan = Plan(inputs, request_id, asked, names, binary, timeout)
+    if len(head) <= LONGEST_REMEMBERED and all(planned.data is None for planned in inputs):
+        if len(signature.plans) >= REMEMBERED_HEADS:
+            signature.plans.clear()
+        signature.plans[head] = plan
+    return plan
+
+
+def _planned_inputs(found: Any, signature: Signature) -> tuple[PlannedInput, ...]:
     if not isinstance(found, list) or not found:
         raise RequestError(BAD, "inputs must be a list of at least one tensor")
-    arrays: dict[str, Array] = {}
-    start = 0
+    planned: dict[str, PlannedInput] = {}
     for tensor in found:
         if not isinstance(tensor, dict):
             raise RequestError(BAD, f"an input must be an object, got {shown(tensor)}")
         name, datatype, shape = signature.check_input(
             tensor.get("name"), tensor.get("datatype"), tensor.get("shape")
         )
-        if name in arrays:
+        if name in planned:
             raise RequestError(BAD, f"input {name!r} is there twice")
-        size = _parameters(tensor.get("parameters")).get("binary_data_size")
+        parameters = _parameters(tensor.get("parameters"))
+        if "shared_memory_region" in parameters:
+            raise RequestError(BAD, NO_SHARED_MEMORY)
+        size, data = parameters.get("binary_data_size"), None
         if size is None:
             if "data" not in tensor:
                 raise RequestError(BAD, f"input {name!r} has neither data nor binary_data_size")
-            arrays[name] = from_list(tensor["data"], datatype, shape, name)
-            continue
-        if "data" in tensor:
+            size, data = 0, from_list(tensor["data"], datatype, shape, name)
+        elif "data" in tensor:
             raise RequestError(BAD, f"input {name!r} has both data and binary_data_size")
-        if type(size) is not int or not 0 <= size <= len(raw) - start:
+        elif type(size) is not int or size < 0:
             raise RequestError(
-                BAD, f"binary_data_size of input {name!r} must be within the {len(raw) - start} "
-                f"bytes that are left, got {shown(size)}",
-            )  # fmt: skip
-        arrays[name] = from_raw(raw[start : start + size], datatype, shape, name)
-        start += size
-    if start != len(raw):
-        raise RequestError(BAD, f"{len(raw) - start} bytes follow that belong to no input")
-    return arrays
+                BAD, f"binary_data_size of input {name!r} must be bytes, got {shown(size)}"
+            )
+        planned[name] = PlannedInput(name, datatype, shape, size, data)
+    return tuple(planned.values())
 
 
 def _asked(found: Any, binary: bool) -> tuple[AskedOutput, ...]:
@@ -203,9 +251,8 @@ def _asked(found: Any, binary: bool) -> tuple[AskedOutput, ...]:
             raise RequestError(BAD, f"an output must be an object with a name, got {shown(output)}")
         parameters = _parameters(output.get("parameters"))
         if parameters.get("classification"):
-            raise RequestError(
-                BAD, "the classification extension is not served; POST an image to "
-                "/v2/models/{model}/classify",
-            )  # fmt: skip
+            raise RequestError(BAD, NO_CLASSIFICATION)
+        if "shared_memory_region" in parameters:
+            raise RequestError(BAD, NO_SHARED_MEMORY)
         asked.append(AskedOutput(output["name"], bool(parameters.get("binary_data", binary))))
     return tuple(asked)

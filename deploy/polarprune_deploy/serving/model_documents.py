@@ -4,6 +4,7 @@ from typing import Any
 
 from polarprune.manifest import TensorSpec
 from polarprune_deploy.serving.counters import Counters
+from polarprune_deploy.serving.repository import Repository
 from polarprune_deploy.serving.served_model import ModelFacts
 from polarprune_deploy.serving.tensors import DATATYPES
 
@@ -15,6 +16,8 @@ EXTENSIONS = (
     "statistics",
 )
 SERVER_NAME = "polarprune"
+KINDS = {"cpu": "KIND_CPU", "cuda": "KIND_GPU"}
+NO_CONTROL = "models are loaded and unloaded by what lies in the served folder, not by requests"
 
 
 def server_document(version: str) -> dict[str, Any]:
@@ -43,7 +46,7 @@ def config_document(facts: ModelFacts) -> dict[str, Any]:
         "max_batch_size": facts.signature.most,
         "input": [_configured(spec) for spec in facts.signature.inputs],
         "output": [_configured(spec) for spec in facts.signature.outputs],
-        "instance_group": [{"name": facts.name, "kind": _kind(facts), "count": 1}],
+        "instance_group": [{"name": facts.name, "kind": KINDS[facts.device], "count": 1}],
         "dynamic_batching": {
             "preferred_batch_size": [facts.policy.size],
             "max_queue_delay_microseconds": round(facts.policy.window * 1e6),
@@ -87,6 +90,21 @@ def statistics_document(name: str, version: str, counters: Counters) -> dict[str
     }
 
 
+def statistics_documents(
+    repository: Repository, name: str = "", version: str = ""
+) -> list[dict[str, Any]]:
+    """Of one model, or of all that ever served.
+
+    Raises:
+        RequestError: UNKNOWN, or REJECTED where it is loading.
+    """
+    wanted = repository.counters
+    if name:
+        facts = repository.get(name, version).facts
+        wanted = [entry for entry in wanted if entry[:2] == (facts.name, facts.version)]
+    return [statistics_document(*entry) for entry in wanted]
+
+
 def _tensor(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "datatype": DATATYPES[spec.dtype], "shape": list(spec.shape)}
 
@@ -97,7 +115,3 @@ def _configured(spec: TensorSpec) -> dict[str, Any]:
         "data_type": f"TYPE_{DATATYPES[spec.dtype]}",
         "dims": list(spec.shape[1:]),
     }
-
-
-def _kind(facts: ModelFacts) -> str:
-    return "KIND_CPU" if " on cpu" in facts.runs else "KIND_GPU"

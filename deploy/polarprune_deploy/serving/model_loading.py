@@ -73,7 +73,7 @@ def load_model(
     try:
         engine = BucketedEngine(runner, manifest.batch)
         verified = _check_outputs(engine, manifest, samples, runner)
-        curve = measure_curve(_runs_of(engine, runner), engine.sizes)
+        curve = measure_curve(_runs_of(engine, runner), engine.sizes, filled_up=not engine.exact)
     except BaseException:
         runner.close()
         raise
@@ -82,11 +82,17 @@ def load_model(
         f"{key.replace('_', ' ')} {value}" for key, value in runner.settings.items()
     )
     facts = ModelFacts(
-        name, version, manifest, Signature(runner.inputs, manifest.outputs, engine.most),
-        PLATFORMS.get(runner.backend, runner.backend), f"{runner.backend} on {runner.device}: {settings}",
-        policy, None if engine.exact else engine.sizes,
-        (f"{len(manifest.files)} files as the manifest says", *verified),
-    )  # fmt: skip
+        name=name,
+        version=version,
+        manifest=manifest,
+        signature=Signature(runner.inputs, manifest.outputs, engine.most),
+        platform=PLATFORMS.get(runner.backend, runner.backend),
+        device=runner.device,
+        runs=f"{runner.backend} on {runner.device}: {settings}",
+        policy=policy,
+        sizes=None if engine.exact else engine.sizes,
+        verified=(f"{len(manifest.files)} files as the manifest says", *verified),
+    )
     return LoadedModel(facts, engine)
 
 

@@ -12,8 +12,6 @@ WRONG_METHOD = "wrong method"
 TOO_LARGE = "too large"
 UNSUPPORTED = "unsupported"
 """An image or encoding of a kind that is not read here."""
-SLOW = "slow"
-"""The sender did not finish in time."""
 REJECTED = "rejected"
 """The queue is full, or the server is loading or draining: worth another try."""
 LATE = "late"
@@ -29,7 +27,6 @@ HTTP_STATUS: Mapping[str, int] = MappingProxyType(
         UNAUTHORIZED: 401,
         UNKNOWN: 404,
         WRONG_METHOD: 405,
-        SLOW: 408,
         TOO_LARGE: 413,
         UNSUPPORTED: 415,
         CANCELED: 499,
@@ -38,6 +35,23 @@ HTTP_STATUS: Mapping[str, int] = MappingProxyType(
         LATE: 503,
     }
 )
+GRPC_STATUS: Mapping[str, str] = MappingProxyType(
+    {
+        BAD: "INVALID_ARGUMENT",
+        UNAUTHORIZED: "UNAUTHENTICATED",
+        UNKNOWN: "NOT_FOUND",
+        WRONG_METHOD: "UNIMPLEMENTED",
+        TOO_LARGE: "RESOURCE_EXHAUSTED",
+        UNSUPPORTED: "UNIMPLEMENTED",
+        CANCELED: "CANCELLED",
+        BROKEN: "INTERNAL",
+        REJECTED: "UNAVAILABLE",
+        LATE: "DEADLINE_EXCEEDED",
+    }
+)
+"""TOO_LARGE as gRPC itself says it of a message beyond its bound."""
+UNFORESEEN = "the server failed on this request"
+"""All that a sender is told of an exception that nobody expected."""
 
 
 class RequestError(Exception):
