@@ -155,10 +155,12 @@ class BoundRun:
         self._names = [node.name for node in session.get_outputs()]
         # Kept: on the CPU the session reads these very arrays.
         self._inputs = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
-        for name, array in self._inputs.items():
-            self._binding.bind_ortvalue_input(
-                name, ort.OrtValue.ortvalue_from_numpy(array, device, 0)
-            )
+        self._input_values = {
+            name: ort.OrtValue.ortvalue_from_numpy(array, device, 0)
+            for name, array in self._inputs.items()
+        }
+        for name, value in self._input_values.items():
+            self._binding.bind_ortvalue_input(name, value)
         self._outputs = []
         # One plain run tells the output shapes, which the model need not state.
         for name, example in zip(self._names, session.run(self._names, self._inputs), strict=True):
@@ -172,6 +174,11 @@ class BoundRun:
         self._run(self._binding)
         if self._synchronize is not None:
             self._synchronize()
+
+    def refill(self, inputs: Mapping[str, Array]) -> None:
+        """Other inputs of the same shapes."""
+        for name, value in self._input_values.items():
+            value.update_inplace(np.ascontiguousarray(inputs[name]))
 
     def outputs(self) -> dict[str, Array]:
         """The outputs of the last call, on the host; NaN where it wrote nothing."""

@@ -216,6 +216,7 @@ class EngineRun:
         if not context.set_optimization_profile_async(profile, self._handle):
             raise ConfigError(f"the engine does not take its own profile {profile}; export again")
         self._buffers = {}
+        self._inputs = [spec.name for spec in inputs]
         for spec in inputs:
             tensor = torch.from_numpy(np.ascontiguousarray(arrays[spec.name]))
             self._buffers[spec.name] = gpu.place(tensor.to(getattr(torch, spec.dtype)))
@@ -262,6 +263,14 @@ class EngineRun:
         """CUDA events on the run's stream."""
         stopwatch: Stopwatch = self._gpu.stopwatch(self.stream, runs)
         return stopwatch
+
+    def refill(self, inputs: Mapping[str, Array]) -> None:
+        """Other inputs of the same shapes."""
+        for name in self._inputs:
+            buffer = self._buffers[name]
+            tensor = self._torch.from_numpy(np.ascontiguousarray(inputs[name]))
+            buffer.copy_(tensor.to(buffer.dtype))
+        self._gpu.place(self._torch.zeros(1))  # which waits for the copies, whatever their stream
 
     def outputs(self) -> dict[str, Array]:
         """The outputs of the last call, on the host; bfloat16 as float32."""

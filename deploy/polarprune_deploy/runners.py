@@ -28,6 +28,15 @@ class PreparedRun(Protocol):
         ...
 
 
+@runtime_checkable
+class RefillableRun(PreparedRun, Protocol):
+    """A prepared run that can be given other inputs of the same shapes."""
+
+    def refill(self, inputs: Mapping[str, Array]) -> None:
+        """Copy them to where the next call reads its inputs."""
+        ...
+
+
 class Stopwatch(Protocol):
     """Pairs of marks on a device's own clock, all made beforehand."""
 

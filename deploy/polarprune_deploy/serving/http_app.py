@@ -1,0 +1,224 @@
+"""The HTTP side: from a request to exactly one answer, whatever is sent.
+
+Inference and images, which are most of the traffic, are told apart here; every other route is
+Starlette's (`http_routes`).
+"""
+
+import asyncio
+import json
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
+from typing import Any
+
+from starlette.types import ASGIApp
+
+from polarprune_deploy.serving.authorization import check_token
+from polarprune_deploy.serving.batcher import Named
+from polarprune_deploy.serving.classification import ImageRequest, classify
+from polarprune_deploy.serving.held_bytes import Held
+from polarprune_deploy.serving.http_bodies import Headers, Receive, read_body
+from polarprune_deploy.serving.http_infer import LENGTH_HEADER, encode_response, parse_infer
+from polarprune_deploy.serving.image_queue import ImageQueue
+from polarprune_deploy.serving.infer_requests import InferRequest
+from polarprune_deploy.serving.repository import Repository
+from polarprune_deploy.serving.request_errors import (
+    BROKEN,
+    CANCELED,
+    UNFORESEEN,
+    WRONG_METHOD,
+    RequestError,
+)
+from polarprune_deploy.serving.request_ids import RequestIds
+from polarprune_deploy.serving.serve_options import ServeOptions
+from polarprune_deploy.serving.served_model import ServedModel
+
+Scope = MutableMapping[str, Any]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
+
+OPEN_PATHS = frozenset({"/", "/v2/health/live", "/v2/health/ready"})
+"""Without a token: they hold nothing of anybody's."""
+WATCH_AFTER = 0.02
+"""Seconds; whoever gets an answer sooner need not be watched for leaving."""
+LONG_JSON, LONG_LIST = 1 << 16, 10_000
+"""Bytes to read and numbers to write that would hold up everybody else: a thread does it."""
+MOST_DECODERS = 4
+"""Images that are decoded at a time; each may take half a gigabyte."""
+JSON_TYPE = (b"content-type", b"application/json")
+
+log = logging.getLogger("polarprune.serve")
+
+
+class HttpApp:
+    """An ASGI application."""
+
+    def __init__(
+        self, repository: Repository, options: ServeOptions, token: bytes | None,
+        routes: ASGIApp, held: Held,
+    ) -> None:  # fmt: skip
+        """Serve a repository.
+
+        Args:
+            token: that requests must bring; None for none.
+            routes: everything but inference and images.
+            held: shared with the other protocol.
+        """
+        self._repository, self._options, self._token = repository, options, token
+        self._routes = routes
+        self._images = ImageQueue(min(MOST_DECODERS, os.cpu_count() or 1))
+        self._held = held
+        self._ids = RequestIds()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        headers: Headers = dict(scope["headers"])
+        number = self._ids.of(headers.get(b"x-request-id", b"").decode("latin-1"))
+        start = time.monotonic()
+        try:
+            if scope["path"] not in OPEN_PATHS:
+                check_token(self._token, headers.get(b"authorization"))
+            parts = scope["path"].split("/")
+            if parts[:3] == ["", "v2", "models"] and parts[-1] in ("infer", "classify"):
+                answer = await self._ask_model(scope, headers, parts, receive)
+            else:
+                scope["request_id"] = number
+                await self._routes(scope, receive, _with_id(send, number))
+                return
+        except RequestError as error:
+            answer = error_answer(error)
+            if error.kind == BROKEN:
+                log.error("failed", extra={"request_id": number}, exc_info=error.__cause__)
+        except Exception as error:
+            log.error("failed", extra={"request_id": number}, exc_info=error)
+            answer = error_answer(RequestError(BROKEN, UNFORESEEN))
+        status, more, body = answer
+        if self._options.access_log:
+            log.info(
+                "request", extra={"request_id": number, "path": scope["path"][:200],
+                                  "status": status, "ms": _ms(start)},
+            )  # fmt: skip
+        more += [(b"content-length", b"%d" % len(body)), (b"x-request-id", number.encode())]
+        await send({"type": "http.response.start", "status": status, "headers": more})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _ask_model(
+        self, scope: Scope, headers: Headers, parts: list[str], receive: Receive
+    ) -> Answer:
+        version = ""
+        if len(parts) == 7 and parts[4] == "versions":
+            version = parts[5]
+        elif len(parts) != 5:
+            return error_answer(RequestError("unknown", "no such route"))
+        if scope["method"] != "POST":
+            raise RequestError(WRONG_METHOD, f"{parts[-1]} takes POST")
+        model = self._repository.get(parts[3], version)
+        try:
+            model.batcher.refuse_if_full()
+            with self._held.room() as room:
+                body = await read_body(headers, receive, room, self._options.bounds)
+                if parts[-1] == "classify":
+                    asked = ImageRequest(
+                        body, headers.get(b"content-type", b""), scope["query_string"]
+                    )
+                    return await self._classify(asked, parts[3], version, receive)
+                return await self._infer(model, body, headers, receive)
+        except RequestError as error:
+            if not getattr(error, "counted", False):
+                model.counters.failed(error.kind)
+            raise
+
+    async def _infer(self, model: Any, body: bytes, headers: Headers, receive: Receive) -> Answer:
+        signature = model.facts.signature
+        length_header, bounds = headers.get(LENGTH_HEADER), self._options.bounds
+        if length_header is None and len(body) > LONG_JSON:
+            asked = await asyncio.to_thread(parse_infer, body, None, signature, bounds)
+        else:
+            asked = parse_infer(body, length_header, signature, bounds)
+        outputs, model = await self._while_connected(
+            receive, self._repository.infer(model, asked.request)
+        )
+        facts = model.facts
+        words = (asked, outputs, facts.name, facts.version, signature)
+        if not asked.binary and sum(array.size for array in outputs.values()) > LONG_LIST:
+            content, length = await asyncio.to_thread(encode_response, *words)
+        else:
+            content, length = encode_response(*words)
+        if length is None:
+            return 200, [JSON_TYPE], content
+        return 200, [
+            (b"content-type", b"application/octet-stream"),
+            (LENGTH_HEADER, b"%d" % length),
+        ], content  # fmt: skip
+
+    async def _classify(
+        self, asked: ImageRequest, name: str, version: str, receive: Receive
+    ) -> Answer:
+        async def infer(model: ServedModel, request: InferRequest) -> Named:
+            outputs, _ = await self._repository.infer(model, request)
+            return outputs
+
+        find = partial(self._repository.get, name, version)
+        pixels = self._options.bounds.pixels
+        document = await self._while_connected(
+            receive, classify(asked, find, infer, self._images, pixels)
+        )
+        return 200, [JSON_TYPE], json.dumps(document, separators=(",", ":")).encode()
+
+    async def _while_connected(self, receive: Receive, work: Awaitable[Any]) -> Any:
+        """The result of the work, which is canceled when the sender goes.
+
+        Raises:
+            RequestError: CANCELED.
+        """
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        watchers: list[asyncio.Task[None]] = []
+        gone = False
+
+        async def watch() -> None:
+            nonlocal gone
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            gone = True
+            assert task is not None
+            task.cancel()
+
+        timer = loop.call_later(WATCH_AFTER, lambda: watchers.append(loop.create_task(watch())))
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if not gone or task is None:
+                raise
+            task.uncancel()
+            error = RequestError(CANCELED, "the sender went")
+            error.counted = True
+            raise error from None
+        finally:
+            timer.cancel()
+            for watcher in watchers:
+                watcher.cancel()
+
+
+def error_answer(error: RequestError) -> Answer:
+    """Status, headers and body of an error."""
+    headers = [JSON_TYPE]
+    if error.retry_after is not None:
+        headers.append((b"retry-after", b"%d" % error.retry_after))
+    if error.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    return error.status, headers, json.dumps({"error": str(error)}).encode()
+
+
+def _with_id(send: Send, number: str) -> Send:
+    async def sending(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], (b"x-request-id", number.encode())]
+        await send(message)
+
+    return sending
+
+
+def _ms(start: float) -> float:
+    return round((time.monotonic() - start) * 1e3, 3)

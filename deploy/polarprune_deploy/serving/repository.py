@@ -1,0 +1,252 @@
+"""The models that are served, held to the folder they come from.
+
+A bundle that is new or has changed is loaded beside the one that serves; only when it has been
+verified and is warm do requests go to it, and the old one answers what it has taken. One that
+cannot be loaded changes nothing but its line in the index. A model goes when its bundle has been
+away for two looks: between two renames it is away for a moment.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from polarprune.errors import PolarpruneError, first_line
+from polarprune_deploy.serving.batch_policy import BatchPolicy
+from polarprune_deploy.serving.batcher import Named, QueueLimits
+from polarprune_deploy.serving.bundle_folders import Found, find_bundles
+from polarprune_deploy.serving.counters import Counters
+from polarprune_deploy.serving.engine_failures import is_fatal
+from polarprune_deploy.serving.infer_requests import InferRequest, shown
+from polarprune_deploy.serving.model_loading import LoadedModel, load_model
+from polarprune_deploy.serving.request_errors import REJECTED, UNKNOWN, RequestError
+from polarprune_deploy.serving.serve_options import ServeOptions
+from polarprune_deploy.serving.served_model import ServedModel
+
+READY, LOADING, UNAVAILABLE = "READY", "LOADING", "UNAVAILABLE"
+LOOKS_AWAY = 2
+LEAST_QUEUE, LONGEST_QUEUE = 16, 4096
+
+log = logging.getLogger("polarprune.serve")
+
+
+@dataclass(frozen=True)
+class IndexEntry:
+    """One line of the repository's index, in the protocol's words."""
+
+    name: str
+    version: str
+    state: str
+    reason: str = ""
+
+
+@dataclass
+class _Slot:
+    """One name: what serves, what was last tried, and why that failed."""
+
+    model: ServedModel | None = None
+    tried: Found | None = None
+    state: str = LOADING
+    reason: str = ""
+    away: int = 0
+
+
+class Repository:
+    """All models of one folder. Its methods belong to one event loop."""
+
+    def __init__(
+        self, options: ServeOptions, on_fatal: Callable[[str, BaseException], None]
+    ) -> None:
+        """Nothing is loaded yet.
+
+        Args:
+            on_fatal: told, in the loop, of an engine whose results cannot be trusted any more.
+        """
+        self._options, self._on_fatal = options, on_fatal
+        self._slots: dict[str, _Slot] = {}
+        self._counters: dict[tuple[str, str], Counters] = {}
+        # One at a time: loading measures how long batches take.
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._closers: set[asyncio.Task[None]] = set()
+        self._looking = asyncio.Lock()
+        self.leaving = False
+        """Not ready any more, though what comes is still answered."""
+        self.draining = False
+        self.broken = False
+
+    async def look(self) -> None:
+        """Compare with the folder: load what is new, replace what has changed, drop what went."""
+        async with self._looking:
+            loop = asyncio.get_running_loop()
+            found = await loop.run_in_executor(self._loader, find_bundles, self._options.source)
+            for name in sorted(set(self._slots) - set(found)):
+                self._miss(name)
+            for name in found:
+                self._slots.setdefault(name, _Slot()).away = 0
+            for name, bundle in found.items():
+                slot = self._slots[name]
+                if slot.tried != bundle and not self.leaving:
+                    await self._load(slot, bundle)
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model serves what its folder was last seen to hold, or an older state."""
+        serving = [slot.model is not None for slot in self._slots.values()]
+        away = self.leaving or self.draining or self.broken
+        return bool(serving) and all(serving) and not away
+
+    @property
+    def models(self) -> list[ServedModel]:
+        """Those that serve, by name."""
+        return [s.model for _, s in sorted(self._slots.items()) if s.model is not None]
+
+    @property
+    def counters(self) -> list[tuple[str, str, Counters]]:
+        """Of every model and version that ever served: name, version, counts."""
+        return [(name, version, c) for (name, version), c in sorted(self._counters.items())]
+
+    def index(self) -> list[IndexEntry]:
+        """What there is, what serves, and why something does not."""
+        entries = []
+        for name, slot in sorted(self._slots.items()):
+            if slot.model is not None:
+                entries.append(IndexEntry(name, slot.model.facts.version, READY))
+            if slot.state != READY and slot.tried is not None:
+                entries.append(IndexEntry(name, slot.tried.version, slot.state, slot.reason))
+        return entries
+
+    def get(self, name: str, version: str = "") -> ServedModel:
+        """The model of a name: its folder's, or the one in the manifest where that is clear.
+
+        Raises:
+            RequestError: UNKNOWN; REJECTED where it is loading.
+        """
+        slot = self._slots.get(name) or self._by_manifest(name)
+        if slot is None:
+            raise RequestError(UNKNOWN, f"unknown model {shown(name)}")
+        if slot.model is None:
+            if slot.state == LOADING:
+                raise RequestError(REJECTED, f"model {name} is being loaded", 1)
+            raise RequestError(REJECTED, f"model {name} is not available: {slot.reason}", 5)
+        if version not in ("", slot.model.facts.version):
+            raise RequestError(
+                UNKNOWN,
+                f"model {name} has version {slot.model.facts.version}, not {shown(version)}",
+            )
+        return slot.model
+
+    async def infer(self, model: ServedModel, request: InferRequest) -> tuple[Named, ServedModel]:
+        """Outputs by name, and the model that gave them.
+
+        A model may have been replaced between its look-up and now; then its successor answers, if
+        it takes the same.
+
+        Raises:
+            RequestError: as `ServedModel.infer`.
+        """
+        if self.draining:
+            raise RequestError(REJECTED, "the server stops")
+        current = self.get(model.facts.name)
+        if current is not model and current.facts.signature == model.facts.signature:
+            model = current
+        return await model.infer(request), model
+
+    async def close(self, seconds: float) -> bool:
+        """Take nothing more, answer what waits.
+
+        Returns:
+            Whether all was answered within the seconds.
+        """
+        self.draining = True
+        loop = asyncio.get_running_loop()
+        models = self.models
+        with ThreadPoolExecutor(max(1, len(models))) as pool:
+            drained = await asyncio.gather(
+                *(loop.run_in_executor(pool, model.close, seconds) for model in models)
+            )
+        self._loader.shutdown(wait=False, cancel_futures=True)
+        return all(drained)
+
+    async def _load(self, slot: _Slot, bundle: Found) -> None:
+        loop = asyncio.get_running_loop()
+        slot.tried, slot.state, slot.reason = bundle, LOADING, ""
+        log.info("loading", extra={"model": bundle.name, "version": bundle.version})
+        try:
+            loaded = await loop.run_in_executor(self._loader, self._load_blocking, bundle)
+        except Exception as error:  # whatever a runtime raises; the old one goes on
+            known = isinstance(error, PolarpruneError)
+            slot.reason = first_line(error) if known else f"{type(error).__name__}: {error}"
+            slot.state = UNAVAILABLE
+            log.error(
+                "not loaded: %s", slot.reason,
+                extra={"model": bundle.name, "version": bundle.version},
+            )  # fmt: skip
+            return
+        old, slot.model, slot.state = slot.model, self._serve(loaded), READY
+        log.info(
+            "serving", extra={"model": bundle.name, "version": bundle.version,
+                              "runs": loaded.facts.runs, "batch": loaded.facts.policy.size,
+                              "window_ms": round(loaded.facts.policy.window * 1e3, 3)},
+        )  # fmt: skip
+        if old is not None:
+            self._retire(old)
+
+    def _load_blocking(self, bundle: Found) -> LoadedModel:
+        return load_model(
+            bundle.folder, bundle.name, bundle.version, self._options,
+            lambda words: log.warning(words, extra={"model": bundle.name}),
+        )  # fmt: skip
+
+    def _serve(self, loaded: LoadedModel) -> ServedModel:
+        facts, bounds = loaded.facts, self._options.bounds
+        loop = asyncio.get_running_loop()
+        counters = self._counters.setdefault((facts.name, facts.version), Counters())
+        limits = QueueLimits(bounds.queue_requests or _a_second(facts.policy), bounds.queue_bytes)
+
+        def fatal(name: str, error: BaseException) -> None:
+            loop.call_soon_threadsafe(self._break, name, error)
+
+        milliseconds = self._options.timeout_ms
+        return ServedModel(
+            facts, loaded.engine, limits, counters,
+            timeout=None if milliseconds is None else milliseconds / 1000,
+            loop=loop, is_fatal=is_fatal, on_fatal=fatal,
+        )  # fmt: skip
+
+    def _break(self, name: str, error: BaseException) -> None:
+        self.broken = True
+        self._on_fatal(name, error)
+
+    def _miss(self, name: str) -> None:
+        slot = self._slots[name]
+        slot.away += 1
+        if slot.away >= LOOKS_AWAY or slot.model is None:
+            del self._slots[name]
+            log.info("gone", extra={"model": name})
+            if slot.model is not None:
+                self._retire(slot.model)
+
+    def _retire(self, model: ServedModel) -> None:
+        """Close without holding up anybody."""
+        task = asyncio.create_task(asyncio.to_thread(_close, model))
+        self._closers.add(task)
+        task.add_done_callback(self._closers.discard)
+
+    def _by_manifest(self, name: str) -> _Slot | None:
+        named = [
+            slot
+            for slot in self._slots.values()
+            if slot.model is not None and slot.model.facts.manifest.name == name
+        ]
+        return named[0] if len(named) == 1 else None
+
+
+def _close(model: ServedModel) -> None:
+    model.close()
+
+
+def _a_second(policy: BatchPolicy) -> int:
+    """Requests of one image that are computed in about a second: nobody waits much longer."""
+    seconds = policy.seconds_for(policy.size) / policy.size
+    return max(LEAST_QUEUE, 2 * policy.size, min(LONGEST_QUEUE, round(1 / seconds)))

@@ -1,0 +1,210 @@
+"""`polarprune serve`: listen, load, serve, drain.
+
+The ports are open before anything is loaded, so that liveness can be asked; readiness comes with
+the last model. SIGTERM and SIGINT drain: not ready at once, new requests still taken for the lame
+duck's seconds, then refused, those taken answered, exit 0. SIGHUP looks at the folder again.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+from polarprune.errors import BackendUnavailable, BundleError, ConfigError, PolarpruneError
+from polarprune.image_decoding import quiet_decoding
+from polarprune_deploy.serving.authorization import read_token
+from polarprune_deploy.serving.bundle_folders import find_bundles
+from polarprune_deploy.serving.serve_options import FLUSH_SECONDS, ServeOptions
+from polarprune_deploy.serving.service_log import log_to_stderr
+
+KEEP_ALIVE_SECONDS = 75
+BACKLOG = 2048
+SWITCH_SECONDS = 0.0005
+
+log = logging.getLogger("polarprune.serve")
+
+
+def serve(
+    options: ServeOptions, on_listening: Callable[[dict[str, int]], None] = lambda _: None
+) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        on_listening: told the ports: http, grpc, metrics.
+
+    Raises:
+        BundleError: there is nothing to serve.
+        ConfigError: a port that is taken, a token file that cannot be read.
+        BackendUnavailable: a package is not here.
+        PolarpruneError: an engine failed so that its results could not be trusted any more.
+    """
+    if not options.source.is_dir() or not find_bundles(options.source):
+        raise BundleError(
+            f"{options.source} is neither a bundle nor a folder of bundles; write one with: "
+            "polarprune export"
+        )
+    token = read_token(options.token_file)
+    _check_packages(options)
+    import uvloop
+
+    log_to_stderr()
+    # Between two batches the engine's thread waits so long for Python's lock, at most.
+    sys.setswitchinterval(SWITCH_SECONDS)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_Service(options, token, on_listening).run())
+
+
+def _check_packages(options: ServeOptions) -> None:
+    """Say now what is not here, not when a port is open.
+
+    Raises:
+        BackendUnavailable: a package is not installed.
+    """
+    # gRPC's core would write lines of its own on stderr, which are no JSON; it reads this once.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    packages = dict.fromkeys(("starlette", "uvicorn", "httptools", "uvloop"), "")
+    packages["prometheus_client"] = ""
+    if options.grpc_port is not None:
+        packages |= dict.fromkeys(
+            ("grpc", "google.protobuf"), ", or serve without gRPC: --grpc-port -1"
+        )
+    for package, otherwise in packages.items():
+        try:
+            import_module(package)
+        except ImportError as error:
+            raise BackendUnavailable(
+                f"{package} is not installed; run: pip install 'polarprune[serve]'{otherwise}"
+            ) from error
+
+
+class _Service:
+    def __init__(
+        self, options: ServeOptions, token: bytes | None,
+        on_listening: Callable[[dict[str, int]], None],
+    ) -> None:  # fmt: skip
+        self._options, self._token, self._on_listening = options, token, on_listening
+        self._stopping = asyncio.Event()
+        self._look_again = asyncio.Event()
+        self._failure: str | None = None
+
+    async def run(self) -> None:
+        from polarprune_deploy.serving.held_bytes import Held
+        from polarprune_deploy.serving.http_app import HttpApp
+        from polarprune_deploy.serving.http_routes import make_metrics_routes, make_routes
+        from polarprune_deploy.serving.repository import Repository
+
+        options = self._options
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop)
+        loop.add_signal_handler(signal.SIGHUP, self._look_again.set)
+        repository = Repository(options, self._break)
+        held = Held(options.bounds)
+        app = HttpApp(repository, options, self._token, make_routes(repository), held)
+        async with AsyncExitStack() as stack:
+            stack.enter_context(quiet_decoding())
+            ports = {}
+            ports["http"] = await stack.enter_async_context(
+                _http_server(app, options.host, options.http_port, options)
+            )
+            if options.metrics_port is not None:
+                metrics = make_metrics_routes(repository)
+                ports["metrics"] = await stack.enter_async_context(
+                    _http_server(metrics, options.host, options.metrics_port, options)
+                )
+            if options.grpc_port is not None:
+                from polarprune_deploy.serving.grpc_server import grpc_server
+
+                ports["grpc"] = await stack.enter_async_context(
+                    grpc_server(repository, options, self._token, held)
+                )
+            log.info("listening", extra={"host": options.host, **ports})
+            self._on_listening(ports)
+            looking = asyncio.create_task(self._keep_looking(repository))
+            await self._stopping.wait()
+            log.info("draining")
+            looking.cancel()
+            await self._drain(repository)
+        if self._failure is not None:
+            raise PolarpruneError(self._failure)
+        log.info("stopped")
+
+    async def _keep_looking(self, repository: Any) -> None:
+        """Load what there is, then look again at intervals or when told."""
+        seconds = self._options.poll_seconds or None
+        while True:
+            try:
+                await repository.look()
+            except Exception as error:  # a folder on a network may fail in many ways
+                log.error("the folder cannot be looked at", exc_info=error)
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._look_again.wait()
+            except TimeoutError:
+                continue
+            self._look_again.clear()
+
+    async def _drain(self, repository: Any) -> None:
+        options = self._options
+        repository.leaving = True  # not ready, and still serving
+        if self._failure is None and options.lame_duck_seconds:
+            await asyncio.sleep(options.lame_duck_seconds)
+        drained = await repository.close(0 if self._failure else options.drain_seconds)
+        if not drained:
+            log.error("not all requests were answered in time")
+
+    def _stop(self) -> None:
+        self._stopping.set()
+
+    def _break(self, model: str, error: BaseException) -> None:
+        self._failure = (
+            f"the engine of {model} failed so that no result can be trusted any more "
+            f"({' '.join(str(error).split())[:200]}); the server ends, start it again"
+        )
+        log.critical("engine failed", extra={"model": model, "error": str(error)})
+        self._stopping.set()
+
+
+@asynccontextmanager
+async def _http_server(app: Any, host: str, port: int, options: ServeOptions) -> Any:
+    """Listen with uvicorn; at the end the open requests get their answers."""
+    import uvicorn
+
+    from polarprune_deploy.serving.bounded_protocol import BoundedProtocol
+
+    protocol: Any = partial(BoundedProtocol, bounds=options.bounds)
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, lifespan="off", ws="none", proxy_headers=False,
+        server_header=False, http=protocol,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=FLUSH_SECONDS,
+    )  # fmt: skip
+    server = uvicorn.Server(config)
+    listener = _listen(host, port)
+    # Not `serve`, which would take the signals.
+    running = asyncio.create_task(server._serve([listener]))
+    while not server.started:
+        if running.done():
+            running.result()
+        await asyncio.sleep(0.01)
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        await running
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ConfigError(
+            f"port {port} of {host} cannot be listened on ({error.strerror}); choose another"
+        ) from None
