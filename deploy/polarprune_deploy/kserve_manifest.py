@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import polarprune
-from polarprune.errors import BackendUnavailable, BundleError, ConfigError, Refused
+from polarprune.errors import BackendUnavailable, ConfigError, Refused
 from polarprune.manifest import (
     MANIFEST_NAME,
     SIGNATURE_NAME,
     Manifest,
-    read_manifest_bytes,
     read_verified,
 )
+from polarprune_deploy.checked_manifest import checked_manifest_bytes
 from polarprune_deploy.kserve_service import KServeOptions, inference_service, service_name
 from polarprune_deploy.server_image import ServerImage, check_wheel_name, dockerfile
 from polarprune_deploy.triton_config import TritonOptions
@@ -65,15 +65,10 @@ def write_kserve(
     yaml = _yaml()
     bundle, out = Path(bundle), Path(out)
     read = read_bundle_model(bundle, public_key)
-    content = read_manifest_bytes(bundle)
-    if Manifest.from_json(content) != read.manifest:
-        raise BundleError(f"{bundle / MANIFEST_NAME} changed while it was read; try again")
+    content = checked_manifest_bytes(bundle, read.manifest)
     digest = hashlib.sha256(content).hexdigest()
     name = options.name or service_name(read.manifest.name)
-    # --name is that of the service; a model is asked for by the bundle's name where it can be.
-    model = read.manifest.name
-    model = model if MODEL_NAME.fullmatch(model) else service_name(model)
-    image = None
+    model, image = _model_name(read.manifest), None
     with whole_folder(out) as place:
         if options.runtime == "triton":
             options = replace(options, gpus=_gpus(read.manifest, options))
@@ -83,9 +78,7 @@ def write_kserve(
             remarks = _add_image(place, read.manifest, options, wheel)
             _copy_bundle(bundle, place / BUNDLES_FOLDER / model, read.manifest, content)
         document = inference_service(name, image, digest, options)
-        text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
-        comment = f"# Written by polarprune {polarprune.__version__}: polarprune deploy kserve\n"
-        (place / SERVICE_FILE).write_text(comment + text, encoding="utf-8")
+        (place / SERVICE_FILE).write_text(_print(yaml, document), encoding="utf-8")
     return {
         "folder": str(out),
         "service": name,
@@ -99,6 +92,17 @@ def write_kserve(
         "steps": _steps(out, image, options),
         "remarks": remarks,
     }
+
+
+def _model_name(manifest: Manifest) -> str:
+    """What clients ask for: the bundle's name where that can be a folder's and an address's."""
+    return manifest.name if MODEL_NAME.fullmatch(manifest.name) else service_name(manifest.name)
+
+
+def _print(yaml: Any, document: dict[str, Any]) -> str:
+    comment = f"# Written by polarprune {polarprune.__version__}: polarprune deploy kserve\n"
+    text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    return comment + text
 
 
 def _check_wheel(wheel: Path | str | None, options: KServeOptions) -> Path | None:

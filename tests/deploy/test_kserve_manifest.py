@@ -39,7 +39,7 @@ from polarprune.errors import (
     PolarpruneError,
     Refused,
 )
-from polarprune_deploy import kserve_manifest
+from polarprune_deploy import checked_manifest
 from polarprune_deploy.kserve_manifest import write_kserve
 from polarprune_deploy.kserve_service import KServeOptions, inference_service, service_name
 from polarprune_deploy.server_image import NOT_SERVED, served_requirements
@@ -476,6 +476,6 @@ def test_the_manifest_that_is_copied_is_the_one_that_was_checked(
 ) -> None:
     original = (small / "manifest.json").read_bytes()
     other = original.replace(b'"name": "small"', b'"name": "other"')
-    monkeypatch.setattr(kserve_manifest, "read_manifest_bytes", lambda folder: other)
+    monkeypatch.setattr(checked_manifest, "read_manifest_bytes", lambda folder: other)
     with pytest.raises(BundleError, match="changed while it was read"):
         write_kserve(small, tmp_path / "kserve")
