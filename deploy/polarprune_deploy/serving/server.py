@@ -70,6 +70,8 @@ def _check_packages(options: ServeOptions) -> None:
     """
     # gRPC's core would write lines of its own on stderr, which are no JSON; it reads this once.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # ONNX Runtime tells its makers of its use otherwise.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     packages = dict.fromkeys(("starlette", "uvicorn", "httptools", "uvloop"), "")
     packages["prometheus_client"] = ""
     if options.grpc_port is not None:
