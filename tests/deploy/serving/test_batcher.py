@@ -197,6 +197,14 @@ def test_taking_back_what_is_being_computed_changes_nothing() -> None:
     assert not desk.tickets[0].canceled
 
 
+def test_one_that_is_late_is_told_though_nobody_comes_after_it() -> None:
+    desk = Desk(EchoEngine(), QueueLimits())
+    late = desk.send(1, deadline=time.monotonic() - 1)
+    wait_until(lambda: desk.told == [late])
+    assert desk.batcher.close(SECONDS)
+    assert desk.engine.batches == []
+
+
 def test_one_that_is_late_is_told_before_those_that_still_wait_for_company() -> None:
     patient = BatchPolicy(SIZE, 10.0, POLICY.curve)
     told: list[Ticket] = []
