@@ -16,6 +16,7 @@ import polarprune
 from polarprune import cli_options as options
 from polarprune.cli_errors import OneLineErrors, noting_when_stopped
 from polarprune.cli_options import AsJson, Classes, Data, ImageSize, Model, Weights
+from polarprune.deploy_commands import deploy_app
 from polarprune.errors import ConfigError, PolarpruneError
 from polarprune.figure_words import cut_figures, sentence, task_figures
 from polarprune.serve_command import serve
@@ -24,6 +25,9 @@ from polarprune.terminal import Terminal, progress_on
 if TYPE_CHECKING:
     from polarprune_deploy.comparisons import Comparison
     from polarprune_deploy.explanation import Explanation
+    from polarprune_deploy.load.figures import LoadFigures
+    from polarprune_deploy.load.load_plan import LoadPlan
+    from polarprune_deploy.load.pairs import ServerPair
 
 app = typer.Typer(
     name="polarprune",
@@ -34,6 +38,7 @@ app = typer.Typer(
     help="Train an image network once, cut what it can do without, check it, ship it.",
     epilog="Start with: polarprune demo",
 )
+app.add_typer(deploy_app)
 
 
 @app.callback(invoke_without_command=True)
@@ -458,7 +463,8 @@ def profile(
 
 @app.command(epilog="Example: polarprune bench run --batch 1,64")
 def bench(
-    x: options.BenchSource,
+    context: typer.Context,
+    x: options.BenchSource = None,
     against: options.Against = None,
     batch: options.Batches = None,
     backend: options.Backend = "auto",
@@ -466,7 +472,7 @@ def bench(
     threads: options.Threads = None,
     mode: options.Mode = "eager",
     precision: options.TorchPrecision = None,
-    scenario: options.Scenario = "offline",
+    scenario: options.Scenario = None,
     cache: options.Cache = "warm",
     rounds: options.Rounds = 40,
     builds: options.Builds = 1,
@@ -476,6 +482,13 @@ def bench(
     record: options.Record = None,
     num_classes: Classes = None,
     image_size: ImageSize = None,
+    server: options.Server = None,
+    against_server: options.AgainstServer = None,
+    model: options.ServedModel = None,
+    clients: options.Clients = None,
+    rate: options.Rate = None,
+    seconds: options.Seconds = None,
+    token_file: options.TokenFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure whether pruned is faster.
@@ -483,8 +496,20 @@ def bench(
     Both sides are timed in turn in one process; a row is their paired ratio with an interval, a
     control of the pruned side against itself, and a verdict. On a GPU the device's own time stands
     beside host latency. A RUN keeps its last record (bench.jsonl). --explain says why it is not
-    faster, or not by more, and which three changes would save most.
+    faster, or not by more, and which three changes would save most. --server loads a server
+    instead: percentiles of latency, throughput, and whether its answers stay right under load.
     """
+    from polarprune_deploy.load.server_options import check_together
+
+    check_together(_given(context))
+    batches = None if batch is None else _numbers(batch, "--batch")
+    if x is None:
+        plan = _load_plan(scenario, clients, rate, seconds, batches, image_size, seed)
+        _bench_server(
+            str(server), against_server, plan, rounds, model, token_file, record, as_json
+        )  # fmt: skip
+        return
+
     from polarprune_deploy import benching
     from polarprune_deploy.bench_tables import bench_tables
     from polarprune_deploy.explanation_tables import tell
@@ -493,8 +518,9 @@ def bench(
     explanations: list[Explanation] = []
     with progress_on(sys.stderr, still=True) as progress:
         answer = benching.bench(
-            x, against, batches=None if batch is None else _numbers(batch), backend=backend,
-            device=device, threads=threads, mode=mode, precision=precision, scenario=scenario,
+            x, against, batches=batches, backend=backend,
+            device=device, threads=threads, mode=mode, precision=precision,
+            scenario="offline" if scenario is None else scenario,
             cache=cache, rounds=rounds, builds=builds, across_precisions=across_precisions,
             explain=explain, seed=seed, num_classes=num_classes, image_size=image_size,
             record=record, on_row=found.append, on_explanation=explanations.append,
@@ -505,13 +531,84 @@ def bench(
     terminal.result(answer)
 
 
-def _numbers(text: str) -> list[int]:
+def _given(context: typer.Context) -> set[str]:
+    """Names of the parameters that are not at their defaults."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source and source.name != "DEFAULT"}
+
+
+def _load_plan(
+    scenario: str | None,
+    clients: str | None,
+    rate: str | None,
+    seconds: float | None,
+    batches: list[int] | None,
+    image_size: int | None,
+    seed: int,
+) -> "LoadPlan":
+    from polarprune_deploy.load.load_plan import SECONDS, LoadPlan
+
+    return LoadPlan(
+        scenario=scenario or ("closed" if rate is None else "poisson"),
+        clients=None if clients is None else tuple(_numbers(clients, "--clients")),
+        rates=() if rate is None else tuple(_rates(rate)),
+        seconds=SECONDS if seconds is None else seconds,
+        batches=None if batches is None else tuple(batches),
+        image_size=image_size,
+        seed=seed,
+    )
+
+
+def _bench_server(
+    server: str,
+    against: str | None,
+    plan: "LoadPlan",
+    rounds: int,
+    model: str | None,
+    token_file: Path | None,
+    record: Path | None,
+    as_json: bool,
+) -> None:
+    from polarprune_deploy.load.load_tables import load_tables, pair_tables
+    from polarprune_deploy.load.server_bench import bench_server, check_right, compare_servers
+
+    loads: list[LoadFigures] = []
+    pairs: list[ServerPair] = []
+    with progress_on(sys.stderr, still=True) as shown:
+
+        def progress(text: str, step: int, steps: int) -> None:
+            shown(text, step, steps, {})
+
+        if against is None:
+            answer = bench_server(
+                server, plan, model=model, token_file=token_file, record=record,
+                on_row=loads.append, progress=progress,
+            )  # fmt: skip
+        else:
+            answer = compare_servers(
+                server, against, plan, rounds=rounds, model=model, token_file=token_file,
+                record=record, on_row=pairs.append, progress=progress,
+            )  # fmt: skip
+    terminal = Terminal(as_json)
+    terminal.show(*(load_tables(loads) if against is None else pair_tables(pairs)))
+    terminal.result(answer)
+    check_right(answer["rows"])
+
+
+def _numbers(text: str, option: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise ConfigError(
-            f"--batch must be whole numbers with commas, as 1,8,64, got {text!r}"
+            f"{option} must be whole numbers with commas, as 1,8,64, got {text!r}"
         ) from None
+
+
+def _rates(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--rate must be numbers with commas, as 50,100, got {text!r}") from None
 
 
 @app.command(epilog="Example: polarprune report run")

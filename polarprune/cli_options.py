@@ -44,7 +44,14 @@ Weights = Annotated[
 ]
 
 # Those of `bench`, which has many.
-BenchSource = Annotated[str, typer.Argument(metavar="RUN|BUNDLE|MODEL", help="The pruned side.")]
+BenchSource = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[RUN|BUNDLE|MODEL]",
+        help="The pruned side; none with --server.",
+        show_default=False,
+    ),
+]
 Against = Annotated[
     str | None,
     typer.Option(help="What to compare with.", show_default="the base network of a RUN"),
@@ -76,9 +83,11 @@ TorchPrecision = Annotated[
     typer.Option(help="Of torch: fp32, fp16 or bf16.", show_default="fp32, or as exported"),
 ]
 Scenario = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help="offline, or single_stream: single images, percentiles, in the style of MLPerf."
+        help="offline, or single_stream: single images, percentiles, in the style of MLPerf; of a "
+        "--server: closed or poisson.",
+        show_default="offline; closed, or poisson with --rate",
     ),
 ]
 Cache = Annotated[
@@ -102,4 +111,43 @@ BenchSeed = Annotated[int, typer.Option(help="Seed of inputs and order.")]
 Record = Annotated[
     Path | None,
     typer.Option(help="Write all raw samples here, JSON lines.", show_default="nowhere"),
+]
+
+# Those of `bench --server`.
+Server = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Load this server of the Open Inference Protocol, http(s)://host:port.",
+        show_default="none",
+    ),
+]
+AgainstServer = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="Compare with this server, in turn.", show_default="no comparison"
+    ),
+]
+ServedModel = Annotated[
+    str | None, typer.Option("--model", help="Of the server.", show_default="the only one")
+]
+Clients = Annotated[
+    str | None,
+    typer.Option(
+        help="Of a closed loop, with commas; of Poisson the most connections.",
+        show_default="8; 256",
+    ),
+]
+Rate = Annotated[
+    str | None,
+    typer.Option(help="Of Poisson, requests a second, with commas.", show_default="none"),
+]
+Seconds = Annotated[
+    float | None, typer.Option(help="Of each load, after a warm-up.", show_default="10")
+]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Holds the bearer token of the server.", show_default="no token"
+    ),
 ]

@@ -10,7 +10,8 @@
     ├── Refused              a network or request that polarprune declines, with the reason
     ├── ParityError          two stages that should compute the same do not
     ├── BundleError          a bundle whose files do not match its manifest
-    └── BackendUnavailable   a package or device that is not here; the message says what to install
+    ├── BackendUnavailable   a package or device that is not here; the message says what to install
+    └── ServerError          a server that is down, or answers otherwise than the protocol says
 
 Every message is one line: what was violated, what was got, what to do. The command line prints it
 and exits with 1; a traceback there is a bug.
@@ -59,6 +60,10 @@ class BundleError(PolarpruneError):
 
 class BackendUnavailable(PolarpruneError):
     """A package or device that is not here."""
+
+
+class ServerError(PolarpruneError):
+    """A server is down, or answers otherwise than the protocol says."""
 
 
 def first_line(error: BaseException) -> str:

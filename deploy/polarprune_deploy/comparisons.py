@@ -4,11 +4,10 @@ from dataclasses import asdict, dataclass, field
 
 from polarprune_deploy.gpu_state import GpuReport
 from polarprune_deploy.statistics import (
-    PERCENTILE_FLOORS,
     Percentile,
     RatioInterval,
     Verdict,
-    percentile,
+    allowed_percentiles,
 )
 
 
@@ -201,7 +200,7 @@ class Comparison:
             times = [sample.run_ms for sample in self.samples if sample.network == network]
             spread[network] = {
                 "n": len(times),
-                **{f"p{found.percent}_ms": found.value for found in _allowed(times)},
+                **{f"p{found.percent}_ms": found.value for found in allowed_percentiles(times)},
                 "max_ms": max(times),
             }
         return spread
@@ -213,7 +212,7 @@ class Comparison:
         to be.
         """
         sides = {"against": _first_role(self, "against"), "candidate": _first_role(self, "cand")}
-        return {side: _allowed(self._single_ms(role)) for side, role in sides.items()}
+        return {side: allowed_percentiles(self._single_ms(role)) for side, role in sides.items()}
 
     def single_runs(self, side: str) -> int:
         """How many runs of a side, "against" or "candidate", were timed by themselves."""
@@ -233,19 +232,8 @@ def _first_role(comparison: Comparison, start: str) -> str:
     return next(s.network for s in comparison.samples if s.network.startswith(start))
 
 
-def _allowed(times: list[float]) -> list[Percentile]:
-    return [
-        percentile(times, percent)
-        for percent, floor in PERCENTILE_FLOORS.items()
-        if len(times) >= floor
-    ]
-
-
 def _as_json(found: list[Percentile]) -> dict[str, object]:
-    return {
-        f"p{one.percent}_ms": {"value": one.value, "low": one.low, "high": one.high}
-        for one in found
-    }
+    return {f"p{one.percent}_ms": one.as_json() for one in found}
 
 
 def _build_row(build: Comparison) -> dict[str, object]:

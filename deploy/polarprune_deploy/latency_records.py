@@ -69,6 +69,11 @@ def write_record(
         )
         if explanations and (found := explanations.get(comparison.batch)):
             lines.append({"kind": "explanation", "comparison": number, **found})
+    write_lines(path, lines)
+
+
+def write_lines(path: Path, lines: Sequence[Mapping[str, object]]) -> None:
+    """Write JSON lines, replacing `path` only once they are whole."""
     partial = _partial(path)
     # Strict JSON: an infinity or NaN in a record is a bug, not a value.
     text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)

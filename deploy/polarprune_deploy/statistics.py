@@ -63,6 +63,10 @@ class Percentile:
     high: float
     samples: int
 
+    def as_json(self) -> dict[str, float]:
+        """The three numbers of a `percentiles` object of `bench --json`."""
+        return {"value": self.value, "low": self.low, "high": self.high}
+
 
 def corrected_confidence(family: int, confidence: float = FAMILY_CONFIDENCE) -> float:
     """Confidence for each of `family` intervals so that all hold together with `confidence`.
@@ -216,14 +220,25 @@ def percentile(samples: Sequence[float], percent: int) -> Percentile:
     )
 
 
+def allowed_percentiles(samples: Sequence[float]) -> list[Percentile]:
+    """Those percentiles that so many samples allow."""
+    return [
+        percentile(samples, percent)
+        for percent, floor in PERCENTILE_FLOORS.items()
+        if len(samples) >= floor
+    ]
+
+
 def _order_statistics(n: int, share: float) -> tuple[int, int]:
     """Positions between which the quantile lies with at least 95 %, each tail at most 2.5 %.
 
     Where the samples end before the tail does, the bound is the extreme itself.
     """
     tail = 0.025
-    below, low = 0.0, 0
-    for k in range(n):
+    # Ten standard deviations below the mean there is nothing that would add to the tail.
+    start = max(0, int(n * share - 10.0 * math.sqrt(n * share * (1.0 - share))))
+    below, low = 0.0, start
+    for k in range(start, n):
         # In logarithms: a coefficient of a thousand samples does not fit a float.
         log_choose = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
         below += math.exp(log_choose + k * math.log(share) + (n - k) * math.log1p(-share))

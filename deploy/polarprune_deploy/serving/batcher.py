@@ -139,6 +139,15 @@ class Batcher:
         """Requests that wait."""
         return len(self._queue)
 
+    def refuse_if_full(self) -> None:
+        """Say no before a body is read whose request would be refused.
+
+        Raises:
+            RequestError: as `submit` does for too many requests.
+        """
+        if len(self._queue) >= self.limits.requests:
+            raise self._full(f"{len(self._queue)} requests wait")
+
     def submit(self, ticket: Ticket) -> None:
         """Queue a request; its batch is told to `on_done`.
 

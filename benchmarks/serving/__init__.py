@@ -1,0 +1,1 @@
+"""Recorded studies of `polarprune serve`: each starts a real server and is its client."""
