@@ -2,6 +2,9 @@
 
     PYTHONPATH=.:export:deploy python -m benchmarks.serving soak --bundle BUNDLE
     PYTHONPATH=.:export:deploy python -m benchmarks.serving changes
+    PYTHONPATH=.:export:deploy python -m benchmarks.serving throughput --bundle BUNDLE
+    PYTHONPATH=.:export:deploy python -m benchmarks.serving overload --bundle BUNDLE
+    PYTHONPATH=.:export:deploy python -m benchmarks.serving litserve --bundle BUNDLE --python PYTHON
 
 Each says what it takes with --help, records into benchmarks/results/serving unless --record says
 otherwise, and prints its table last.
@@ -14,7 +17,10 @@ from polarprune.errors import PolarpruneError
 
 STUDIES = {
     "changes": "benchmarks.serving.changes",
+    "litserve": "benchmarks.serving.litserve_rival",
+    "overload": "benchmarks.serving.overload",
     "soak": "benchmarks.serving.soak",
+    "throughput": "benchmarks.serving.throughput",
 }
 """Each module has a `main` that takes the words behind its name."""
 

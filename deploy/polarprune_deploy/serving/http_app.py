@@ -37,6 +37,8 @@ OPEN_PATHS = frozenset({"/", "/v2/health/live", "/v2/health/ready"})
 WATCH_AFTER = 0.02
 """Seconds; whoever gets an answer sooner need not be watched for leaving."""
 LONGEST_REQUEST_ID = 128
+LONG_JSON, LONG_LIST = 1 << 16, 10_000
+"""Bytes to read and numbers to write that would hold up everybody else: a thread does it."""
 JSON_TYPE = (b"content-type", b"application/json")
 
 log = logging.getLogger("polarprune.serve")
@@ -117,12 +119,20 @@ class HttpApp:
 
     async def _infer(self, model: Any, body: bytes, headers: Headers, receive: Receive) -> Answer:
         signature = model.facts.signature
-        asked = parse_infer(body, headers.get(LENGTH_HEADER), signature, self._options.bounds)
+        length_header, bounds = headers.get(LENGTH_HEADER), self._options.bounds
+        if length_header is None and len(body) > LONG_JSON:
+            asked = await asyncio.to_thread(parse_infer, body, None, signature, bounds)
+        else:
+            asked = parse_infer(body, length_header, signature, bounds)
         outputs, model = await self._while_connected(
             receive, self._repository.infer(model, asked.request)
         )
         facts = model.facts
-        content, length = encode_response(asked, outputs, facts.name, facts.version, signature)
+        words = (asked, outputs, facts.name, facts.version, signature)
+        if not asked.binary and sum(array.size for array in outputs.values()) > LONG_LIST:
+            content, length = await asyncio.to_thread(encode_response, *words)
+        else:
+            content, length = encode_response(*words)
         if length is None:
             return 200, [JSON_TYPE], content
         return 200, [

@@ -207,9 +207,12 @@ class Repository:
         def fatal(name: str, error: BaseException) -> None:
             loop.call_soon_threadsafe(self._break, name, error)
 
+        milliseconds = self._options.timeout_ms
         return ServedModel(
-            facts, loaded.engine, limits, counters, loop=loop, is_fatal=is_fatal, on_fatal=fatal
-        )
+            facts, loaded.engine, limits, counters,
+            timeout=None if milliseconds is None else milliseconds / 1000,
+            loop=loop, is_fatal=is_fatal, on_fatal=fatal,
+        )  # fmt: skip
 
     def _break(self, name: str, error: BaseException) -> None:
         self.broken = True
