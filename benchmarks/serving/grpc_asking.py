@@ -35,7 +35,7 @@ class GrpcAsking:
             GrpcRefusal: another status.
             WrongAnswer: the answer is to another request.
         """
-        from tritonclient.grpc import InferInput  # type: ignore[import-untyped]
+        from tritonclient.grpc import InferInput
         from tritonclient.utils import InferenceServerException  # type: ignore[import-untyped]
 
         tensor = InferInput(self._input, list(case.images.shape), "FP32")

@@ -42,7 +42,7 @@ def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="soak", description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=3600.0)
-    parser.add_argument("--rate", type=float, default=45.0, help="requests a second")
+    parser.add_argument("--rate", type=float, default=40.0, help="requests a second")
     parser.add_argument("--warm-up", type=float, default=300.0, help="before memory is judged")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-grpc", action="store_true")
@@ -78,6 +78,7 @@ async def _soak(options: argparse.Namespace) -> None:
                 if grpc is not None:
                     await grpc.close()
             await asyncio.sleep(SETTLE_SECONDS)
+            soak.idle = server.state()
             soak.accounts = account(soak.load, server, MODEL)
             soak.exit_code = server.stop()
             for event in server.events():

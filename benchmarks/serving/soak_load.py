@@ -34,6 +34,7 @@ WEIGHTS = {
     "new connection": 8, "grpc": 15, "classify": 10,
 }  # fmt: skip
 """How often each kind of sound request is sent, in relation to the others."""
+HTTP_FORMS = ("binary", "json", "gzip binary", "gzip json", "chunked")
 
 
 @dataclass
@@ -78,7 +79,11 @@ class SoakLoad:
         self._model, self._grpc, self._pictures = model, grpc, pictures
         self._path = f"/v2/models/{model}/infer"
         self._random = random.Random(seed)
-        self._made: dict[tuple[str, int], bytes] = {}
+        self._made = {
+            (form, case.number): self._make(form, case)
+            for form in HTTP_FORMS
+            for case in self.cases
+        }
         self.good: defaultdict[str, Tally] = defaultdict(Tally)
         self.bad: defaultdict[str, Tally] = defaultdict(Tally)
         self.latencies: list[float] = []
@@ -142,8 +147,6 @@ class SoakLoad:
     async def _ask_http(self, kind: str) -> tuple[int, float]:
         case = self._random.choice(self._known.cases)
         form = "binary" if kind == "new connection" else kind
-        if (form, case.number) not in self._made:
-            self._made[form, case.number] = self._make(form, case)
         answer = await self._lines.ask(
             self._made[form, case.number], PATIENCE_SECONDS, fresh=kind == "new connection"
         )

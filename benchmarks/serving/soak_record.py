@@ -4,21 +4,17 @@ import argparse
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.records import describe_machine
 from benchmarks.serving.accounting import Line, read_counts, read_statistics
 from benchmarks.serving.known_answers import TOLERANCE, Known
 from benchmarks.serving.memory_trend import memory_trend
 from benchmarks.serving.server_process import ProcessState, ServerProcess
 from benchmarks.serving.soak_load import HOSTILE_SHARE, SoakLoad, Tally
-
-PACKAGES = ("polarprune", "onnxruntime", "uvicorn", "uvloop", "httptools", "starlette", "grpcio",
-            "tritonclient")  # fmt: skip
+from benchmarks.serving.study_records import machine
 
 
 @dataclass
@@ -26,9 +22,11 @@ class Soak:
     """All that is known of a soak so far.
 
     Attributes:
+        machine: what is tested, and where; told before the load.
         memory: seconds since the start and what /proc said then.
         seconds: of load, so far.
         accounts: what server and clients counted; empty before the end.
+        idle: the server's state when all its clients had gone.
         exit_code: of the server; None before the end.
     """
 
@@ -36,10 +34,12 @@ class Soak:
     server_options: list[str]
     load: SoakLoad
     known: Known
+    machine: dict[str, Any] = field(default_factory=machine)
     memory: list[tuple[float, ProcessState]] = field(default_factory=list)
     seconds: float = 0.0
     accounts: list[Line] = field(default_factory=list)
     exit_code: int | None = None
+    idle: ProcessState | None = None
     log_levels: dict[str, int] = field(default_factory=dict)
 
 
@@ -86,8 +86,7 @@ def describe_soak(soak: Soak) -> dict[str, Any]:
     return {
         "what": "a server under moderate load: answers, losses, memory; client and server share "
         "one machine",
-        "machine": describe_machine(),
-        "versions": {name: version(name) for name in PACKAGES},
+        "machine": soak.machine,
         "network": soak.known.manifest.name,
         "model_sha256": soak.known.manifest.files["model.onnx"].sha256,
         "server_options": soak.server_options,
@@ -146,6 +145,7 @@ def print_soak(record: dict[str, Any]) -> None:
     print(f"latency ms: {latency}; largest deviation {record['largest_deviation']:.2g}")
     print(f"memory kB an hour: {server['trend_kb_per_hour']}")
     print(f"at the start {server['first']}\nat the end   {server['last']}")
+    print(f"without clients {server['without_clients']}; log {record['server_log_lines']}")
     print(
         f"{record['seconds']:.0f} s, {record['n']} requests: {record['wrong']} wrong, "
         f"{record['lost']} lost, {record['unexpected_statuses']} unexpected statuses; "
@@ -180,6 +180,7 @@ def _process(soak: Soak) -> dict[str, Any]:
         "first": None if not soak.memory else vars(soak.memory[0][1]),
         "after_warm_up": None if not taken else vars(taken[0][1]),
         "last": None if not soak.memory else vars(soak.memory[-1][1]),
+        "without_clients": None if soak.idle is None else vars(soak.idle),
         "samples": [
             [round(when), state.rss_kb, state.threads, state.descriptors]
             for when, state in soak.memory
