@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from polarprune_deploy.runners import Array
-from polarprune_deploy.serving.batch_policy import BatchPolicy
+from polarprune_deploy.serving.batch_policy import FOREVER, BatchPolicy
 from polarprune_deploy.serving.request_errors import BROKEN, LATE, REJECTED, RequestError
 
 Named = dict[str, Array]
-FOREVER = float("inf")
 RECENT = 0.1
 """Weight of the last gap in the mean of the gaps between arrivals."""
 

@@ -5,28 +5,35 @@ Starlette's (`http_routes`).
 """
 
 import asyncio
-import itertools
 import json
 import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from typing import Any
 
 from starlette.types import ASGIApp
 
 from polarprune_deploy.serving.authorization import check_token
-from polarprune_deploy.serving.http_bodies import Headers, Held, Receive, read_body
+from polarprune_deploy.serving.batcher import Named
+from polarprune_deploy.serving.classification import ImageRequest, classify
+from polarprune_deploy.serving.held_bytes import Held
+from polarprune_deploy.serving.http_bodies import Headers, Receive, read_body
 from polarprune_deploy.serving.http_infer import LENGTH_HEADER, encode_response, parse_infer
+from polarprune_deploy.serving.image_queue import ImageQueue
 from polarprune_deploy.serving.infer_requests import InferRequest
 from polarprune_deploy.serving.repository import Repository
 from polarprune_deploy.serving.request_errors import (
     BROKEN,
     CANCELED,
+    UNFORESEEN,
     WRONG_METHOD,
     RequestError,
 )
+from polarprune_deploy.serving.request_ids import RequestIds
 from polarprune_deploy.serving.serve_options import ServeOptions
+from polarprune_deploy.serving.served_model import ServedModel
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -36,9 +43,10 @@ OPEN_PATHS = frozenset({"/", "/v2/health/live", "/v2/health/ready"})
 """Without a token: they hold nothing of anybody's."""
 WATCH_AFTER = 0.02
 """Seconds; whoever gets an answer sooner need not be watched for leaving."""
-LONGEST_REQUEST_ID = 128
 LONG_JSON, LONG_LIST = 1 << 16, 10_000
 """Bytes to read and numbers to write that would hold up everybody else: a thread does it."""
+MOST_DECODERS = 4
+"""Images that are decoded at a time; each may take half a gigabyte."""
 JSON_TYPE = (b"content-type", b"application/json")
 
 log = logging.getLogger("polarprune.serve")
@@ -48,24 +56,26 @@ class HttpApp:
     """An ASGI application."""
 
     def __init__(
-        self, repository: Repository, options: ServeOptions, token: bytes | None, routes: ASGIApp
-    ) -> None:
+        self, repository: Repository, options: ServeOptions, token: bytes | None,
+        routes: ASGIApp, held: Held,
+    ) -> None:  # fmt: skip
         """Serve a repository.
 
         Args:
             token: that requests must bring; None for none.
             routes: everything but inference and images.
+            held: shared with the other protocol.
         """
         self._repository, self._options, self._token = repository, options, token
         self._routes = routes
-        self._held = Held(options.bounds)
-        self._run = os.urandom(4).hex()
-        self._numbers = itertools.count(1)
+        self._images = ImageQueue(min(MOST_DECODERS, os.cpu_count() or 1))
+        self._held = held
+        self._ids = RequestIds()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         headers: Headers = dict(scope["headers"])
-        number = self._request_id(headers)
+        number = self._ids.of(headers.get(b"x-request-id", b"").decode("latin-1"))
         start = time.monotonic()
         try:
             if scope["path"] not in OPEN_PATHS:
@@ -83,7 +93,7 @@ class HttpApp:
                 log.error("failed", extra={"request_id": number}, exc_info=error.__cause__)
         except Exception as error:
             log.error("failed", extra={"request_id": number}, exc_info=error)
-            answer = error_answer(RequestError(BROKEN, "the server failed on this request"))
+            answer = error_answer(RequestError(BROKEN, UNFORESEEN))
         status, more, body = answer
         if self._options.access_log:
             log.info(
@@ -110,7 +120,10 @@ class HttpApp:
             with self._held.room() as room:
                 body = await read_body(headers, receive, room, self._options.bounds)
                 if parts[-1] == "classify":
-                    return await self._classify(model, body, receive)
+                    asked = ImageRequest(
+                        body, headers.get(b"content-type", b""), scope["query_string"]
+                    )
+                    return await self._classify(asked, parts[3], version, receive)
                 return await self._infer(model, body, headers, receive)
         except RequestError as error:
             if not getattr(error, "counted", False):
@@ -140,16 +153,18 @@ class HttpApp:
             (LENGTH_HEADER, b"%d" % length),
         ], content  # fmt: skip
 
-    async def _classify(self, model: Any, body: bytes, receive: Receive) -> Answer:
-        from polarprune_deploy.serving.classification import classify
-
-        async def infer(request: InferRequest) -> Any:
-            outputs, _ = await self._while_connected(
-                receive, self._repository.infer(model, request)
-            )
+    async def _classify(
+        self, asked: ImageRequest, name: str, version: str, receive: Receive
+    ) -> Answer:
+        async def infer(model: ServedModel, request: InferRequest) -> Named:
+            outputs, _ = await self._repository.infer(model, request)
             return outputs
 
-        document = await classify(body, model.facts, infer, self._options.bounds)
+        find = partial(self._repository.get, name, version)
+        pixels = self._options.bounds.pixels
+        document = await self._while_connected(
+            receive, classify(asked, find, infer, self._images, pixels)
+        )
         return 200, [JSON_TYPE], json.dumps(document, separators=(",", ":")).encode()
 
     async def _while_connected(self, receive: Receive, work: Awaitable[Any]) -> Any:
@@ -184,12 +199,6 @@ class HttpApp:
             timer.cancel()
             for watcher in watchers:
                 watcher.cancel()
-
-    def _request_id(self, headers: Headers) -> str:
-        given = headers.get(b"x-request-id", b"").decode("latin-1")
-        if given and len(given) <= LONGEST_REQUEST_ID and given.isascii() and given.isprintable():
-            return given
-        return f"{self._run}-{next(self._numbers)}"
 
 
 def error_answer(error: RequestError) -> Answer:

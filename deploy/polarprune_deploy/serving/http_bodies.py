@@ -4,15 +4,14 @@ The bounds of time are the connection's (`bounded_protocol`).
 """
 
 import zlib
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from polarprune_deploy.serving.held_bytes import Room
 from polarprune_deploy.serving.infer_requests import shown
 from polarprune_deploy.serving.request_errors import (
     BAD,
     CANCELED,
-    REJECTED,
     TOO_LARGE,
     UNSUPPORTED,
     RequestError,
@@ -23,47 +22,6 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Headers = dict[bytes, bytes]
 
 WINDOW_BITS = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
-
-
-class Held:
-    """The bytes of all bodies that are in memory."""
-
-    def __init__(self, bounds: Bounds) -> None:
-        """Nothing is held yet."""
-        self._bounds = bounds
-        self.nbytes = 0
-
-    @contextmanager
-    def room(self) -> Iterator["Room"]:
-        """Room for one body, given back at the end."""
-        room = Room(self)
-        try:
-            yield room
-        finally:
-            self.nbytes -= room.nbytes
-
-    def take(self, nbytes: int) -> None:
-        """Hold so many bytes more.
-
-        Raises:
-            RequestError: that would be more than all may hold together.
-        """
-        if self.nbytes + nbytes > self._bounds.total_bytes:
-            raise RequestError(REJECTED, "too many bytes are being received", 1)
-        self.nbytes += nbytes
-
-
-class Room:
-    """What one body holds."""
-
-    def __init__(self, held: Held) -> None:
-        """Nothing is held yet."""
-        self._held, self.nbytes = held, 0
-
-    def grow(self, nbytes: int) -> None:
-        """Hold so many bytes more, or raise."""
-        self._held.take(nbytes)
-        self.nbytes += nbytes
 
 
 async def read_body(headers: Headers, receive: Receive, room: Room, bounds: Bounds) -> bytes:

@@ -11,8 +11,11 @@ from typing import Any
 from polarprune.strict_json import parse_strict
 from polarprune_deploy.runners import Array
 from polarprune_deploy.serving.infer_requests import (
+    NO_CLASSIFICATION,
+    NO_SHARED_MEMORY,
     InferRequest,
     Signature,
+    check_id,
     shown,
     timeout_seconds,
 )
@@ -28,7 +31,6 @@ from polarprune_deploy.serving.tensors import (
 )
 
 LENGTH_HEADER = b"inference-header-content-length"
-LONGEST_ID = 256
 REMEMBERED_HEADS, LONGEST_REMEMBERED = 256, 2048
 """Heads, and bytes of one: a client sends the same before each tensor."""
 UNKNOWN_LENGTH = "Inference-Header-Content-Length must be a whole number within the body, got"
@@ -189,7 +191,7 @@ def _parameters(found: Any) -> dict[str, Any]:
 
 def _plan(head: bytes, signature: Signature, bounds: Bounds) -> Plan:
     """What the JSON says; remembered, unless it holds data itself."""
-    plan = signature.plans.get(head)
+    plan: Plan | None = signature.plans.get(head)
     if plan is not None:
         return plan
     document = _document(head, bounds.json_bytes)
@@ -197,9 +199,7 @@ def _plan(head: bytes, signature: Signature, bounds: Bounds) -> Plan:
     binary = bool(parameters.get("binary_data_output", False))
     asked = _asked(document.get("outputs"), binary)
     names = signature.check_outputs([output.name for output in asked])
-    request_id = document.get("id", "")
-    if not isinstance(request_id, str) or len(request_id) > LONGEST_ID:
-        raise RequestError(BAD, f"id must be a text of at most {LONGEST_ID} characters")
+    request_id = check_id(document.get("id", ""))
     timeout = timeout_seconds(parameters.get("timeout"))
     inputs = _planned_inputs(document.get("inputs"), signature)
     plan = Plan(inputs, request_id, asked, names, binary, timeout)
@@ -222,7 +222,10 @@ def _planned_inputs(found: Any, signature: Signature) -> tuple[PlannedInput, ...
         )
         if name in planned:
             raise RequestError(BAD, f"input {name!r} is there twice")
-        size, data = _parameters(tensor.get("parameters")).get("binary_data_size"), None
+        parameters = _parameters(tensor.get("parameters"))
+        if "shared_memory_region" in parameters:
+            raise RequestError(BAD, NO_SHARED_MEMORY)
+        size, data = parameters.get("binary_data_size"), None
         if size is None:
             if "data" not in tensor:
                 raise RequestError(BAD, f"input {name!r} has neither data nor binary_data_size")
@@ -248,9 +251,8 @@ def _asked(found: Any, binary: bool) -> tuple[AskedOutput, ...]:
             raise RequestError(BAD, f"an output must be an object with a name, got {shown(output)}")
         parameters = _parameters(output.get("parameters"))
         if parameters.get("classification"):
-            raise RequestError(
-                BAD, "the classification extension is not served; POST an image to "
-                "/v2/models/{model}/classify",
-            )  # fmt: skip
+            raise RequestError(BAD, NO_CLASSIFICATION)
+        if "shared_memory_region" in parameters:
+            raise RequestError(BAD, NO_SHARED_MEMORY)
         asked.append(AskedOutput(output["name"], bool(parameters.get("binary_data", binary))))
     return tuple(asked)

@@ -13,10 +13,11 @@ import polarprune
 from polarprune_deploy.serving.http_app import error_answer
 from polarprune_deploy.serving.metrics import CONTENT_TYPE, render_metrics
 from polarprune_deploy.serving.model_documents import (
+    NO_CONTROL,
     config_document,
     metadata_document,
     server_document,
-    statistics_document,
+    statistics_documents,
 )
 from polarprune_deploy.serving.repository import Repository
 from polarprune_deploy.serving.request_errors import (
@@ -55,20 +56,15 @@ def make_routes(repository: Repository) -> Starlette:
         return JSONResponse(config_document(_model(repository, request).facts))
 
     def statistics(request: Request) -> Response:
-        wanted = repository.counters
-        if "model" in request.path_params:
-            facts = _model(repository, request).facts
-            wanted = [entry for entry in wanted if entry[:2] == (facts.name, facts.version)]
-        return JSONResponse({"model_stats": [statistics_document(*entry) for entry in wanted]})
+        asked = request.path_params
+        found = statistics_documents(repository, asked.get("model", ""), asked.get("version", ""))
+        return JSONResponse({"model_stats": found})
 
     def index(_: Request) -> Response:
         return JSONResponse([vars(entry) for entry in repository.index()])
 
     def control(_: Request) -> Response:
-        raise RequestError(
-            BAD, "models are loaded and unloaded by what lies in the served folder, "
-            "not by requests",
-        )  # fmt: skip
+        raise RequestError(BAD, NO_CONTROL)
 
     def metrics(_: Request) -> Response:
         return Response(render_metrics(repository), media_type=CONTENT_TYPE)

@@ -12,6 +12,13 @@ from polarprune_deploy.serving.tensors import DATATYPES
 
 LARGEST_SIDE = 1 << 31
 LONGEST_QUOTE = 60
+MOST_SIDES = 64
+"""More of them are not looked at: no model takes so many."""
+LONGEST_ID = 256
+NO_CLASSIFICATION = (
+    "the classification extension is not served; POST an image to /v2/models/{model}/classify"
+)
+NO_SHARED_MEMORY = "shared memory is not served; send tensors with the request"
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ class Signature:
         if (
             not isinstance(shape, Sequence)
             or isinstance(shape, str)
-            or not all(type(side) is int and 0 < side < LARGEST_SIDE for side in shape)
+            or not all(type(side) is int and 0 < side < LARGEST_SIDE for side in shape[:MOST_SIDES])
         ):
             raise RequestError(
                 BAD,
@@ -81,9 +88,8 @@ class Signature:
             want in (-1, got) for want, got in zip(spec.shape[1:], shape[1:], strict=True)
         )
         if not fits:
-            raise RequestError(
-                BAD, f"input {name!r} has shape {list(spec.shape)}, got {shown(list(shape))}"
-            )
+            given = shown(list(shape[:MOST_SIDES]))
+            raise RequestError(BAD, f"input {name!r} has shape {list(spec.shape)}, got {given}")
         if not shape[0] <= self.most:
             raise RequestError(
                 BAD,
@@ -124,6 +130,17 @@ class Signature:
         if len(set(names)) != len(names):
             raise RequestError(BAD, "an output is asked for twice")
         return tuple(str(name) for name in names)
+
+
+def check_id(given: object) -> str:
+    """What the sender calls the request, to be echoed.
+
+    Raises:
+        RequestError: no text, or a long one.
+    """
+    if not isinstance(given, str) or len(given) > LONGEST_ID:
+        raise RequestError(BAD, f"id must be a text of at most {LONGEST_ID} characters")
+    return given
 
 
 def shown(value: object) -> str:

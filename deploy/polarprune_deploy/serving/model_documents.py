@@ -4,6 +4,7 @@ from typing import Any
 
 from polarprune.manifest import TensorSpec
 from polarprune_deploy.serving.counters import Counters
+from polarprune_deploy.serving.repository import Repository
 from polarprune_deploy.serving.served_model import ModelFacts
 from polarprune_deploy.serving.tensors import DATATYPES
 
@@ -16,6 +17,7 @@ EXTENSIONS = (
 )
 SERVER_NAME = "polarprune"
 KINDS = {"cpu": "KIND_CPU", "cuda": "KIND_GPU"}
+NO_CONTROL = "models are loaded and unloaded by what lies in the served folder, not by requests"
 
 
 def server_document(version: str) -> dict[str, Any]:
@@ -86,6 +88,21 @@ def statistics_document(name: str, version: str, counters: Counters) -> dict[str
             for rows, size in sorted(now.batches.items())
         ],
     }
+
+
+def statistics_documents(
+    repository: Repository, name: str = "", version: str = ""
+) -> list[dict[str, Any]]:
+    """Of one model, or of all that ever served.
+
+    Raises:
+        RequestError: UNKNOWN, or REJECTED where it is loading.
+    """
+    wanted = repository.counters
+    if name:
+        facts = repository.get(name, version).facts
+        wanted = [entry for entry in wanted if entry[:2] == (facts.name, facts.version)]
+    return [statistics_document(*entry) for entry in wanted]
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def load_model(
     try:
         engine = BucketedEngine(runner, manifest.batch)
         verified = _check_outputs(engine, manifest, samples, runner)
-        curve = measure_curve(_runs_of(engine, runner), engine.sizes)
+        curve = measure_curve(_runs_of(engine, runner), engine.sizes, filled_up=not engine.exact)
     except BaseException:
         runner.close()
         raise

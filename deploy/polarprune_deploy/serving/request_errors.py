@@ -35,6 +35,23 @@ HTTP_STATUS: Mapping[str, int] = MappingProxyType(
         LATE: 503,
     }
 )
+GRPC_STATUS: Mapping[str, str] = MappingProxyType(
+    {
+        BAD: "INVALID_ARGUMENT",
+        UNAUTHORIZED: "UNAUTHENTICATED",
+        UNKNOWN: "NOT_FOUND",
+        WRONG_METHOD: "UNIMPLEMENTED",
+        TOO_LARGE: "RESOURCE_EXHAUSTED",
+        UNSUPPORTED: "UNIMPLEMENTED",
+        CANCELED: "CANCELLED",
+        BROKEN: "INTERNAL",
+        REJECTED: "UNAVAILABLE",
+        LATE: "DEADLINE_EXCEEDED",
+    }
+)
+"""TOO_LARGE as gRPC itself says it of a message beyond its bound."""
+UNFORESEEN = "the server failed on this request"
+"""All that a sender is told of an exception that nobody expected."""
 
 
 class RequestError(Exception):

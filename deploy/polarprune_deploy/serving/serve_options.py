@@ -6,6 +6,8 @@ from pathlib import Path
 from polarprune.errors import ConfigError
 
 LARGEST_PORT = 65_535
+FLUSH_SECONDS = 5
+"""For the last answers to leave, once all are computed."""
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from polarprune.manifest import Manifest
-from polarprune_deploy.serving.batch_policy import BatchPolicy
-from polarprune_deploy.serving.batcher import FOREVER, Batch, Batcher, Named, QueueLimits, Ticket
+from polarprune_deploy.serving.batch_policy import FOREVER, BatchPolicy
+from polarprune_deploy.serving.batcher import Batch, Batcher, Named, QueueLimits, Ticket
 from polarprune_deploy.serving.bucketed_engine import BucketedEngine
 from polarprune_deploy.serving.counters import Counters
 from polarprune_deploy.serving.infer_requests import InferRequest, Signature

@@ -7,25 +7,26 @@ duck's seconds, then refused, those taken answered, exit 0. SIGHUP looks at the 
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 from polarprune.errors import BackendUnavailable, BundleError, ConfigError, PolarpruneError
+from polarprune.image_decoding import quiet_decoding
 from polarprune_deploy.serving.authorization import read_token
 from polarprune_deploy.serving.bundle_folders import find_bundles
-from polarprune_deploy.serving.serve_options import ServeOptions
+from polarprune_deploy.serving.serve_options import FLUSH_SECONDS, ServeOptions
 from polarprune_deploy.serving.service_log import log_to_stderr
 
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2048
 SWITCH_SECONDS = 0.0005
-FLUSH_SECONDS = 5
-"""For the last answers to leave, once all are computed."""
 
 log = logging.getLogger("polarprune.serve")
 
@@ -50,20 +51,37 @@ def serve(
             "polarprune export"
         )
     token = read_token(options.token_file)
-    try:
-        import starlette
-        import uvicorn
-        import uvloop
-    except ImportError as error:
-        raise BackendUnavailable(
-            f"{error.name} is not installed; run: pip install 'polarprune[serve]'"
-        ) from error
-    del starlette, uvicorn
+    _check_packages(options)
+    import uvloop
+
     log_to_stderr()
     # Between two batches the engine's thread waits so long for Python's lock, at most.
     sys.setswitchinterval(SWITCH_SECONDS)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_Service(options, token, on_listening).run())
+
+
+def _check_packages(options: ServeOptions) -> None:
+    """Say now what is not here, not when a port is open.
+
+    Raises:
+        BackendUnavailable: a package is not installed.
+    """
+    # gRPC's core would write lines of its own on stderr, which are no JSON; it reads this once.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    packages = dict.fromkeys(("starlette", "uvicorn", "httptools", "uvloop"), "")
+    packages["prometheus_client"] = ""
+    if options.grpc_port is not None:
+        packages |= dict.fromkeys(
+            ("grpc", "google.protobuf"), ", or serve without gRPC: --grpc-port -1"
+        )
+    for package, otherwise in packages.items():
+        try:
+            import_module(package)
+        except ImportError as error:
+            raise BackendUnavailable(
+                f"{package} is not installed; run: pip install 'polarprune[serve]'{otherwise}"
+            ) from error
 
 
 class _Service:
@@ -77,6 +95,7 @@ class _Service:
         self._failure: str | None = None
 
     async def run(self) -> None:
+        from polarprune_deploy.serving.held_bytes import Held
         from polarprune_deploy.serving.http_app import HttpApp
         from polarprune_deploy.serving.http_routes import make_metrics_routes, make_routes
         from polarprune_deploy.serving.repository import Repository
@@ -87,8 +106,10 @@ class _Service:
             loop.add_signal_handler(number, self._stop)
         loop.add_signal_handler(signal.SIGHUP, self._look_again.set)
         repository = Repository(options, self._break)
-        app = HttpApp(repository, options, self._token, make_routes(repository))
+        held = Held(options.bounds)
+        app = HttpApp(repository, options, self._token, make_routes(repository), held)
         async with AsyncExitStack() as stack:
+            stack.enter_context(quiet_decoding())
             ports = {}
             ports["http"] = await stack.enter_async_context(
                 _http_server(app, options.host, options.http_port, options)
@@ -102,7 +123,7 @@ class _Service:
                 from polarprune_deploy.serving.grpc_server import grpc_server
 
                 ports["grpc"] = await stack.enter_async_context(
-                    grpc_server(repository, options, self._token)
+                    grpc_server(repository, options, self._token, held)
                 )
             log.info("listening", extra={"host": options.host, **ports})
             self._on_listening(ports)

@@ -29,10 +29,11 @@ class JsonLines(logging.Formatter):
 
 
 def log_to_stderr() -> None:
-    """Send this server's and uvicorn's words there; once a process."""
+    """Send this server's words and those of what it is built on there; once a process."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    for name, level in (("polarprune.serve", logging.INFO), ("uvicorn.error", logging.WARNING)):
+    levels = dict.fromkeys(("uvicorn.error", "grpc", "asyncio"), logging.WARNING)
+    for name, level in (levels | {"polarprune.serve": logging.INFO}).items():
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
         logger.setLevel(level)

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import polarprune
+from polarprune_deploy.serving.classification import why_not_classified
 from polarprune_deploy.serving.repository import Repository
 from polarprune_deploy.serving.served_model import ServedModel
 
@@ -38,6 +39,7 @@ def _model(model: ServedModel) -> dict[str, Any]:
         },
         "classes": len(manifest.classes),
         "image": _image(model),
+        "cannot_classify": why_not_classified(facts),
         "accuracy": None if manifest.accuracy is None else dataclasses.asdict(manifest.accuracy),
         "real_images": manifest.real_images,
         "certificate": [dataclasses.asdict(link) for link in manifest.certificate],
