@@ -1,11 +1,15 @@
 """What strangers, broken clients and lost networks send, and how each is to be refused."""
 
 import gzip
+import struct
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from benchmarks.serving.image_messages import Picture
 from benchmarks.serving.infer_messages import LENGTH, binary_message, binary_parts, http_message
 from benchmarks.serving.known_answers import Known
 
@@ -39,8 +43,14 @@ class Hostile:
     rare: bool = False
 
 
-def make_hostile(known: Known, model: str, seed: int) -> list[Hostile]:
-    """All kinds, some of them several times with other bytes."""
+def make_hostile(
+    known: Known, model: str, seed: int, pictures: Sequence[Picture] = ()
+) -> list[Hostile]:
+    """All kinds, some of them several times with other bytes.
+
+    Args:
+        pictures: sound ones; none where the server takes none.
+    """
     path = f"/v2/models/{model}/infer"
     return [
         *_bad_documents(known, path),
@@ -48,6 +58,7 @@ def make_hostile(known: Known, model: str, seed: int) -> list[Hostile]:
         *_bad_codings(known, path),
         *_bad_places(known, model),
         *_bad_connections(known, path, seed),
+        *(_bad_images(pictures[0].png, model) if pictures else ()),
     ]
 
 
@@ -114,6 +125,18 @@ def _bad_places(known: Known, model: str) -> list[Hostile]:
         Hostile("unknown version", at(f"/v2/models/{model}/versions/77/infer"), 404, ""),
         Hostile("unknown route", at("/v2/../../etc/passwd"), 404, ""),
         Hostile("wrong method", got, 405, ""),
+    ]
+
+
+def _bad_images(png: bytes, model: str) -> list[Hostile]:
+    path, kind = f"/v2/models/{model}/classify", "Content-Type: image/png"
+    side = struct.pack(">I", 60_000)
+    header = b"IHDR" + side + side + png[24:29]
+    bomb = png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
+    return [
+        Hostile("no image", http_message(path, b"\x02" * 999, kind), 415, "OTHER"),
+        Hostile("image cut short", http_message(path, png[: len(png) // 2], kind), 400, "OTHER"),
+        Hostile("image of 3.6 gigapixels", http_message(path, bomb, kind), 413, "OTHER"),
     ]
 
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 BLOCK_SECONDS = 300.0
 """Neighbouring samples are alike, so whole blocks of them are drawn."""
-DRAWS = 2000
+DRAWS = 1000
 CONFIDENCE = 0.95
 LEAST_SAMPLES = 6
 

@@ -56,7 +56,7 @@ async def _soak(options: argparse.Namespace) -> None:
     bundle, seed = options.bundle, options.seed
     known = compute_known(bundle, draw_images(read_manifest(bundle), sizes, seed))
     pictures = [] if options.no_images else make_pictures(bundle, PICTURES, seed)
-    hostile = make_hostile(known, MODEL, seed)
+    hostile = make_hostile(known, MODEL, seed, pictures)
     server_options = ["--threads", "1", *(["--grpc-port", "-1"] if options.no_grpc else [])]
     with tempfile.TemporaryDirectory() as scratch:
         folder, log = Path(scratch) / "served", Path(scratch) / "log"
@@ -141,4 +141,4 @@ async def _sample(soak: Soak, server: ServerProcess, start: float) -> None:
 async def _checkpoint(soak: Soak) -> None:
     while True:
         await asyncio.sleep(CHECKPOINT_SECONDS)
-        write_record(soak.options.record, describe_soak(soak))
+        await asyncio.to_thread(write_record, soak.options.record, describe_soak(soak))

@@ -121,7 +121,12 @@ def describe_soak(soak: Soak) -> dict[str, Any]:
 
 
 def write_record(path: Path, document: dict[str, Any]) -> None:
-    """Whole or not at all."""
+    """With the trend of memory after the warm-up, which takes a second; whole or not at all."""
+    server = document["server"]
+    taken = [row[:2] for row in server["samples"] if row[0] >= server["warm_up_seconds"]]
+    seconds, rss = np.array(taken, np.float64).reshape(-1, 2).T
+    trend = memory_trend(seconds, rss, document["seed"])
+    server["trend_kb_per_hour"] = None if trend is None else dataclasses.asdict(trend)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(document, indent=1) + "\n")
@@ -169,13 +174,10 @@ def _latencies(seconds: list[float]) -> dict[str, float | int]:
 
 
 def _process(soak: Soak) -> dict[str, Any]:
-    """Memory, threads and descriptors; their trend after the warm-up."""
+    """Memory, threads and descriptors."""
     taken = [entry for entry in soak.memory if entry[0] >= soak.options.warm_up]
-    seconds = np.array([entry[0] for entry in taken])
-    rss = np.array([entry[1].rss_kb for entry in taken], np.float64)
-    trend = memory_trend(seconds, rss, soak.options.seed)
     return {
-        "trend_kb_per_hour": None if trend is None else dataclasses.asdict(trend),
+        "trend_kb_per_hour": None,
         "warm_up_seconds": soak.options.warm_up,
         "first": None if not soak.memory else vars(soak.memory[0][1]),
         "after_warm_up": None if not taken else vars(taken[0][1]),
