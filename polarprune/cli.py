@@ -16,6 +16,7 @@ import polarprune
 from polarprune import cli_options as options
 from polarprune.cli_errors import OneLineErrors, noting_when_stopped
 from polarprune.cli_options import AsJson, Classes, Data, ImageSize, Model, Weights
+from polarprune.deploy_commands import deploy_app
 from polarprune.errors import ConfigError, PolarpruneError
 from polarprune.figure_words import cut_figures, sentence, task_figures
 from polarprune.serve_command import serve
@@ -37,6 +38,7 @@ app = typer.Typer(
     help="Train an image network once, cut what it can do without, check it, ship it.",
     epilog="Start with: polarprune demo",
 )
+app.add_typer(deploy_app)
 
 
 @app.callback(invoke_without_command=True)

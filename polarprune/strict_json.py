@@ -14,6 +14,7 @@ LARGEST_INTEGER = 2**63 - 1
 LONGEST_TEXT = 1 << 16
 """Characters of one string."""
 DEEPEST = 32
+NUMBERS = frozenset({int, float})
 
 
 def parse_strict(content: str | bytes, largest: int) -> Any:
@@ -43,9 +44,11 @@ def parse_strict(content: str | bytes, largest: int) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     document = dict(pairs)
     if len(document) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for i, key in enumerate(keys) if key in keys[:i])
-        raise ValueError(f"the key {quote(twice)} is there twice")
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"the key {quote(key)} is there twice")
+            seen.add(key)
     return document
 
 
@@ -63,13 +66,24 @@ def _check(document: Any) -> None:
         if isinstance(value, dict):
             left += [(inner, depth + 1) for pair in value.items() for inner in pair]
         elif isinstance(value, list):
-            left += [(inner, depth + 1) for inner in value]
+            if not _are_small_numbers(value):
+                left += [(inner, depth + 1) for inner in value]
         elif isinstance(value, str):
             _check_text(value)
         elif isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"the number {value} is not finite")
         elif isinstance(value, int) and abs(value) > LARGEST_INTEGER:
             raise ValueError("a number is larger than 64 bits hold")
+
+
+def _are_small_numbers(values: list[Any]) -> bool:
+    """Whether nothing else is there: what holds for the least and the largest holds for all."""
+    return (
+        bool(values)
+        and NUMBERS.issuperset(map(type, values))
+        and min(values) >= -LARGEST_INTEGER
+        and max(values) <= LARGEST_INTEGER
+    )
 
 
 def _check_text(text: str) -> None:

@@ -12,6 +12,8 @@ also measured with numbers in JSON.
 import argparse
 import base64
 import json
+import os
+import signal
 import subprocess
 import tempfile
 import time
@@ -101,7 +103,9 @@ def _beside(
     onnx = args.bundle / "model.onnx"
     threads = model["runs"].partition("intra op threads ")[2].partition(",")[0]
     words = [str(onnx), str(port), str(batch["size"]), threads, str(batch["window_ms"])]
-    theirs = subprocess.Popen([args.python, str(APP), *words], stdout=subprocess.DEVNULL)
+    theirs = subprocess.Popen(
+        [args.python, str(APP), *words], stdout=subprocess.DEVNULL, start_new_session=True
+    )
     try:
         rival = parse_endpoint(f"http://{HOST}:{port}")
         _wait_until_up(rival, theirs)
@@ -115,11 +119,9 @@ def _beside(
             for clients in args.clients.split(",")
         ]
     finally:
-        theirs.terminate()
-        try:
-            theirs.wait(20)
-        except subprocess.TimeoutExpired:
-            theirs.kill()
+        # Its workers outlive it otherwise, and answer for whoever comes next.
+        os.killpg(theirs.pid, signal.SIGKILL)
+        theirs.wait()
     versions = subprocess.run(
         [args.python, "-c", "from importlib.metadata import version as v; "
          "print(v('litserve'), v('onnxruntime'), v('fastapi'))"],

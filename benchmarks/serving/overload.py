@@ -17,13 +17,13 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from polarprune_deploy.load.model_metadata import read_model
 
 from benchmarks.serving.server_process import ServerProcess
 from benchmarks.serving.study_records import add_study
 from polarprune_deploy.load.endpoint import parse_endpoint
 from polarprune_deploy.load.load_plan import LoadPlan
 from polarprune_deploy.load.measuring import measure
-from polarprune_deploy.load.model_metadata import read_model
 from polarprune_deploy.load.samples import Outcome
 from polarprune_deploy.load.targets import Target, look_at
 
@@ -51,8 +51,8 @@ def main(arguments: list[str]) -> None:
     found |= {"network": model["network"], "batch": model["batch"], "runs": model["runs"]}
     add_study("overload", model["network"], found)
     print(
-        f"{model['network']}: capacity {found['capacity']:.1f} images/s; under {args.times:g} times "
-        f"that for {args.seconds:g} s: {found['goodput']:.1f}/s right answers "
+        f"{model['network']}: capacity {found['capacity']:.1f} images/s; under "
+        f"{args.times:g} times that for {args.seconds:g} s: {found['goodput']:.1f}/s right answers "
         f"({found['goodput_share']:.3f} of capacity), {found['refused']:,} refused, p50/p99/max "
         f"{found['refused_ms']['p50']:.1f}/{found['refused_ms']['p99']:.1f}/"
         f"{found['refused_ms']['max']:.1f} ms after sending; wrong {found['wrong']}, failed "

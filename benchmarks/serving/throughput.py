@@ -29,7 +29,8 @@ from polarprune_deploy.load.samples import Outcome
 from polarprune_deploy.load.schedule import poisson_arrivals
 from polarprune_deploy.load.targets import Target, look_at
 
-WARM_SHARE = 0.1
+TAILS = 6
+"""Poisson loads; fewer give no interval of a median."""
 
 
 def study(bundle: Path, threads: int | None, rounds: int, seconds: float) -> dict[str, Any]:
@@ -50,9 +51,7 @@ def study(bundle: Path, threads: int | None, rounds: int, seconds: float) -> dic
         clients = max(4, 2 * size)
         full, alone = _in_turn(target, bare, size, clients, rounds, seconds)
         rate = 0.5 * median(full["server"])
-        tails = [
-            _tail(target, bare, size, rate, seconds, seed) for seed in range(max(3, rounds // 3))
-        ]
+        tails = [_tail(target, bare, size, rate, seconds, seed) for seed in range(TAILS)]
         statistics = json.loads(server.ask("/v2/models/stats")[1])["model_stats"][0]
     return {
         "bundle": bundle.name,

@@ -16,7 +16,6 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from polarprune.datasets.decoding import IMAGE_SUFFIXES, quiet_decoding, read_rgb
 from polarprune.datasets.memory import MemorySplit, channel_statistics
 from polarprune.datasets.splits import IMAGENET_MEAN, IMAGENET_STD, Dataset, Triple
 from polarprune.datasets.streaming import (
@@ -27,6 +26,7 @@ from polarprune.datasets.streaming import (
     resize_side,
 )
 from polarprune.errors import DataError
+from polarprune.image_decoding import IMAGE_SUFFIXES, quiet_decoding, read_rgb
 
 # As uint8, both splits together.
 _MEMORY_LIMIT_BYTES = 1 << 30

@@ -19,11 +19,11 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as vf
 
-from polarprune.datasets.decoding import IMAGE_SUFFIXES, quiet_decoding, read_rgb
 from polarprune.datasets.memory import statistics_of_chunks
 from polarprune.datasets.splits import Dataset, Triple, spread_indices
 from polarprune.datasets.streaming import Sample, SeededFiles, StreamedSplit, in_threads
 from polarprune.errors import ConfigError, DataError
+from polarprune.image_decoding import IMAGE_SUFFIXES, quiet_decoding, read_rgb
 from polarprune.tasks.segmentation import IGNORED, Segmentation
 
 _TEST_EVERY = 5

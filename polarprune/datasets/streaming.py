@@ -21,9 +21,9 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import v2
 
-from polarprune.datasets.decoding import quiet_decoding, read_rgb
 from polarprune.datasets.splits import Batch, Triple, spread_indices
 from polarprune.errors import DataError
+from polarprune.image_decoding import quiet_decoding, read_rgb
 
 # The usual evaluation on ImageNet: the shorter side to 256, the middle 224 of it.
 _RESIZE_RATIO = 256 / 224

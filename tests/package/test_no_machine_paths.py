@@ -11,7 +11,10 @@ ROOT = Path(__file__).parents[2]
 # Tests may name such a folder, if only to show that it is refused.
 UNCHECKED = ("tests/",)
 GENERATED = re.compile(r"(^|/)(\.venv|__pycache__|\.[a-z]+_cache|\.hypothesis|dist)/")
-MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:work|farm|tmp|root|home|Users|opt|mnt)/\w")
+# /mnt/models is no folder of a machine, but where KServe mounts a model in a container.
+MACHINE_PATH = re.compile(
+    r"(?<![\w.~-])/(?!mnt/models\b)(?:work|farm|tmp|root|home|Users|opt|mnt)/\w"
+)
 
 
 def files_of_the_repository() -> list[str]:
@@ -54,6 +57,8 @@ def test_no_file_names_a_folder_of_a_machine() -> None:
         ("https://example.com/work/page", False),
         ("~/work/images, ../tmp/x, relative/tmp/x", False),
         ("/proc/cpuinfo", False),
+        ("polarprune serve /mnt/models", False),
+        ("/mnt/modelstore", True),
     ],
 )
 def test_machine_paths_are_told_from_others(line: str, caught: bool) -> None:

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 from polarprune_deploy.serving.batch_curve import BatchCurve
 
+FOREVER = float("inf")
+"""The deadline of who has none."""
+
 
 @dataclass(frozen=True)
 class BatchPolicy:
@@ -49,20 +52,21 @@ class BatchPolicy:
     def company(self, rows: Sequence[int], deadlines: Sequence[float], now: float) -> int:
         """How many of those that wait, from the first on, are computed together.
 
+        None of them is late, as far as the curve knows, that would be in time alone.
+
         Args:
             rows: images of each, in the order of their arrival; at least one.
             deadlines: of each, seconds.
             now: seconds.
         """
-        total, earliest = rows[0], deadlines[0]
-        for index in range(1, len(rows)):
-            larger = total + rows[index]
-            soonest = min(earliest, deadlines[index])
-            if larger > self.size:
+        total, earliest = 0, FOREVER
+        for index, (images, deadline) in enumerate(zip(rows, deadlines, strict=True)):
+            total += images
+            if index and total > self.size:
                 return index
-            # Not if it would make late what is in time without it.
-            alone = now + self.seconds_for(total) <= earliest
-            if alone and now + self.seconds_for(larger) > soonest:
+            # Who is late even alone, is so with the others too and holds up nobody.
+            if deadline < FOREVER and now + self.seconds_for(images) <= deadline:
+                earliest = min(earliest, deadline)
+            if index and earliest < FOREVER and now + self.seconds_for(total) > earliest:
                 return index
-            total, earliest = larger, soonest
         return len(rows)

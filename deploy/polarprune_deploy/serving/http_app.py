@@ -7,16 +7,21 @@ Starlette's (`http_routes`).
 import asyncio
 import json
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from typing import Any
 
 from starlette.types import ASGIApp
 
 from polarprune_deploy.serving.authorization import check_token
+from polarprune_deploy.serving.batcher import Named
+from polarprune_deploy.serving.classification import ImageRequest, classify
 from polarprune_deploy.serving.held_bytes import Held
 from polarprune_deploy.serving.http_bodies import Headers, Receive, read_body
 from polarprune_deploy.serving.http_infer import LENGTH_HEADER, encode_response, parse_infer
+from polarprune_deploy.serving.image_queue import ImageQueue
 from polarprune_deploy.serving.infer_requests import InferRequest
 from polarprune_deploy.serving.repository import Repository
 from polarprune_deploy.serving.request_errors import (
@@ -28,6 +33,7 @@ from polarprune_deploy.serving.request_errors import (
 )
 from polarprune_deploy.serving.request_ids import RequestIds
 from polarprune_deploy.serving.serve_options import ServeOptions
+from polarprune_deploy.serving.served_model import ServedModel
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -37,6 +43,10 @@ OPEN_PATHS = frozenset({"/", "/v2/health/live", "/v2/health/ready"})
 """Without a token: they hold nothing of anybody's."""
 WATCH_AFTER = 0.02
 """Seconds; whoever gets an answer sooner need not be watched for leaving."""
+LONG_JSON, LONG_LIST = 1 << 16, 10_000
+"""Bytes to read and numbers to write that would hold up everybody else: a thread does it."""
+MOST_DECODERS = 4
+"""Images that are decoded at a time; each may take half a gigabyte."""
 JSON_TYPE = (b"content-type", b"application/json")
 
 log = logging.getLogger("polarprune.serve")
@@ -58,6 +68,7 @@ class HttpApp:
         """
         self._repository, self._options, self._token = repository, options, token
         self._routes = routes
+        self._images = ImageQueue(min(MOST_DECODERS, os.cpu_count() or 1))
         self._held = held
         self._ids = RequestIds()
 
@@ -109,7 +120,10 @@ class HttpApp:
             with self._held.room() as room:
                 body = await read_body(headers, receive, room, self._options.bounds)
                 if parts[-1] == "classify":
-                    return await self._classify(model, body, receive)
+                    asked = ImageRequest(
+                        body, headers.get(b"content-type", b""), scope["query_string"]
+                    )
+                    return await self._classify(asked, parts[3], version, receive)
                 return await self._infer(model, body, headers, receive)
         except RequestError as error:
             if not getattr(error, "counted", False):
@@ -118,12 +132,20 @@ class HttpApp:
 
     async def _infer(self, model: Any, body: bytes, headers: Headers, receive: Receive) -> Answer:
         signature = model.facts.signature
-        asked = parse_infer(body, headers.get(LENGTH_HEADER), signature, self._options.bounds)
+        length_header, bounds = headers.get(LENGTH_HEADER), self._options.bounds
+        if length_header is None and len(body) > LONG_JSON:
+            asked = await asyncio.to_thread(parse_infer, body, None, signature, bounds)
+        else:
+            asked = parse_infer(body, length_header, signature, bounds)
         outputs, model = await self._while_connected(
             receive, self._repository.infer(model, asked.request)
         )
         facts = model.facts
-        content, length = encode_response(asked, outputs, facts.name, facts.version, signature)
+        words = (asked, outputs, facts.name, facts.version, signature)
+        if not asked.binary and sum(array.size for array in outputs.values()) > LONG_LIST:
+            content, length = await asyncio.to_thread(encode_response, *words)
+        else:
+            content, length = encode_response(*words)
         if length is None:
             return 200, [JSON_TYPE], content
         return 200, [
@@ -131,16 +153,18 @@ class HttpApp:
             (LENGTH_HEADER, b"%d" % length),
         ], content  # fmt: skip
 
-    async def _classify(self, model: Any, body: bytes, receive: Receive) -> Answer:
-        from polarprune_deploy.serving.classification import classify
-
-        async def infer(request: InferRequest) -> Any:
-            outputs, _ = await self._while_connected(
-                receive, self._repository.infer(model, request)
-            )
+    async def _classify(
+        self, asked: ImageRequest, name: str, version: str, receive: Receive
+    ) -> Answer:
+        async def infer(model: ServedModel, request: InferRequest) -> Named:
+            outputs, _ = await self._repository.infer(model, request)
             return outputs
 
-        document = await classify(body, model.facts, infer, self._options.bounds)
+        find = partial(self._repository.get, name, version)
+        pixels = self._options.bounds.pixels
+        document = await self._while_connected(
+            receive, classify(asked, find, infer, self._images, pixels)
+        )
         return 200, [JSON_TYPE], json.dumps(document, separators=(",", ":")).encode()
 
     async def _while_connected(self, receive: Receive, work: Awaitable[Any]) -> Any:

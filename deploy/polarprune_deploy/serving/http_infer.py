@@ -191,7 +191,7 @@ def _parameters(found: Any) -> dict[str, Any]:
 
 def _plan(head: bytes, signature: Signature, bounds: Bounds) -> Plan:
     """What the JSON says; remembered, unless it holds data itself."""
-    plan = signature.plans.get(head)
+    plan: Plan | None = signature.plans.get(head)
     if plan is not None:
         return plan
     document = _document(head, bounds.json_bytes)

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from polarprune.errors import PolarpruneError, first_line
 from polarprune_deploy.serving.batch_policy import BatchPolicy
@@ -150,8 +150,6 @@ class Repository:
         current = self.get(model.facts.name)
         if current is not model and current.facts.signature == model.facts.signature:
             model = current
-        if request.timeout is None and self._options.timeout_ms is not None:
-            request = replace(request, timeout=self._options.timeout_ms / 1e3)
         return await model.infer(request), model
 
     async def close(self, seconds: float) -> bool:
@@ -209,9 +207,12 @@ class Repository:
         def fatal(name: str, error: BaseException) -> None:
             loop.call_soon_threadsafe(self._break, name, error)
 
+        milliseconds = self._options.timeout_ms
         return ServedModel(
-            facts, loaded.engine, limits, counters, loop=loop, is_fatal=is_fatal, on_fatal=fatal
-        )
+            facts, loaded.engine, limits, counters,
+            timeout=None if milliseconds is None else milliseconds / 1000,
+            loop=loop, is_fatal=is_fatal, on_fatal=fatal,
+        )  # fmt: skip
 
     def _break(self, name: str, error: BaseException) -> None:
         self.broken = True

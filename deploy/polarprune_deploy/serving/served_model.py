@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from polarprune.manifest import Manifest
-from polarprune_deploy.serving.batch_policy import BatchPolicy
-from polarprune_deploy.serving.batcher import FOREVER, Batch, Batcher, Named, QueueLimits, Ticket
+from polarprune_deploy.serving.batch_policy import FOREVER, BatchPolicy
+from polarprune_deploy.serving.batcher import Batch, Batcher, Named, QueueLimits, Ticket
 from polarprune_deploy.serving.bucketed_engine import BucketedEngine
 from polarprune_deploy.serving.counters import Counters
 from polarprune_deploy.serving.infer_requests import InferRequest, Signature
@@ -54,6 +54,7 @@ class ServedModel:
         limits: QueueLimits,
         counters: Counters,
         *,
+        timeout: float | None = None,
         loop: asyncio.AbstractEventLoop,
         is_fatal: Callable[[BaseException], bool],
         on_fatal: Callable[[str, BaseException], None],
@@ -61,12 +62,13 @@ class ServedModel:
         """Start its batcher.
 
         Args:
+            timeout: seconds, of requests that bring none; None has none.
             loop: where `infer` is awaited.
             is_fatal: which errors of the engine end the process.
             on_fatal: told of such an error, in the engine's thread.
         """
         self.facts, self.counters = facts, counters
-        self._engine, self._loop = engine, loop
+        self._engine, self._timeout, self._loop = engine, timeout, loop
         self.batcher = Batcher(
             engine, facts.policy, limits, on_done=self._hand_over, is_fatal=is_fatal,
             on_fatal=lambda error: on_fatal(facts.name, error), name=f"engine {facts.name}",
@@ -80,14 +82,15 @@ class ServedModel:
         """
         future = self._loop.create_future()
         now = time.monotonic()
-        deadline = FOREVER if request.timeout is None else now + request.timeout
+        timeout = self._timeout if request.timeout is None else request.timeout
+        deadline = FOREVER if timeout is None else now + timeout
         nbytes = sum(array.nbytes for array in request.inputs.values())
         ticket = Ticket(request.inputs, request.rows, nbytes, deadline, future)
         timer = None
         try:
             self.batcher.submit(ticket)
-            if request.timeout is not None:
-                timer = self._loop.call_later(request.timeout, _expire, future)
+            if timeout is not None:
+                timer = self._loop.call_later(timeout, _expire, future)
             outputs: Named = await future
         except RequestError as error:
             if not ticket.computed:

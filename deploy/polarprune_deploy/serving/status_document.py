@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import polarprune
+from polarprune_deploy.serving.classification import why_not_classified
 from polarprune_deploy.serving.repository import Repository
 from polarprune_deploy.serving.served_model import ServedModel
 
@@ -15,7 +16,7 @@ def status_document(repository: Repository) -> dict[str, Any]:
     return {
         "version": polarprune.__version__,
         "ready": repository.ready,
-        "draining": repository.draining,
+        "draining": repository.leaving or repository.draining,
         "index": [vars(entry) for entry in repository.index()],
         "models": [_model(model) for model in repository.models],
     }
@@ -38,6 +39,7 @@ def _model(model: ServedModel) -> dict[str, Any]:
         },
         "classes": len(manifest.classes),
         "image": _image(model),
+        "cannot_classify": why_not_classified(facts),
         "accuracy": None if manifest.accuracy is None else dataclasses.asdict(manifest.accuracy),
         "real_images": manifest.real_images,
         "certificate": [dataclasses.asdict(link) for link in manifest.certificate],

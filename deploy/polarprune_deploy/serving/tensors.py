@@ -6,6 +6,7 @@ which is also what runners take and give for it.
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,8 @@ NUMPY = {
 ITEM_BYTES = {datatype: dtype.itemsize for datatype, dtype in NUMPY.items()} | {"BF16": 2}
 """On the wire."""
 HALF_WITHOUT_JSON = ("FP16", "BF16")
+ALLOWED: dict[str, set[type]] = {"b": {bool}, "f": {float, int}, "i": {int}, "u": {int}}
+"""What JSON may hold for each kind of numpy's types."""
 
 
 def from_raw(raw: bytes | memoryview, datatype: str, shape: Sequence[int], name: str) -> Array:
@@ -62,7 +65,7 @@ def from_raw(raw: bytes | memoryview, datatype: str, shape: Sequence[int], name:
 
 
 def from_list(data: Any, datatype: str, shape: Sequence[int], name: str) -> Array:
-    """A JSON list, flat or nested, as an array.
+    """A JSON list as an array: flat, or nested just as the shape says.
 
     Raises:
         RequestError: another number of values, values of another kind or out of range, or a type
@@ -73,24 +76,32 @@ def from_list(data: Any, datatype: str, shape: Sequence[int], name: str) -> Arra
     if not isinstance(data, list):
         raise RequestError(BAD, f"the data of input {name!r} is no list")
     dtype = NUMPY[datatype]
-    try:
-        found = np.array(data)
-    except (ValueError, OverflowError, TypeError):  # ragged, or mixed with other things
-        raise RequestError(BAD, f"the data of input {name!r} is not of one shape") from None
-    allowed = {"b": "b", "f": "fiu", "i": "iu", "u": "iu"}[dtype.kind]
-    if found.dtype.kind not in allowed and found.size:
-        raise RequestError(BAD, f"the data of input {name!r} holds values that are not {datatype}")
-    if found.size != math.prod(shape):
+    values, sides, kinds = _flattened(data, name)
+    if sides not in ([math.prod(shape)], list(shape)):
         raise RequestError(
-            BAD, f"input {name!r} of shape {list(shape)} takes {math.prod(shape)} values, "
-            f"got {found.size}",
+            BAD, f"input {name!r} of shape {list(shape)} takes {math.prod(shape)} values, flat or "
+            f"nested like that, got {'x'.join(map(str, sides))}",
         )  # fmt: skip
-    if dtype.kind in "iu" and found.size:
-        bounds = np.iinfo(dtype)
-        if int(found.min()) < bounds.min or int(found.max()) > bounds.max:
-            raise RequestError(BAD, f"input {name!r} holds values outside of {datatype}")
-    with np.errstate(over="ignore"):  # what is too large for float32 is infinite
-        return found.astype(dtype).reshape(shape)
+    # Before numpy sees them: it would give every one of them room for the longest text.
+    if not kinds <= ALLOWED[dtype.kind]:
+        raise RequestError(BAD, f"the data of input {name!r} holds values that are not {datatype}")
+    try:
+        with np.errstate(over="ignore"):  # what is too large for float32 is infinite
+            return np.array(values, dtype).reshape(shape)
+    except OverflowError:
+        raise RequestError(BAD, f"input {name!r} holds values outside of {datatype}") from None
+
+
+def _flattened(data: list[Any], name: str) -> tuple[list[Any], list[int], set[type]]:
+    """The values in a row, the lengths of the lists around them, and what the values are."""
+    sides = [len(data)]
+    while list in (kinds := set(map(type, data))):
+        lengths = set(map(len, data)) if kinds == {list} else set()
+        if len(lengths) != 1:
+            raise RequestError(BAD, f"the data of input {name!r} is not of one shape")
+        sides += lengths
+        data = list(chain.from_iterable(data))
+    return data, sides, kinds
 
 
 def to_raw(array: Array, datatype: str) -> bytes:

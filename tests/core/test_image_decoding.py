@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from polarprune.datasets.decoding import read_rgb
 from polarprune.errors import DataError
+from polarprune.image_decoding import read_rgb, to_rgb
 
 _EXIF_ORIENTATION = 0x0112
 
@@ -65,6 +65,15 @@ def test_rgb_with_a_transparent_colour_is_laid_over_white(tmp_path: Path) -> Non
     Image.new("RGB", (4, 4), (1, 2, 3)).save(tmp_path / "t.png", transparency=(1, 2, 3))
 
     assert _colour(tmp_path / "t.png") == (255, 255, 255)
+
+
+def test_every_transparency_of_every_grey_is_what_pillow_composes_over_white() -> None:
+    grey, alpha = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8))
+    layer = Image.fromarray(np.stack([grey, grey, grey, alpha], -1))
+    white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+    wanted = Image.alpha_composite(white, layer).convert("RGB")
+
+    np.testing.assert_array_equal(np.asarray(to_rgb(layer)), np.asarray(wanted))
 
 
 def test_jpeg_in_cmyk_keeps_its_colour(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Any image file to 8-bit RGB, the way a viewer would show it."""
+"""Any image to 8-bit RGB, the way a viewer would show it.
+
+Training reads its images with this, and so does a server, which has no torch.
+"""
 
 import warnings
 from collections.abc import Iterator
@@ -34,13 +37,22 @@ def read_rgb(path: str | Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            ImageOps.exif_transpose(image, in_place=True)
-            return to_rgb(image)
+            return upright_rgb(image)
     except Exception as error:
         # Decoders raise nearly every type there is on damaged files.
         lines = str(error).splitlines()
         reason = lines[0] if lines else type(error).__name__
         raise DataError(f"cannot read image {path}: {reason}; repair or remove it") from error
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """The first frame of an opened image, turned upright by its EXIF tag, in mode RGB.
+
+    Raises:
+        Exception: nearly every type there is, on damaged files.
+    """
+    ImageOps.exif_transpose(image, in_place=True)
+    return to_rgb(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -59,12 +71,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("float pixels have no fixed range")
     if image.mode.startswith("I"):
-        pixels = np.asarray(image).astype(np.int64)
+        pixels = np.asarray(image)
         if pixels.min() < 0 or pixels.max() > 0xFFFF:
             raise ValueError("pixels of more than 16 bits have no fixed range")
         return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, layer).convert("RGB")
+        layer = image if image.mode == "RGBA" else image.convert("RGBA")
+        # Rounds as Image.alpha_composite over white does, in half of the memory.
+        shown = Image.new("RGB", layer.size, (255, 255, 255))
+        shown.paste(layer, mask=layer)
+        return shown
     return image.convert("RGB")
