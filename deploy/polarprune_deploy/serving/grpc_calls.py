@@ -29,9 +29,8 @@ from polarprune_deploy.serving.serve_options import ServeOptions
 
 Answer = Callable[[bytes, float | None], Awaitable[Any]]
 """From a message on the wire, and the seconds left for it, to a message object."""
-Handler = Callable[[Any, Any], Awaitable[Any]]
-
 QUIET_SECONDS, LONGEST_UNQUIET_SECONDS = 0.1, 1.0
+"""At the end: how long nobody may have called, and how long that is waited for."""
 
 log = logging.getLogger("polarprune.serve")
 
