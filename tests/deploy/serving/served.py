@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -93,11 +94,15 @@ class Served:
         finally:
             connection.close()
 
-    def memory(self, line: str = "VmHWM") -> int:
-        """Bytes of memory: the most so far, or VmRSS for now."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        (found,) = (each.split()[1] for each in status.splitlines() if each.startswith(line))
-        return int(found) << 10
+    @contextmanager
+    def growth_below(self, nbytes: int) -> Iterator[None]:
+        """Its memory must not grow by more meanwhile, not even for a moment."""
+        folder = Path(f"/proc/{self.process.pid}")
+        (folder / "clear_refs").write_text("5")  # the peak is counted from now on
+        before = _resident(folder, "VmRSS")
+        yield
+        grown = _resident(folder, "VmHWM") - before
+        assert grown < nbytes, f"{grown >> 20} MiB more"
 
     def _end(self) -> None:
         self.process.wait()
@@ -115,6 +120,12 @@ class Served:
                 self._listening.set()
             self.log.append(entry)
         self._listening.set()  # nobody needs to wait for one that has ended
+
+
+def _resident(folder: Path, line: str) -> int:
+    status = (folder / "status").read_text()
+    (found,) = (each.split()[1] for each in status.splitlines() if each.startswith(line))
+    return int(found) << 10
 
 
 class Reference:
