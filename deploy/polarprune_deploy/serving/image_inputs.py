@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 import numpy as np
-from PIL import Image, JpegImagePlugin, PngImagePlugin
+from PIL import Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
 
 from polarprune.image_decoding import upright_rgb
 from polarprune.manifest import Preprocessing, TensorSpec
@@ -81,6 +81,8 @@ def read_image(content: bytes, most_pixels: int) -> Image.Image:
         raise _too_many("far more pixels", most_pixels) from None
     except MemoryError:
         raise RequestError(REJECTED, "there is no memory for the image just now", 1) from None
+    except UnidentifiedImageError:  # its words are of the object that was read
+        raise RequestError(BAD, "the image is damaged or cut short") from None
     except Exception as error:  # decoders raise nearly every type there is on damaged files
         words = shown(str(error) or type(error).__name__).strip("'\"")
         raise RequestError(BAD, f"the image is damaged or cut short ({words})") from None
