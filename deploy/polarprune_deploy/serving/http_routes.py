@@ -1,6 +1,5 @@
 """The routes that are not inference: health, metadata, configuration, statistics, index, page."""
 
-from importlib.resources import files
 from typing import Any
 
 from starlette.applications import Starlette
@@ -28,6 +27,7 @@ from polarprune_deploy.serving.request_errors import (
     RequestError,
 )
 from polarprune_deploy.serving.status_document import status_document
+from polarprune_deploy.serving.status_page import PAGE, PAGE_HEADERS
 
 MODEL_PATHS = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
 CONTROL_PATHS = tuple(f"/v2/repository/models/{{model}}/{verb}" for verb in ("load", "unload"))
@@ -74,7 +74,7 @@ def make_routes(repository: Repository) -> Starlette:
         return JSONResponse(status_document(repository))
 
     async def page(_: Request) -> Response:
-        return HTMLResponse(PAGE)
+        return HTMLResponse(PAGE, headers=PAGE_HEADERS)
 
     app = Starlette(
         routes=[
@@ -111,9 +111,6 @@ def make_metrics_routes(repository: Repository) -> Starlette:
     )
     app.router.redirect_slashes = False
     return app
-
-
-PAGE = (files("polarprune_deploy.serving") / "page.html").read_text("utf-8")
 
 
 def _model(repository: Repository, request: Request) -> Any:
