@@ -19,7 +19,11 @@ from polarprune_deploy.serving.serve_options import Bounds
 PIPELINED = 64
 """Requests that may wait behind the one that is being answered."""
 LINGER_SECONDS = 2.0
-"""How long the rest of what is refused is read and dropped: a reset would take the answer along."""
+"""Of silence, until the rest of what is refused is not waited for any more. It is read and dropped:
+a reset would take the answer along.
+"""
+LONGEST_LENGTH = 18
+"""Digits of a content-length."""
 SPARE_CONNECTIONS = 128
 """One too many lingers only while not so many do."""
 BETWEEN, HEADERS, BODY = "between requests", "in headers", "in a body"
@@ -96,6 +100,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Count what brings nothing forward."""
         if self._deaf or self.transport.is_closing():
+            self._brought = True
             return
         self._brought = False
         super().data_received(data)
@@ -123,14 +128,15 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Start the request, if its headers are in order; a failure is the parser's too."""
         self._brought = True
-        size, has_body = len(self.url), False
+        size, has_body, is_short = len(self.url), False, True
         for name, value in self.headers:
             size += len(name) + len(value) + 4
             if name == b"transfer-encoding":
-                has_body = True
+                has_body, is_short = True, False
                 self._check(value.strip().lower() == b"chunked", OTHER_CODING)
             elif name == b"content-length":
                 has_body = value.strip(b"0") != b""
+                is_short = len(value) <= LONGEST_LENGTH and int(value) <= self._bounds.body_bytes
         self._check(size <= self._bounds.header_bytes, self._too_large())
         upgrade = self.parser.should_upgrade()
         # The parser takes what follows for another protocol's: it would be lost, or a request.
@@ -141,8 +147,10 @@ class BoundedProtocol(HttpToolsProtocol):
         self._reading = BODY
         self.headers = []  # trailers are none of the request's
         self.cycle.transport = self._exit
-        # An answer before the body is whole is the connection's last.
-        self._stays, self.cycle.keep_alive = self.cycle.keep_alive and not upgrade, False
+        self._stays = self.cycle.keep_alive and not upgrade
+        # What an answer does not wait for is read and dropped, if it is short and sure to come;
+        # else that answer is the connection's last.
+        self.cycle.keep_alive = self._stays and is_short and not self.expect_100_continue
 
     def on_body(self, body: bytes) -> None:
         """A piece of it."""
@@ -250,12 +258,21 @@ class BoundedProtocol(HttpToolsProtocol):
             self._deaf = True
             self.transport.write_eof()
             FlowControl.resume_reading(self.flow)
-            self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+            self._brought = False
+            last = self.loop.time() + self._bounds.body_seconds
+            self._timer = self.loop.call_later(LINGER_SECONDS, self._linger, last)
             return
         self._deaf = True
         self.transport.close()
         if self.transport.get_write_buffer_size():
             self._timer = self.loop.call_later(self._bounds.body_seconds, self.transport.abort)
+
+    def _linger(self, last: float) -> None:
+        if not self._brought or self.loop.time() >= last:
+            self.transport.abort()
+            return
+        self._brought = False
+        self._timer = self.loop.call_later(LINGER_SECONDS, self._linger, last)
 
     def _too_large(self) -> Refusal:
         limit = self._bounds.header_bytes

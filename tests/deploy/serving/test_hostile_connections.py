@@ -102,20 +102,35 @@ def test_a_body_that_does_not_come_is_answered_with_408(
     assert BODY_SECONDS * 0.9 < time.monotonic() - start < BODY_SECONDS + GRACE
 
 
-def test_an_answer_that_comes_before_the_body_ends_the_connection(
+def test_a_body_that_an_answer_did_not_wait_for_is_read_and_dropped(
     strict_server: HostileServer,
 ) -> None:
+    hidden = strict_server.good_request(IMAGES)
     for path, token, status in (("/nowhere", TOKEN, 404), (INFER, "wrong", 401),
                                 ("/v2/models/other/infer", TOKEN, 404)):  # fmt: skip
-        headers = {"Content-Length": "1000", "Authorization": f"Bearer {token}"}
+        headers = {"Authorization": f"Bearer {token}"}
+        raw = request(path, hidden, headers=headers)
         with strict_server.connect() as connection:
-            connection.send(request(path, b"only the start", headers=headers))
+            connection.send(raw[: -len(hidden)])
+            answer = connection.answer()
+            assert answer is not None
+            assert answer.status == status
+            connection.send(hidden + strict_server.good_request(IMAGES))
+            strict_server.check_logits(IMAGES, connection.answer())
+            if status == 401:
+                connection.send(raw[:-1])
+                refused = connection.answer()
+                assert refused is not None
+                assert refused.status == status
+                assert connection.ended()  # after the time of a body
+        with strict_server.connect() as connection:
+            chunked = headers | {"Transfer-Encoding": "chunked", "Content-Length": "-"}
+            raw = request(path, b"5\r\nabcde\r\n", headers=chunked)
+            connection.send(raw.replace(b"Content-Length: -\r\n", b""))
             answer = connection.answer()
             assert answer is not None
             assert answer.status == status
             assert answer.headers["connection"] == "close"
-            connection.send(b"and what comes late")
-            connection.socket.shutdown(1)
             assert connection.ended()
 
 
