@@ -77,7 +77,7 @@ class Inference:
         try:
             model.batcher.refuse_if_full()
             asked = parse_infer(request, raw, model.facts.signature, seconds)
-            outputs, model = await self._repository.infer(model, asked)
+            outputs, model = await self._repository.infer(model, asked, request.model_version)
         except RequestError as error:
             if not error.counted:
                 model.counters.failed(error.kind)

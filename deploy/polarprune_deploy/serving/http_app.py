@@ -136,13 +136,15 @@ class HttpApp:
                         body, headers.get(b"content-type", b""), scope["query_string"]
                     )
                     return await self._classify(asked, parts[3], version, receive)
-                return await self._infer(model, body, headers, receive)
+                return await self._infer(model, version, body, headers, receive)
         except RequestError as error:
             if not getattr(error, "counted", False):
                 model.counters.failed(error.kind)
             raise
 
-    async def _infer(self, model: Any, body: bytes, headers: Headers, receive: Receive) -> Answer:
+    async def _infer(
+        self, model: ServedModel, version: str, body: bytes, headers: Headers, receive: Receive
+    ) -> Answer:
         signature = model.facts.signature
         length_header, bounds = headers.get(LENGTH_HEADER), self._options.bounds
         may_be_json = length_header is None or len(length_header) >= LONG_JSON_DIGITS
@@ -151,14 +153,18 @@ class HttpApp:
         else:
             asked = parse_infer(body, length_header, signature, bounds)
         outputs, model = await self._while_connected(
-            receive, self._repository.infer(model, asked.request)
+            receive, self._repository.infer(model, asked.request, version)
         )
         facts = model.facts
         words = (asked, outputs, facts.name, facts.version, signature)
-        if not asked.binary and sum(array.size for array in outputs.values()) > LONG_LIST:
-            content, length = await asyncio.to_thread(encode_response, *words)
-        else:
-            content, length = encode_response(*words)
+        try:
+            if not asked.binary and sum(array.size for array in outputs.values()) > LONG_LIST:
+                content, length = await asyncio.to_thread(encode_response, *words)
+            else:
+                content, length = encode_response(*words)
+        except RequestError as error:
+            error.counted = True  # the model gave its result
+            raise
         if length is None:
             return 200, [JSON_TYPE], content
         return 200, [
