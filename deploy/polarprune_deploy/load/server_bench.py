@@ -12,8 +12,8 @@ from polarprune_deploy.load.endpoint import parse_endpoint
 from polarprune_deploy.load.figures import LoadFigures
 from polarprune_deploy.load.load_plan import LoadPlan
 from polarprune_deploy.load.measuring import measure
+from polarprune_deploy.load.model_metadata import read_model
 from polarprune_deploy.load.pairs import ServerPair, check_alike, check_rounds, compare
-from polarprune_deploy.load.served_model import read_model
 from polarprune_deploy.load.targets import look_at
 from polarprune_deploy.load.traffic import run_loop
 

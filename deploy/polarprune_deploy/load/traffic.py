@@ -16,8 +16,8 @@ from polarprune_deploy.load.answers import FirstAnswers
 from polarprune_deploy.load.connections import NO_TICKET, Connection, Dialer
 from polarprune_deploy.load.endpoint import PATIENCE_SECONDS, reason_of
 from polarprune_deploy.load.http_answers import HttpAnswer
+from polarprune_deploy.load.model_metadata import words_of
 from polarprune_deploy.load.samples import Outcome, Samples
-from polarprune_deploy.load.served_model import words_of
 from polarprune_deploy.timing import no_garbage_collection
 
 FAILURES_IN_A_ROW = 50

@@ -1,6 +1,5 @@
 """The routes that are not inference: health, metadata, configuration, statistics, index, page."""
 
-from importlib.resources import files
 from typing import Any
 
 from starlette.applications import Starlette
@@ -28,6 +27,7 @@ from polarprune_deploy.serving.request_errors import (
     RequestError,
 )
 from polarprune_deploy.serving.status_document import status_document
+from polarprune_deploy.serving.status_page import PAGE, PAGE_HEADERS
 
 MODEL_PATHS = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
 
@@ -73,7 +73,7 @@ def make_routes(repository: Repository) -> Starlette:
         return JSONResponse(status_document(repository))
 
     def page(_: Request) -> Response:
-        return HTMLResponse(PAGE)
+        return HTMLResponse(PAGE, headers=PAGE_HEADERS)
 
     return Starlette(
         routes=[
@@ -105,9 +105,6 @@ def make_metrics_routes(repository: Repository) -> Starlette:
         routes=[Route("/metrics", metrics)],
         exception_handlers={HTTPException: _misdirected},
     )
-
-
-PAGE = (files("polarprune_deploy.serving") / "page.html").read_text("utf-8")
 
 
 def _model(repository: Repository, request: Request) -> Any:

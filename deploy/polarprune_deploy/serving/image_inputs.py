@@ -4,17 +4,17 @@ The steps, and the pixels, are those of the data sets that the network was train
 Only these two formats are read: each further decoder is one more that strangers can reach.
 """
 
-import io
 from collections.abc import Mapping
 from types import MappingProxyType
 
 import numpy as np
-from PIL import Image, JpegImagePlugin, PngImagePlugin
+from PIL import Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
 
 from polarprune.image_decoding import upright_rgb
 from polarprune.manifest import Preprocessing, TensorSpec
 from polarprune_deploy.input_making import host_dtype
 from polarprune_deploy.runners import Array
+from polarprune_deploy.serving.image_bombs import CountedFile, check_scans
 from polarprune_deploy.serving.infer_requests import shown
 from polarprune_deploy.serving.request_errors import (
     BAD,
@@ -28,9 +28,10 @@ from polarprune_export.parity_samples import normalise_pixels
 # Imported for this: a format that is not known yet makes Pillow load all of its fifty plugins.
 READ = (JpegImagePlugin.JpegImageFile.format, PngImagePlugin.PngImageFile.format)
 CHANNELS = 3
+JPEG_START = b"\xff\xd8\xff"
 STARTS: Mapping[bytes, str] = MappingProxyType(
     {
-        b"\xff\xd8\xff": "JPEG",
+        JPEG_START: "JPEG",
         b"\x89PNG\r\n\x1a\n": "PNG",
         b"GIF8": "GIF",
         b"BM": "BMP",
@@ -70,8 +71,10 @@ def read_image(content: bytes, most_pixels: int) -> Image.Image:
         RequestError: UNSUPPORTED, TOO_LARGE or BAD; REJECTED where there is no memory for it.
     """
     _check_kind(content)
+    if content.startswith(JPEG_START):
+        check_scans(content)
     try:
-        with Image.open(io.BytesIO(content), formats=READ) as image:
+        with Image.open(CountedFile(content), formats=READ) as image:
             if image.width * image.height > most_pixels:
                 raise _too_many(f"{image.width} x {image.height} pixels", most_pixels)
             return upright_rgb(image)
@@ -81,6 +84,8 @@ def read_image(content: bytes, most_pixels: int) -> Image.Image:
         raise _too_many("far more pixels", most_pixels) from None
     except MemoryError:
         raise RequestError(REJECTED, "there is no memory for the image just now", 1) from None
+    except UnidentifiedImageError:  # whose words are of no use
+        raise RequestError(BAD, "the image is damaged or cut short") from None
     except Exception as error:  # decoders raise nearly every type there is on damaged files
         words = shown(str(error) or type(error).__name__).strip("'\"")
         raise RequestError(BAD, f"the image is damaged or cut short ({words})") from None

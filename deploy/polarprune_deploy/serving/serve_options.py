@@ -4,8 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polarprune.errors import ConfigError
+from polarprune_deploy.loading import DEVICES
 
 LARGEST_PORT = 65_535
+BACKENDS = ("auto", "onnxruntime", "tensorrt", "tensorrt_rtx")
+MODES = ("eager", "graph")
 FLUSH_SECONDS = 5
 """For the last answers to leave, once all are computed."""
 
@@ -96,6 +99,13 @@ class ServeOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        for name, value, allowed in (
+            ("backend", self.backend, BACKENDS),
+            ("device", self.device, DEVICES),
+            ("mode", self.mode, MODES),
+        ):
+            if value not in allowed:
+                raise ConfigError(f"--{name} must be one of {', '.join(allowed)}, got {value!r}")
         for name, value in vars(self.bounds).items():
             if value is not None and value <= 0:
                 raise ConfigError(f"the bound {name} must be above 0, got {value}")

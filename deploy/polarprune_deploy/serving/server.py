@@ -43,7 +43,8 @@ def serve(
         BundleError: there is nothing to serve.
         ConfigError: a port that is taken, a token file that cannot be read.
         BackendUnavailable: a package is not here.
-        PolarpruneError: an engine failed so that its results could not be trusted any more.
+        PolarpruneError: no bundle can be loaded at the start, or an engine failed so that its
+            results could not be trusted any more.
     """
     if not options.source.is_dir() or not find_bundles(options.source):
         raise BundleError(
@@ -69,6 +70,8 @@ def _check_packages(options: ServeOptions) -> None:
     """
     # gRPC's core would write lines of its own on stderr, which are no JSON; it reads this once.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # ONNX Runtime tells its makers of its use otherwise.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     packages = dict.fromkeys(("starlette", "uvicorn", "httptools", "uvloop"), "")
     packages["prometheus_client"] = ""
     if options.grpc_port is not None:
@@ -139,11 +142,16 @@ class _Service:
     async def _keep_looking(self, repository: Any) -> None:
         """Load what there is, then look again at intervals or when told."""
         seconds = self._options.poll_seconds or None
+        first = True
         while True:
             try:
                 await repository.look()
             except Exception as error:  # a folder on a network may fail in many ways
                 log.error("the folder cannot be looked at", exc_info=error)
+            if first and not repository.models:
+                self._failure = "; ".join(e.reason for e in repository.index()) or "nothing loaded"
+                self._stopping.set()
+            first = False
             try:
                 async with asyncio.timeout(seconds):
                     await self._look_again.wait()

@@ -16,7 +16,7 @@ def status_document(repository: Repository) -> dict[str, Any]:
     return {
         "version": polarprune.__version__,
         "ready": repository.ready,
-        "draining": repository.draining,
+        "draining": repository.leaving or repository.draining,
         "index": [vars(entry) for entry in repository.index()],
         "models": [_model(model) for model in repository.models],
     }
