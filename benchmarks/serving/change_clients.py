@@ -16,7 +16,7 @@ from benchmarks.serving.known_answers import TOLERANCE, Known, WrongAnswer, devi
 from polarprune_deploy.load.http_answers import HttpAnswer
 
 PATIENCE_SECONDS = 60.0
-AGAIN_SECONDS = 0.02
+AGAIN_SECONDS = 0.1
 """After a refusal, so that a server that is down is not hammered."""
 REFUSED, BROKEN, WRONG, UNAVAILABLE = "no connection", "connection broken", "wrong", "503"
 MOST_WORDS = 20

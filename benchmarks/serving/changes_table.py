@@ -23,8 +23,13 @@ def print_changes(record: dict[str, Any]) -> None:
         print(
             f"{part:12s} {sum(case['n'] for case in cases):4d} {sum(outcomes.values()):9d} "
             f"{sum(outcomes[label] for label in RIGHT):8d} {outcomes[WRONG]:6d} "
-            f"{outcomes[BROKEN]:7d} {outcomes[REFUSED]:8d} {words:16s} {_more(part, cases)}"
+            f"{outcomes[BROKEN]:7d} {outcomes[REFUSED]:8d} {words:16s} {_verdict(cases)}; "
+            f"{_more(part, cases)}"
         )
+
+
+def _verdict(cases: list[Any]) -> str:
+    return "as it should" if all(c["as_it_should"] for c in cases) else "NOT AS IT SHOULD"
 
 
 def _parts(cases: dict[str, Any]) -> dict[str, list[Any]]:

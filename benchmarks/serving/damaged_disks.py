@@ -1,7 +1,6 @@
 """A damaged bundle, and a full disk, under load: the old one goes on, and the index says why."""
 
 import asyncio
-import operator
 import os
 import signal
 import subprocess
@@ -46,6 +45,7 @@ async def study_damages(pair: Pair, scratch: Path, seed: int) -> Any:
         "requests": len(clients.samples),
         "outcomes": count_outcomes(clients.samples),
         "as_they_should": sum(row["as_it_should"] for row in rows),
+        "as_it_should": code == 0 and all(row["as_it_should"] for row in rows),
         "words": dict(clients.words),
         "exit_code": code,
         "rows": rows,
@@ -56,14 +56,21 @@ async def _suffer(
     damage: Damage, folder: Path, pair: Pair, server: ServerProcess, clients: Clients
 ) -> dict[str, Any]:
     """Damage, watch, heal, watch."""
-    start, first = time.monotonic(), len(clients.samples)
+    first, lines = len(clients.samples), len(_complaints(server))
+
+    def noticed_now(index: list[dict[str, str]]) -> bool:
+        match damage.told:
+            case "index":
+                return _kept(index)
+            case "log":
+                return len(_complaints(server)) > lines
+            case _:
+                return not index
+
     damage.apply(folder, pair)
     server.signal(signal.SIGHUP)
-    noticed = await _until(server, operator.not_ if damage.gone else _kept)
-    since = len(clients.samples)
-    await asyncio.sleep(WATCH_SECONDS)
-    index = await asyncio.to_thread(server.index)
-    meanwhile = clients.samples[since:]
+    noticed = await _until(server, noticed_now)
+    index, meanwhile = await _watch(server, clients)
 
     def heal() -> None:
         if damage.heal is None:
@@ -72,10 +79,12 @@ async def _suffer(
             damage.heal(folder)
 
     healed = await _heal(heal, damage.label, server, clients)
-    wanted = {"404"} if damage.gone else {"A"}
-    going_on = {s.outcome for s in meanwhile if s.sent > start}
+    wanted = {"404"} if damage.told == "gone" else {"A"}
+    going_on = {s.outcome for s in meanwhile}
     reasons = [entry["reason"] for entry in index if entry["reason"]]
-    right = going_on == wanted and (damage.gone or len(reasons) == 1) and healed is not None
+    if damage.told == "log":
+        reasons = _complaints(server)[lines:]
+    right = going_on == wanted and (damage.told == "gone" or reasons) and healed is not None
     return {
         "damage": damage.what,
         "as_it_should": bool(right and noticed is not None),
@@ -86,6 +95,20 @@ async def _suffer(
         "healed_seconds": healed,
         "outcomes": count_outcomes(clients.samples[first:]),
     }
+
+
+def _complaints(server: ServerProcess) -> list[str]:
+    """Of whole folders, in the server's log."""
+    return [e["message"] for e in server.events() if e["message"].startswith("the folder ")]
+
+
+async def _watch(
+    server: ServerProcess, clients: Clients
+) -> tuple[list[dict[str, str]], list[Sample]]:
+    """The index, and what came of the requests that were sent meanwhile."""
+    since = time.monotonic()
+    await asyncio.sleep(WATCH_SECONDS)
+    return await asyncio.to_thread(server.index), _newest(clients.samples, since)
 
 
 async def _heal(
@@ -106,9 +129,7 @@ async def _heal(
     except TimeoutError:
         return None
     seconds = time.monotonic() - start
-    since = time.monotonic()
-    await asyncio.sleep(WATCH_SECONDS)
-    later = _newest(clients.samples, since)
+    _, later = await _watch(server, clients)
     return round(seconds, 3) if {s.outcome for s in later} == {label} else None
 
 
@@ -161,6 +182,7 @@ async def study_full_disk(pair: Pair, scratch: Path, seed: int) -> Any:
         "requests": len(clients.samples),
         "outcomes": count_outcomes(clients.samples),
         "as_they_should": sum(row["as_it_should"] for row in rows),
+        "as_it_should": code == 0 and all(row["as_it_should"] for row in rows),
         "words": dict(clients.words),
         "exit_code": code,
         "rows": rows,
@@ -178,10 +200,7 @@ async def _copy_onto_full(
     noticed = await _until(
         server, lambda index: [e["state"] for e in index] == ["READY", "UNAVAILABLE"]
     )
-    since = len(clients.samples)
-    await asyncio.sleep(WATCH_SECONDS)
-    index = await asyncio.to_thread(server.index)
-    meanwhile = clients.samples[since:]
+    index, meanwhile = await _watch(server, clients)
 
     def again() -> None:
         filler.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -21,15 +22,15 @@ class Damage:
     Attributes:
         what: in words.
         apply: does it to the bundle's folder, which holds A.
-        gone: the bundle is away afterwards, and its model is to go; else the old one goes on, and
-            the index is to say why.
+        told: "index": the old one goes on, and the index says why; "log": it goes on, and the log
+            says why; "gone": there is no bundle any more, and its model goes.
         heal: undoes it in place; None: a fresh copy of A takes the folder's place.
         label: of the bundle that serves once it is healed.
     """
 
     what: str
     apply: Callable[[Path, Pair], None]
-    gone: bool = False
+    told: Literal["index", "log", "gone"] = "index"
     heal: Callable[[Path], None] | None = None
     label: str = "A"
 
@@ -53,11 +54,11 @@ def all_damages() -> list[Damage]:
         Damage("manifest empty", lambda f, p: _write(f / MANIFEST, b"")),
         Damage("samples of another bundle", lambda f, p: _copy(p.folders["B"], f, SAMPLES)),
         Damage("model and manifest of another bundle", _mix),
-        Damage("new bundle that may not be read", _lock_new, heal=_unlock, label="B"),
-        Damage("new bundle whose folder may not be entered", _lock_folder, heal=_unlock, label="B"),
-        Damage("manifest missing", lambda f, p: (f / MANIFEST).unlink(), gone=True),
-        Damage("folder removed", lambda f, p: shutil.rmtree(f), gone=True),
-        Damage("folder replaced by a file", _make_file, gone=True),
+        Damage("new bundle, locked model", _lock_new, heal=_unlock, label="B"),
+        Damage("new bundle, locked folder", _lock_folder, told="log", heal=_unlock, label="B"),
+        Damage("manifest missing", lambda f, p: (f / MANIFEST).unlink(), told="gone"),
+        Damage("folder removed", lambda f, p: shutil.rmtree(f), told="gone"),
+        Damage("folder replaced by a file", _make_file, told="gone"),
     ]
 
 

@@ -13,6 +13,8 @@ import numpy as np
 
 from benchmarks.serving.change_clients import (
     BROKEN,
+    REFUSED,
+    UNAVAILABLE,
     Clients,
     Sample,
     count_outcomes,
@@ -29,12 +31,15 @@ EXIT_BOUND = DRAIN_SECONDS + 7.0
 EDGE_SECONDS = 0.05
 """About the lame duck's end it is open which side a request is on."""
 AFTERWARDS_SECONDS = 0.2
+CLEAN = {"A", "B", UNAVAILABLE, REFUSED}
 
 
 async def study_terms(pair: Pair, scratch: Path, seed: int, count: int) -> Any:
     """SIGTERM under load; every other time with a lame duck's half second."""
     pair.copy("A", scratch / "served" / MODEL)
     rows = [await _term(pair, scratch, seed + number, number % 2 == 1) for number in range(count)]
+    only_right = all(row[part].keys() <= {"A"} for row in rows for part in ("before", "lame_duck"))
+    ended = all(row["exit_code"] == 0 and not row["ready_while_leaving"] for row in rows)
     total = {name: _sum(row[name] for row in rows) for name in ("before", "lame_duck", "after")}
     return {
         "n": count,
@@ -47,6 +52,7 @@ async def study_terms(pair: Pair, scratch: Path, seed: int, count: int) -> Any:
         "exit_bound": EXIT_BOUND,
         "exit_seconds": _spread([row["exit_seconds"] for row in rows]),
         "words": _sum(row["words"] for row in rows),
+        "as_it_should": only_right and ended and total["after"].keys() <= CLEAN | {BROKEN},
         "rows": rows,
     }
 
@@ -119,15 +125,18 @@ async def study_kills(pair: Pair, scratch: Path, seed: int, count: int) -> Any:
         code = await asyncio.to_thread(server.stop)
     finally:
         server.__exit__(None, None, None)
+    outcomes, elsewhere = count_outcomes(clients.samples), _broken_elsewhere(clients.samples, kills)
+    clean = outcomes.keys() <= CLEAN | {BROKEN} and not elsewhere
     return {
         "n": count,
         "requests": len(clients.samples),
-        "outcomes": count_outcomes(clients.samples),
+        "outcomes": outcomes,
         "other_answers_than_that_of_the_bundle_on_disk": stale,
-        "broken_without_a_kill": _broken_elsewhere(clients.samples, kills),
+        "broken_without_a_kill": elsewhere,
         "ready_seconds": _spread(ready_seconds),
         "words": dict(clients.words),
         "exit_code": code,
+        "as_it_should": clean and stale == 0 and code == 0,
     }
 
 

@@ -75,11 +75,13 @@ async def study_reloads(pair: Pair, scratch: Path, seed: int, count: int, until:
         success = read_counts(server, MODEL).success
         messages = Counter(event["message"] for event in server.events())
         code = await asyncio.to_thread(server.stop)
+    found = _describe(changes, clients.samples, clients.words)
     return {
-        **_describe(changes, clients.samples, clients.words),
+        **found,
         "counted_by_server": success,
         "server_log": dict(messages),
         "exit_code": code,
+        "as_it_should": _sound(found, success, code),
     }
 
 
@@ -112,14 +114,22 @@ async def study_versions(pair: Pair, scratch: Path, seed: int, count: int, back:
         success = read_counts(server, MODEL).success
         code = await asyncio.to_thread(server.stop)
     mixed = sum(s.outcome != _label(int(s.version)) for s in clients.samples if s.version)
+    found = _describe(changes, clients.samples, clients.words)
     return {
-        **_describe(changes, clients.samples, clients.words),
+        **found,
         "versions_up": count,
         "versions_back": back,
         "version_and_weights_differ": mixed,
         "counted_by_server": success,
         "exit_code": code,
+        "as_it_should": _sound(found, success, code) and mixed == 0,
     }
+
+
+def _sound(found: dict[str, Any], success: int, code: int) -> bool:
+    """Whether every request got a right answer, of the right bundle, and was counted so."""
+    answered = found["outcomes"].keys() <= OTHER.keys() and success == found["requests"]
+    return bool(answered and found["old_answers_after_the_change"] == 0 and code == 0)
 
 
 def _label(version: int) -> str:
