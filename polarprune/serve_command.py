@@ -76,9 +76,10 @@ def serve(
 ) -> None:
     """Serve bundles to Triton's clients, on this machine.
 
-    Open Inference Protocol v2 over HTTP and gRPC. Each bundle is verified, measured and warm before it takes
-    traffic; a new version in the folder replaces the old one without a dropped request. Images are
-    sent to /v2/models/NAME/classify, or dropped on the page at /. SIGTERM drains and exits with 0.
+    Open Inference Protocol v2 over HTTP and gRPC. Each bundle is verified, measured and warm before
+    it takes traffic; a new version in the folder replaces the old one without a dropped request.
+    Images are sent to /v2/models/NAME/classify, or dropped on the page at /. SIGTERM drains and
+    exits with 0.
     """
     from polarprune_deploy.serving.serve_options import Bounds, ServeOptions
     from polarprune_deploy.serving.server import serve as serve_bundles

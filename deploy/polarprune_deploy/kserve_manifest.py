@@ -10,28 +10,25 @@ import shutil
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polarprune
-from polarprune.errors import BackendUnavailable, BundleError, ConfigError, Refused
+from polarprune.errors import BackendUnavailable, ConfigError, Refused
 from polarprune.manifest import (
     MANIFEST_NAME,
     SIGNATURE_NAME,
     Manifest,
-    read_manifest_bytes,
     read_verified,
 )
+from polarprune_deploy.checked_manifest import checked_manifest_bytes
 from polarprune_deploy.kserve_service import KServeOptions, inference_service, service_name
 from polarprune_deploy.server_image import ServerImage, check_wheel_name, dockerfile
 from polarprune_deploy.triton_config import TritonOptions
 from polarprune_deploy.triton_repository import MODEL_NAME, write_triton_repository
 from polarprune_deploy.whole_folders import whole_folder
 
-if TYPE_CHECKING:
-    from polarprune_export.bundle_reading import BundleModel
-
 SERVICE_FILE, DOCKERFILE = "inferenceservice.yaml", "Dockerfile"
-BUNDLE_FOLDER, REPOSITORY_FOLDER = "bundle", "model-repository"
+BUNDLES_FOLDER, REPOSITORY_FOLDER = "bundles", "model-repository"
 DIGITS_OF_TAG = 12
 """Of the manifest's digest in an image's tag: other bundles are other images."""
 
@@ -68,24 +65,20 @@ def write_kserve(
     yaml = _yaml()
     bundle, out = Path(bundle), Path(out)
     read = read_bundle_model(bundle, public_key)
-    content = read_manifest_bytes(bundle)
-    if Manifest.from_json(content) != read.manifest:
-        raise BundleError(f"{bundle / MANIFEST_NAME} changed while it was read; try again")
+    content = checked_manifest_bytes(bundle, read.manifest)
     digest = hashlib.sha256(content).hexdigest()
     name = options.name or service_name(read.manifest.name)
-    model, image = read.manifest.name, None
+    model, image = _model_name(read.manifest), None
     with whole_folder(out) as place:
         if options.runtime == "triton":
             options = replace(options, gpus=_gpus(read.manifest, options))
-            answer = _write_repository(bundle, place, model, options, public_key)
-            model, remarks = answer["model"], answer["remarks"]
+            remarks = _add_repository(bundle, place, model, options, public_key)
         else:
             image = options.image or _image_name(name, digest, options)
-            remarks = _add_image(bundle, place, read, content, options, wheel)
+            remarks = _add_image(place, read.manifest, options, wheel)
+            _copy_bundle(bundle, place / BUNDLES_FOLDER / model, read.manifest, content)
         document = inference_service(name, image, digest, options)
-        text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
-        comment = f"# Written by polarprune {polarprune.__version__}: polarprune deploy kserve\n"
-        (place / SERVICE_FILE).write_text(comment + text, encoding="utf-8")
+        (place / SERVICE_FILE).write_text(_print(yaml, document), encoding="utf-8")
     return {
         "folder": str(out),
         "service": name,
@@ -99,6 +92,17 @@ def write_kserve(
         "steps": _steps(out, image, options),
         "remarks": remarks,
     }
+
+
+def _model_name(manifest: Manifest) -> str:
+    """What clients ask for: the bundle's name where that can be a folder's and an address's."""
+    return manifest.name if MODEL_NAME.fullmatch(manifest.name) else service_name(manifest.name)
+
+
+def _print(yaml: Any, document: dict[str, Any]) -> str:
+    comment = f"# Written by polarprune {polarprune.__version__}: polarprune deploy kserve\n"
+    text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    return comment + text
 
 
 def _check_wheel(wheel: Path | str | None, options: KServeOptions) -> Path | None:
@@ -116,25 +120,17 @@ def _check_wheel(wheel: Path | str | None, options: KServeOptions) -> Path | Non
 
 
 def _add_image(
-    bundle: Path,
-    place: Path,
-    read: "BundleModel",
-    manifest: bytes,
-    options: KServeOptions,
-    wheel: Path | None,
+    place: Path, manifest: Manifest, options: KServeOptions, wheel: Path | None
 ) -> list[str]:
-    """Everything that `docker build` needs; returns what the user must know."""
-    if read.manifest.precision == "bf16":
+    """The Dockerfile and the wheel; returns what the user must know."""
+    if manifest.precision == "bf16":
         raise Refused(
             "this bundle is in bf16, which ONNX Runtime does not run on a CPU, where the embedded "
             "server's image runs; give --runtime triton, or export another precision"
         )
     remarks = []
-    if read.manifest.engine is not None:
+    if manifest.engine is not None:
         remarks.append("The image runs the ONNX file, on CPUs; the bundle's engine is not used.")
-    baked = options.storage_uri is None
-    if baked:
-        _copy_bundle(bundle, place / BUNDLE_FOLDER, read.manifest, manifest)
     if wheel is None:
         remarks.append(
             f"The Dockerfile takes polarprune {polarprune.__version__} from where pip looks; give "
@@ -142,20 +138,18 @@ def _add_image(
         )
     else:
         shutil.copyfile(wheel, place / wheel.name)
-    text = dockerfile(
-        ServerImage(
-            drain_seconds=options.drain_seconds,
-            wheel=None if wheel is None else wheel.name,
-            bundle=BUNDLE_FOLDER if baked else None,
-        )
+    image = ServerImage(
+        drain_seconds=options.drain_seconds,
+        wheel=None if wheel is None else wheel.name,
+        bundles=BUNDLES_FOLDER if options.storage_uri is None else None,
     )
-    (place / DOCKERFILE).write_text(text, encoding="utf-8")
+    (place / DOCKERFILE).write_text(dockerfile(image), encoding="utf-8")
     return remarks
 
 
 def _copy_bundle(bundle: Path, place: Path, manifest: Manifest, content: bytes) -> None:
     """The files that the manifest lists, each of them verified, and no other."""
-    place.mkdir()
+    place.mkdir(parents=True)
     for name in manifest.files:
         (place / name).write_bytes(read_verified(bundle, manifest, name))
     (place / MANIFEST_NAME).write_bytes(content)
@@ -175,17 +169,19 @@ def _gpus(manifest: Manifest, options: KServeOptions) -> int:
     return int(needs) if options.gpus is None else options.gpus
 
 
-def _write_repository(
+def _add_repository(
     bundle: Path, place: Path, model: str, options: KServeOptions, public_key: Path | str | None
-) -> dict[str, Any]:
-    return write_triton_repository(
+) -> list[str]:
+    """The model repository; returns what the user must know."""
+    answer = write_triton_repository(
         bundle,
         place / REPOSITORY_FOLDER,
-        # --name is that of the service here.
-        name=model if MODEL_NAME.fullmatch(model) else service_name(model),
+        name=model,
         options=TritonOptions(device="cuda" if options.gpus else "cpu"),
         public_key=public_key,
     )
+    remarks: list[str] = answer["remarks"]
+    return remarks
 
 
 def _image_name(name: str, digest: str, options: KServeOptions) -> str:
@@ -199,10 +195,9 @@ def _steps(out: Path, image: str | None, options: KServeOptions) -> list[str]:
     steps = []
     if image is not None:
         steps += [f"docker build --tag {image} {out}", f"docker push {image}"]
-        if options.storage_uri is not None:
-            steps.append(f"copy the bundle's files to {options.storage_uri}")
-    else:
-        steps.append(f"copy what is in {out / REPOSITORY_FOLDER} to {options.storage_uri}")
+    if options.storage_uri is not None:
+        folder = REPOSITORY_FOLDER if image is None else BUNDLES_FOLDER
+        steps.append(f"copy what is in {out / folder} to {options.storage_uri}")
     return [*steps, f"kubectl apply --filename {out / SERVICE_FILE}"]
 
 

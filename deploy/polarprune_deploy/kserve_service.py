@@ -28,11 +28,14 @@ LONGEST_NAME = 53
 """A label of a host name has 63 characters, and KServe appends "-predictor"."""
 SCALE_METRICS = ("cpu", "memory")
 STORAGE = ("s3", "gs", "pvc", "hf", "oci", "https", "http", "hdfs", "webhdfs", "file")
-QUANTITY = re.compile(r"\d{1,9}(\.\d{1,3})?(m|k|[MGTPE]|[KMGTPE]i)?")
+CPUS = re.compile(r"\d{1,4}(\.\d{1,3})?|\d{1,7}m")
+MEMORY = re.compile(r"\d{1,12}(\.\d{1,3})?(k|[MGTPE]|[KMGTPE]i)?")
 IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*[A-Za-z0-9]")
 
-GRACE_SECONDS = 15
-"""Beyond the drain: to stop taking requests first, and to end."""
+LAME_DUCK_SECONDS = 5
+"""A replica that is to end answers on while the cluster learns that it is not ready."""
+GRACE_SECONDS = LAME_DUCK_SECONDS + 10
+"""Beyond the drain."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +90,12 @@ class KServeOptions:
         ):
             if not low <= value <= high:
                 raise ConfigError(f"{option} must be from {low} to {high}, got {value}")
-        for option, text in (("--cpu", self.cpu), ("--memory", self.memory)):
-            if not QUANTITY.fullmatch(text) or not re.search("[1-9]", text):
-                raise ConfigError(
-                    f"{option} must be a quantity, as 500m, 2 or 2Gi, got {quote(text)}"
-                )
+        for option, text, form, example in (
+            ("--cpu", self.cpu, CPUS, "2 or 500m"),
+            ("--memory", self.memory, MEMORY, "2Gi or 512Mi"),
+        ):
+            if not form.fullmatch(text) or not re.search("[1-9]", text):
+                raise ConfigError(f"{option} must be a quantity, as {example}, got {quote(text)}")
         if self.name is not None:
             check_service_name(self.name)
         if self.image is not None and not IMAGE.fullmatch(self.image):
@@ -195,7 +199,12 @@ def _container(image: str, options: KServeOptions) -> dict[str, Any]:
     return {
         "name": "kserve-container",
         "image": image,
-        "args": server_arguments(options.drain_seconds),
+        "args": [
+            *server_arguments(options.drain_seconds),
+            *("--lame-duck-seconds", str(LAME_DUCK_SECONDS)),
+            # The node's CPUs are all in sight; with a thread on each the quota would be used up.
+            *("--threads", str(_whole_cpus(options.cpu))),
+        ],
         "env": environment,
         # KServe's service leads from port 80 to the first one.
         "ports": [
@@ -226,6 +235,11 @@ def _triton(options: KServeOptions) -> dict[str, Any]:
         "resources": _resources(options),
         **_probes(TRITON_HTTP_PORT),
     }
+
+
+def _whole_cpus(cpu: str) -> int:
+    cpus = int(cpu[:-1]) / 1000 if cpu.endswith("m") else float(cpu)
+    return max(1, int(cpus))
 
 
 def _resources(options: KServeOptions) -> dict[str, Any]:

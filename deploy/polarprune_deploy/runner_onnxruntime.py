@@ -153,8 +153,8 @@ class BoundRun:
         self._binding = session.io_binding()
         self._synchronize = None if device == "cpu" else self._binding.synchronize_outputs
         self._names = [node.name for node in session.get_outputs()]
-        # Kept: on the CPU the session reads these very arrays.
-        self._inputs = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+        # Kept: on the CPU the session reads these very arrays. Copied: a refill writes into them.
+        self._inputs = {name: np.array(array, order="C") for name, array in inputs.items()}
         self._input_values = {
             name: ort.OrtValue.ortvalue_from_numpy(array, device, 0)
             for name, array in self._inputs.items()

@@ -245,6 +245,7 @@ class EngineRun:
 
     def _queue(self) -> None:
         if not self._context.execute_async_v3(self._handle):
+            self.stream.synchronize()  # raises CUDA's own error, where that is the reason
             raise Refused("the engine did not run; its log says why")
 
     def submit(self) -> None:

@@ -144,7 +144,8 @@ class TorchRunner:
                 f"input {INPUT} of {self.name} must be floats of shape {list(spec.shape)}, got "
                 f"{array.dtype} of shape {list(array.shape)}"
             )
-        x = torch.from_numpy(array).to(device=self.device, dtype=DTYPES[self.precision])
+        # A copy also where nothing changes: a refill writes into it.
+        x = torch.from_numpy(array).to(self.device, DTYPES[self.precision], copy=True)
         return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 

@@ -15,8 +15,8 @@ from importlib import metadata
 import polarprune
 from polarprune.errors import ConfigError
 
-BUNDLE_AT = "/mnt/models"
-"""Where KServe mounts a model; the same where the image holds the bundle."""
+BUNDLES_AT = "/mnt/models"
+"""Where KServe mounts what it fetches; the same where the image holds the bundle."""
 HTTP_PORT, GRPC_PORT, METRICS_PORT = 8000, 8001, 8002
 USER_ID = 10001
 """A number, which a cluster that refuses root can check, as it cannot check a name."""
@@ -38,18 +38,19 @@ class ServerImage:
         drain_seconds: how long the server goes on with what it has taken after SIGTERM.
         wheel: the file name of polarprune's wheel in the build's folder; None takes this version
             from where pip looks.
-        bundle: the bundle's folder in the build's folder; None for an image without one.
+        bundles: a folder of bundles in the build's folder; None for an image without one.
     """
 
     drain_seconds: int = 30
     wheel: str | None = None
-    bundle: str | None = None
+    bundles: str | None = None
 
 
 def server_arguments(drain_seconds: int) -> list[str]:
     """What `polarprune serve` is called with in a container."""
     return [
-        BUNDLE_AT,
+        BUNDLES_AT,
+        *("--backend", "onnxruntime"),  # a bundle may have an engine, and the image has no GPU
         *("--host", "0.0.0.0"),
         *("--http-port", str(HTTP_PORT)),
         *("--grpc-port", str(GRPC_PORT)),
@@ -70,7 +71,8 @@ def dockerfile(image: ServerImage) -> str:
         "",
         f"FROM python:{sys.version_info.major}.{sys.version_info.minor}-slim",
         "",
-        "ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1",
+        # Without the last, ONNX Runtime 1.32 reports to its makers and writes lines of its own.
+        "ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 ORT_DISABLE_TELEMETRY=1",
         "",
         "RUN python -m pip install --no-cache-dir \\",
         *(f'    "{requirement}" \\' for requirement in served_requirements()[:-1]),
@@ -80,11 +82,16 @@ def dockerfile(image: ServerImage) -> str:
     if image.wheel is not None:
         ours = f"./{image.wheel}"
         lines += ["WORKDIR /srv", f"COPY {_exec([image.wheel, './'])}"]
-    lines += [f'RUN python -m pip install --no-cache-dir --no-deps "{ours}"', ""]
-    if image.bundle is not None:
+    lines += [
+        "# A layer of its own, as what it needs changes less often.",
+        "# hadolint ignore=DL3059",
+        f'RUN python -m pip install --no-cache-dir --no-deps "{ours}"',
+        "",
+    ]
+    if image.bundles is not None:
         # Its own, as the files may be readable to nobody else where they were written.
         owner = f"--chown={USER_ID}:{USER_ID}"
-        lines += [f"COPY {owner} {_exec([f'{image.bundle}/', f'{BUNDLE_AT}/'])}", ""]
+        lines += [f"COPY {owner} {_exec([f'{image.bundles}/', f'{BUNDLES_AT}/'])}", ""]
     probe = f"import urllib.request as u; u.urlopen({READY!r}, timeout=2)"
     lines += [
         f"USER {USER_ID}:{USER_ID}",

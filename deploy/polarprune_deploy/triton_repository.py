@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import polarprune
 from polarprune.errors import BundleError, ConfigError, Refused, quote
-from polarprune.manifest import Manifest, is_bundle, read_manifest_bytes
+from polarprune.manifest import Manifest, is_bundle
+from polarprune_deploy.checked_manifest import checked_manifest_bytes
 from polarprune_deploy.triton_config import (
     CONFIG_FILE,
     LABELS_FILE,
@@ -57,7 +58,6 @@ def write_triton_repository(
     """Adds the bundle to the repository and returns the JSON object of `deploy triton`.
 
     Args:
-        bundle: its folder.
         out: the repository: absent, empty, or one with models in it.
         name: of the model; None takes the bundle's.
         version: a whole number from 1; None takes 1, or the next one of a model that is there.
@@ -74,8 +74,7 @@ def write_triton_repository(
 
     options = options or TritonOptions()
     options.check()
-    if version is not None and not 1 <= version <= LARGEST_VERSION:
-        raise ConfigError(f"--version must be from 1 to {LARGEST_VERSION}, got {version}")
+    _check_version(version)
     bundle, out = Path(bundle), Path(out)
     read = read_bundle_model(bundle, public_key)
     name = check_model_name(name, read.manifest.name)
@@ -84,26 +83,16 @@ def write_triton_repository(
     labels = class_labels(read.manifest, source)
     origin = _origin(bundle, read, source)
     _check_repository(out)
-    model = out / name
-    remarks = list(source.remarks)
+    model, remarks = out / name, list(source.remarks)
     if not model.exists() or is_empty_folder(model):
         version = version or 1
         _add_model(out, config, labels, version, origin, source)
     else:
         known, taken = _check_model(model, config, labels), _versions(model)
-        version = version or max(taken, default=0) + 1
-        if version in taken:
-            raise Refused(
-                f"{model} has a version {version} already; give another --version, or none to "
-                "take the next one"
-            )
+        version = _choose_version(model, taken, version)
         _add_version(out, known, version, origin, source)
         if version < max(taken, default=0):
             remarks.append(f"Triton serves the highest version: {max(taken)}, not {version}.")
-    if not config.model_warmup:
-        remarks.append(
-            "There is no warm-up: an input has a free size that the bundle does not say."
-        )
     return {
         "repository": str(out),
         "model": name,
@@ -114,8 +103,14 @@ def write_triton_repository(
         "max_batch_size": config.max_batch_size,
         "precision": read.manifest.precision,
         "runs_on": source.runs_on,
-        "remarks": remarks,
+        "remarks": [*remarks, *_warm_up_remarks(config)],
     }
+
+
+def _warm_up_remarks(config: Any) -> list[str]:
+    if config.model_warmup:
+        return []
+    return ["There is no warm-up: an input has a free size that the bundle does not say."]
 
 
 def check_model_name(name: str | None, bundle_name: str) -> str:
@@ -134,14 +129,33 @@ def check_model_name(name: str | None, bundle_name: str) -> str:
     return chosen
 
 
+def _check_version(version: int | None) -> None:
+    if version is not None and not 1 <= version <= LARGEST_VERSION:
+        raise ConfigError(f"--version must be from 1 to {LARGEST_VERSION}, got {version}")
+
+
+def _choose_version(model: Path, taken: list[int], version: int | None) -> int:
+    """The one that was asked for, or the next one."""
+    if version in taken:
+        raise Refused(
+            f"{model} has a version {version} already; give another --version, or none to take the "
+            "next one"
+        )
+    return version or max(taken, default=0) + 1
+
+
 def _origin(bundle: Path, read: "BundleModel", source: TritonSource) -> dict[str, str]:
     """Where a version comes from: the manifest's digest covers all files, the certificate too."""
     return {
-        "manifest_sha256": hashlib.sha256(read_manifest_bytes(bundle)).hexdigest(),
-        "model_sha256": hashlib.sha256(source.content).hexdigest(),
+        "manifest_sha256": _digest(checked_manifest_bytes(bundle, read.manifest)),
+        "model_sha256": _digest(source.content),
         "certificate": _certificate(read.manifest),
         "signature": read.signature,
     }
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _certificate(manifest: Manifest) -> str:

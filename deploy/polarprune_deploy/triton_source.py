@@ -155,7 +155,7 @@ def _onnx(read: "BundleModel", device: str, accelerate: bool) -> TritonSource:
         device = "cuda"
         remarks.append(
             "Each time Triton loads the model, ONNX Runtime builds an engine first, if it has "
-            "TensorRT; that takes minutes."
+            "TensorRT; that can take minutes."
         )
     return TritonSource(
         backend="onnxruntime",

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
 
 import polarprune
 from polarprune import cli, inspecting, training
@@ -82,6 +83,8 @@ def test_every_verb_has_an_example_and_help_for_every_option(
     assert f"Example: polarprune {verb}" in out
     parameters = inspect.signature(getattr(cli, verb.replace("-", "_"))).parameters.values()
     for parameter in parameters:
+        if parameter.annotation is typer.Context:
+            continue
         [information] = parameter.annotation.__metadata__
         assert information.help, parameter.name
 

@@ -5,8 +5,12 @@ import dataclasses
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,7 +39,7 @@ from polarprune.errors import (
     PolarpruneError,
     Refused,
 )
-from polarprune_deploy import kserve_manifest
+from polarprune_deploy import checked_manifest
 from polarprune_deploy.kserve_manifest import write_kserve
 from polarprune_deploy.kserve_service import KServeOptions, inference_service, service_name
 from polarprune_deploy.server_image import NOT_SERVED, served_requirements
@@ -96,10 +100,14 @@ def test_ports_and_arguments_are_the_same_in_all_files(small: Path, tmp_path: Pa
     (container,) = predictor["containers"]
     docker = read_dockerfile(tmp_path / "kserve")
     arguments = container["args"]
-    assert json.loads(docker["CMD"][0]) == arguments
+    command = json.loads(docker["CMD"][0])
+    assert arguments[: len(command)] == command
     options = dict(zip(arguments[1::2], arguments[2::2], strict=True))
     assert options["--drain-seconds"] == "120"
-    assert predictor["terminationGracePeriodSeconds"] > 120
+    lame = int(options["--lame-duck-seconds"])
+    assert predictor["terminationGracePeriodSeconds"] > 120 + lame > 120
+    # The node may have any number of CPUs.
+    assert options["--threads"] == container["resources"]["limits"]["cpu"] == "2"
     named = {f"--{port['name']}-port": str(port["containerPort"]) for port in container["ports"]}
     assert named == {key: value for key, value in options.items() if key.endswith("-port")}
     assert docker["EXPOSE"][0].split() == list(named.values())
@@ -127,26 +135,17 @@ def test_the_image_is_that_of_a_server_that_is_told_to_end(small: Path, tmp_path
     assert "--no-deps" in docker["RUN"][-1]
 
 
-def test_the_health_check_fails_without_a_server(small: Path, tmp_path: Path) -> None:
-    write_kserve(small, tmp_path / "kserve")
-    probe = json.loads(read_dockerfile(tmp_path / "kserve")["HEALTHCHECK"][0].partition("CMD ")[2])
-    # A port on which nobody listens: the discard service of old.
-    program = probe[-1].replace(":8000/", ":9/")
-    answer = subprocess.run([sys.executable, *probe[1:-1], program], capture_output=True)
-    assert answer.returncode == 1
-
-
 def test_the_image_holds_the_bundle_and_only_what_its_manifest_lists(
     small: Path, tmp_path: Path
 ) -> None:
     (small / "notes.txt").write_text("nobody vouches for this")
     answer = write_kserve(small, tmp_path / "kserve")
-    copied = tree(tmp_path / "kserve" / "bundle")
+    copied = tree(tmp_path / "kserve" / "bundles" / "small")
     assert copied == {k: v for k, v in tree(small).items() if k != "notes.txt"}
     docker = read_dockerfile(tmp_path / "kserve")
     owner, _, words = docker["COPY"][0].partition(" ")
     assert owner == f"--chown={docker['USER'][0]}"
-    assert json.loads(words) == ["bundle/", "/mnt/models/"]
+    assert json.loads(words) == ["bundles/", "/mnt/models/"]
     digest = read_service(tmp_path / "kserve")["metadata"]["annotations"][
         "polarprune/manifest-sha256"
     ]
@@ -156,13 +155,14 @@ def test_the_image_holds_the_bundle_and_only_what_its_manifest_lists(
 def test_the_bundle_is_fetched_where_a_storage_uri_is_given(small: Path, tmp_path: Path) -> None:
     options = KServeOptions(storage_uri="s3://models/small", image="r.example:5000/serve:1")
     answer = write_kserve(small, tmp_path / "kserve", options)
-    assert sorted(tree(tmp_path / "kserve")) == ["Dockerfile", "inferenceservice.yaml"]
+    assert tree(tmp_path / "kserve" / "bundles" / "small") == tree(small)
     (container,) = read_service(tmp_path / "kserve")["spec"]["predictor"]["containers"]
     assert {"name": "STORAGE_URI", "value": "s3://models/small"} in container["env"]
     assert container["args"][0] == "/mnt/models"
     assert container["image"] == "r.example:5000/serve:1"
     assert "COPY" not in read_dockerfile(tmp_path / "kserve")
-    assert "copy the bundle's files to s3://models/small" in answer["steps"]
+    copying = f"copy what is in {tmp_path / 'kserve' / 'bundles'} to s3://models/small"
+    assert copying in answer["steps"]
 
 
 def test_a_wheel_goes_into_the_image(small: Path, tmp_path: Path) -> None:
@@ -178,18 +178,71 @@ def test_a_wheel_goes_into_the_image(small: Path, tmp_path: Path) -> None:
 WITHOUT = """
 import sys
 for name in {absent}: sys.modules[name] = None
-import numpy
-from polarprune_deploy import load_runner
-runner = load_runner({bundle!r})
-print(runner.run({{"input": numpy.zeros((1, 3, 8, 8), numpy.float32)}})["logits"].shape)
+sys.argv = ["polarprune", "serve", *{arguments}]
+from polarprune.cli import main
+main()
 """
 
 
-def test_what_the_image_leaves_out_is_not_needed_to_run_a_bundle(small: Path) -> None:
+def in_the_container(folder: Path) -> list[str]:
+    """The command of the container, on free ports of this machine and without the node's paths."""
+    (container,) = read_service(folder)["spec"]["predictor"]["containers"]
+    arguments = container["args"]
+    arguments[0] = str(folder / "bundles")
+    for option, value in (
+        ("--host", "127.0.0.1"),
+        ("--http-port", "0"),
+        ("--grpc-port", "0"),
+        ("--metrics-port", "0"),
+        ("--lame-duck-seconds", "0"),
+    ):
+        arguments[arguments.index(option) + 1] = value
     absent = [name.replace("-", "_").replace("pyyaml", "yaml") for name in NOT_SERVED]
-    program = WITHOUT.format(absent=absent, bundle=str(small))
-    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert answer.stdout == "(1, 3)\n", answer.stderr
+    return [sys.executable, "-c", WITHOUT.format(absent=absent, arguments=arguments)]
+
+
+def is_healthy(folder: Path, port: int) -> bool:
+    """What the image's own check says of a server on this port."""
+    probe = json.loads(read_dockerfile(folder)["HEALTHCHECK"][0].partition("CMD ")[2])
+    program = probe[-1].replace(":8000/", f":{port}/")
+    answer = subprocess.run([sys.executable, *probe[1:-1], program], capture_output=True)
+    return answer.returncode == 0
+
+
+def status_of(address: str) -> int:
+    try:
+        with urllib.request.urlopen(address, timeout=5) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+def test_the_containers_command_serves_the_bundle_without_what_the_image_leaves_out(
+    small: Path, tmp_path: Path
+) -> None:
+    write_kserve(small, tmp_path / "kserve")
+    (container,) = read_service(tmp_path / "kserve")["spec"]["predictor"]["containers"]
+    command = in_the_container(tmp_path / "kserve")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        stop = threading.Timer(60, server.kill)
+        stop.start()
+        try:
+            lines = (json.loads(line) for line in server.stderr or () if line.startswith("{"))
+            ports = next(line for line in lines if line["message"] == "listening")
+            next(line for line in lines if line["message"] == "serving")
+            address = f"http://127.0.0.1:{ports['http']}"
+            for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+                assert status_of(address + container[probe]["httpGet"]["path"]) == 200, probe
+            assert status_of(f"{address}/v2/models/small") == 200
+            assert status_of(f"http://127.0.0.1:{ports['metrics']}/metrics") == 200
+            assert is_healthy(tmp_path / "kserve", ports["http"])
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(30) == 0
+            assert not is_healthy(tmp_path / "kserve", ports["http"])
+        finally:
+            stop.cancel()
+            server.kill()
 
 
 def test_the_image_installs_what_serving_declares_in_the_releases_that_are_here() -> None:
@@ -255,9 +308,6 @@ def test_any_name_becomes_one_that_kubernetes_takes(name: str) -> None:
     assert len(f"{made}-predictor") <= 63
 
 
-quantities = st.sampled_from(["1", "500m", "2.5", "512Mi", "2Gi", "4G", "100k"])
-
-
 @given(
     options=st.builds(
         KServeOptions,
@@ -265,8 +315,8 @@ quantities = st.sampled_from(["1", "500m", "2.5", "512Mi", "2Gi", "4G", "100k"])
         max_replicas=st.integers(5, 99),
         scale_metric=st.sampled_from(["cpu", "memory"]),
         scale_target=st.integers(1, 100),
-        cpu=quantities,
-        memory=quantities,
+        cpu=st.sampled_from(["1", "500m", "2.5", "64"]),
+        memory=st.sampled_from(["512Mi", "2Gi", "4G", "1000000000"]),
         gpus=st.sampled_from([None, 0, 1, 8]),
         drain_seconds=st.integers(0, 3600),
         storage_uri=st.sampled_from([None, "pvc://claim/path", "hf://me/net"]),
@@ -328,7 +378,9 @@ BAD_OPTIONS = [
     ({"scale_metric": "rps"}, "--scale-metric must be cpu or memory"),
     ({"scale_target": 101}, "--scale-target must be from 1 to 100"),
     ({"cpu": "two"}, "--cpu must be a quantity"),
+    ({"cpu": "2Gi"}, "--cpu must be a quantity"),
     ({"memory": "0Gi"}, "--memory must be a quantity"),
+    ({"memory": "500m"}, "--memory must be a quantity"),
     ({"drain_seconds": -1}, "--drain-seconds must be from 0"),
 ]
 
@@ -424,6 +476,6 @@ def test_the_manifest_that_is_copied_is_the_one_that_was_checked(
 ) -> None:
     original = (small / "manifest.json").read_bytes()
     other = original.replace(b'"name": "small"', b'"name": "other"')
-    monkeypatch.setattr(kserve_manifest, "read_manifest_bytes", lambda folder: other)
+    monkeypatch.setattr(checked_manifest, "read_manifest_bytes", lambda folder: other)
     with pytest.raises(BundleError, match="changed while it was read"):
         write_kserve(small, tmp_path / "kserve")

@@ -4,6 +4,7 @@ Whether a real engine runs is not shown here: that takes a GPU.
 """
 
 import dataclasses
+import types
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from fake_engine import CpuGpu, engine_text, fake_module
 
-from polarprune.errors import BackendUnavailable, BundleError, ConfigError
+from polarprune.errors import BackendUnavailable, BundleError, ConfigError, Refused
 from polarprune.manifest import (
     BatchProfile,
     EngineInfo,
@@ -25,7 +26,7 @@ from polarprune_deploy.input_making import random_inputs, taken_batches
 from polarprune_deploy.latency import compare_latency
 from polarprune_deploy.network_bytes import EngineBytes, NetworkBytes, read_engine
 from polarprune_deploy.runner_tensorrt import TensorRtRunner
-from polarprune_deploy.runners import DeviceTimed
+from polarprune_deploy.runners import DeviceTimed, RefillableRun
 
 ONNX = NetworkBytes("net", b"", "1" * 64, "fp32")
 PROFILES = (BatchProfile(1, 1, 1), BatchProfile(1, 8, 16))
@@ -170,3 +171,46 @@ def test_a_bundle_without_the_right_engine_says_what_to_export(
         read_engine(engine_bundle, "tensorrt_rtx")
     with pytest.raises(BundleError, match="is no bundle, and engines come in bundles"):
         read_engine(tmp_path, "tensorrt")
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+@pytest.mark.parametrize("engine", [ENGINE, RTX], ids=["tensorrt", "tensorrt_rtx"])
+def test_other_inputs_are_copied_in_and_nobody_elses_array_is_written(
+    engine: EngineBytes, mode: str
+) -> None:
+    runner = TensorRtRunner(engine, fake_module(engine.runtime), mode=mode, gpu=CpuGpu())
+    generator = np.random.default_rng(0)
+    first, second = (random_inputs(runner, 3, generator) for _ in range(2))
+    given = first["image"].copy()
+    prepared = runner.prepare(first)
+    assert isinstance(prepared, RefillableRun)
+    for inputs in (second, {"image": given}, second):
+        prepared.refill(inputs)
+        prepared()
+        expected = 2.0 * inputs["image"].mean((1, 2, 3))[:, None]
+        np.testing.assert_allclose(prepared.outputs()["mean"], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(first["image"], given)
+
+
+def test_an_engine_that_does_not_run_shows_the_error_of_the_device_where_that_is_the_reason() -> (
+    None
+):
+    class Broken(CpuGpu):
+        failed = False
+
+        def make_stream(self) -> Any:
+            return types.SimpleNamespace(synchronize=self.synchronize)
+
+        def synchronize(self) -> None:
+            if self.failed:
+                raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    trt, gpu = fake_module("tensorrt"), Broken()
+    runner = TensorRtRunner(ENGINE, trt, gpu=gpu)
+    prepared = runner.prepare(random_inputs(runner, 2, np.random.default_rng(0)))
+    trt.engines[0].contexts[0].execute_async_v3 = lambda stream: False
+    with pytest.raises(Refused, match="the engine did not run"):
+        prepared()
+    gpu.failed = True
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        prepared()

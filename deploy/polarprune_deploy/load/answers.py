@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from polarprune.errors import quote
 from polarprune_deploy.load.http_answers import HttpAnswer
-from polarprune_deploy.load.served_model import ServedModel, ServedTensor
-from polarprune_deploy.load.tensors import DTYPES, from_bytes
+from polarprune_deploy.load.model_metadata import ServedModel, ServedTensor
+from polarprune_deploy.serving.request_errors import RequestError
+from polarprune_deploy.serving.tensors import from_raw
 
 SAME_ANSWER = 0.05
 """Of the largest value. Another batch may mean another kernel, in bf16 at 4 %; see side_checks."""
@@ -52,9 +53,7 @@ def read_tensors(answer: HttpAnswer, model: ServedModel, batch: int) -> Tensors:
         if size is None:
             found[spec.name] = _listed(output.get("data"), count, spec.name)
             continue
-        if size != count * DTYPES[spec.datatype].itemsize or size > len(rest):
-            raise UnsoundAnswer(f"output {quote(spec.name)} has {size} bytes for {count} values")
-        found[spec.name] = from_bytes(bytes(rest[:size]), spec.datatype)
+        found[spec.name] = _raw(rest[:size], spec, count, size)
         rest = rest[size:]
     if specs or len(rest):
         what = f"no output {quote(next(iter(specs)))}" if specs else "bytes behind its outputs"
@@ -83,6 +82,17 @@ def _binary_size(output: dict[str, Any]) -> int | None:
     parameters = output.get("parameters")
     size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
     return size if type(size) is int and size >= 0 else None
+
+
+def _raw(raw: memoryview, spec: ServedTensor, count: int, size: int) -> NDArray[np.float64]:
+    if len(raw) != size:
+        raise UnsoundAnswer(f"output {quote(spec.name)} ends before its {size} bytes")
+    try:
+        return from_raw(raw, spec.datatype, (count,), spec.name).astype(np.float64)
+    except RequestError:
+        raise UnsoundAnswer(
+            f"output {quote(spec.name)} has {size} bytes for {count} values of {spec.datatype}"
+        ) from None
 
 
 def _listed(data: Any, count: int, name: str) -> NDArray[np.float64]:

@@ -146,8 +146,8 @@ class LoadFigures:
         counted = int(np.sum(self.counted))
         if self.late > _LATE_SHARE * counted:
             yield (
-                f"{self.late:,} of {counted:,} requests went over {LATE_MS:g} ms late, and their "
-                "wait counts as latency; more connections (--clients) may help"
+                f"{self.late:,} of {counted:,} requests went over {LATE_MS:g} ms late, for want of "
+                "a connection (--clients) or of CPU; their wait counts as latency"
             )
         if self.cpu_seconds > _BUSY_SHARE * self._elapsed():
             yield "the client itself was busy all the time: the server may be faster than this"

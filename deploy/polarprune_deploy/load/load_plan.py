@@ -11,6 +11,7 @@ CLIENTS = (8,)
 CONNECTIONS = 256
 MOST_CONNECTIONS = 512
 SECONDS = 10.0
+SHORTEST_SECONDS = 0.2
 LONGEST_SECONDS = 3600.0
 FEWEST = 20
 """Arrivals of one load, on average."""
@@ -52,9 +53,10 @@ class LoadPlan:
             raise ConfigError("--rate belongs to --scenario poisson, which needs one")
         if not all(isfinite(rate) and rate > 0 for rate in self.rates):
             raise ConfigError(f"--rate must be above 0, got {list(self.rates)}")
-        if not 1.0 <= self.seconds <= LONGEST_SECONDS:
+        if not SHORTEST_SECONDS <= self.seconds <= LONGEST_SECONDS:
             raise ConfigError(
-                f"--seconds must be from 1 to {LONGEST_SECONDS:.0f}, got {self.seconds:g}"
+                f"--seconds must be from {SHORTEST_SECONDS:g} to {LONGEST_SECONDS:.0f}, got "
+                f"{self.seconds:g}"
             )
         clients = self.clients or CLIENTS
         if not all(1 <= count <= MOST_CONNECTIONS for count in clients):

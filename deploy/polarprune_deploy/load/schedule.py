@@ -21,7 +21,7 @@ def poisson_arrivals(rate: float, seconds: float, seed: int) -> NDArray[np.float
         ConfigError: more requests than one row may have.
 
     >>> poisson_arrivals(2.0, 1.5, seed=2).round(3).tolist()
-    [0.044, 0.106, 0.857]
+    [0.065, 0.174, 0.431, 0.785, 1.391]
     """
     expected = rate * seconds
     if expected > LARGEST_LOAD:

@@ -7,10 +7,10 @@ from polarprune_deploy.load.answers import FirstAnswers, UnsoundAnswer
 from polarprune_deploy.load.connections import Dialer
 from polarprune_deploy.load.endpoint import Endpoint
 from polarprune_deploy.load.first_look import ask_each
-from polarprune_deploy.load.infer_requests import RequestKind, default_batch, make_ring
-from polarprune_deploy.load.served_model import ServedModel, check_status
-from polarprune_deploy.load.tensors import DTYPES
+from polarprune_deploy.load.model_metadata import ServedModel, check_status
+from polarprune_deploy.load.request_ring import RequestKind, default_batch, make_ring
 from polarprune_deploy.load.traffic import run_loop
+from polarprune_deploy.serving.tensors import HALF_WITHOUT_JSON
 
 _NOT_UNDERSTOOD = (400, 415, 422, 501)
 
@@ -78,4 +78,4 @@ def look_at(
 
 def _as_json(model: ServedModel) -> bool:
     """Whether the inputs can be numbers in JSON: 16-bit floats only go as bytes."""
-    return all(tensor.datatype in DTYPES.keys() - {"FP16", "BF16"} for tensor in model.inputs)
+    return all(tensor.datatype not in HALF_WITHOUT_JSON for tensor in model.inputs)

@@ -45,6 +45,8 @@ class Ticket:
         token: whatever the sender recognises it by.
         arrived, started, assembled, computed: seconds; how it fared.
         outputs: by name, or None with the `error`.
+        waiting: whether it is in the queue.
+        canceled: whether its sender took it back while it was.
     """
 
     inputs: Named
@@ -58,6 +60,7 @@ class Ticket:
     computed: float = 0.0
     outputs: Named | None = None
     error: RequestError | None = None
+    waiting: bool = False
     canceled: bool = False
 
     @property
@@ -68,7 +71,10 @@ class Ticket:
 
 @dataclass(frozen=True)
 class QueueLimits:
-    """What may wait at a time; what is being computed does not count."""
+    """What may wait at a time; what is being computed does not count.
+
+    One request always may, whatever its bytes.
+    """
 
     requests: int = 256
     nbytes: int = 256 << 20
@@ -107,10 +113,10 @@ class Batcher:
             policy: when to start, with how many.
             limits: what may wait.
             on_done: told, in the engine's thread, of each batch whose tickets have outputs or
-                errors. It must not raise.
+                errors. If it raises, that is fatal.
             on_fatal: told of an error after which the engine's results cannot be trusted; all that
-                waits has been refused then.
-            is_fatal: which errors those are.
+                waits has been refused then. Nothing more is taken, and it is told once.
+            is_fatal: which errors of the engine those are.
             name: of the thread.
             clock: seconds.
         """
@@ -161,6 +167,7 @@ class Batcher:
             self._last_arrival = now
             self._gap = gap if self._gap == FOREVER else self._gap + RECENT * (gap - self._gap)
             queue.append(ticket)
+            ticket.waiting = True
             self._queued_rows += ticket.rows
             self._queued_bytes += ticket.nbytes
             self._with_deadline += ticket.deadline != FOREVER
@@ -170,8 +177,9 @@ class Batcher:
     def cancel(self, ticket: Ticket) -> None:
         """Do not compute it, if it still waits."""
         with self._wake:
-            ticket.canceled = True
-            self._canceled += 1
+            if ticket.waiting:
+                ticket.canceled = True
+                self._canceled += 1
 
     def close(self, timeout: float | None = None) -> bool:
         """Compute what waits, take nothing more, end the thread.
@@ -185,7 +193,7 @@ class Batcher:
         self._thread.join(timeout)
         if not self._thread.is_alive():
             return True
-        self._refuse_all(RequestError(REJECTED, "the server stops"))
+        self._refuse_all("the server stops")
         return False
 
     def _full(self, what: str) -> RequestError:
@@ -193,23 +201,32 @@ class Batcher:
         return RequestError(REJECTED, f"the queue is full: {what}", max(1, round(seconds)))
 
     def _serve(self) -> None:
+        try:
+            fatal = self._serve_until_closed()
+        except BaseException as error:  # with this thread gone nobody would answer
+            fatal = error
+        if fatal is None:
+            return
+        with self._wake:
+            self._closing = True
+        try:
+            self._refuse_all("the engine failed")
+        finally:
+            self._on_fatal(fatal)
+
+    def _serve_until_closed(self) -> BaseException | None:
+        """The error that ended it, if one did."""
         while True:
             taken, dropped = self._take()
             if dropped:
                 self._on_done(Batch(dropped))
             if taken:
-                self._compute(taken)
+                error = self._compute(taken)
                 self._on_done(Batch(taken))
-                error = taken[0].error
-                if error is not None and error.__cause__ is not None:
-                    cause = error.__cause__
-                    if self._is_fatal(cause):
-                        self._closing = True
-                        self._refuse_all(RequestError(REJECTED, "the engine failed"))
-                        self._on_fatal(cause)
-                        return
+                if error is not None and self._is_fatal(error):
+                    return error
             elif not dropped:
-                return
+                return None
 
     def _take(self) -> tuple[list[Ticket], list[Ticket]]:
         """The next batch, and those that are not worth computing; both empty at the end."""
@@ -225,7 +242,8 @@ class Batcher:
                 if not self._queue:
                     continue
                 until = None
-                if not self._closing:
+                # Who asks with another shape ends the batch, as a full one is ended.
+                if not self._closing and self._queue[-1].shapes == self._queue[0].shapes:
                     until = self.policy.waits_until(
                         self._queued_rows, self._queue[0].arrived, self._earliest(), self._gap
                     )
@@ -260,11 +278,12 @@ class Batcher:
             )
         ]
         for ticket in hopeless:
-            self._queue.remove(ticket)
             self._forget(ticket)
             ticket.started = now
             if not ticket.canceled:
                 ticket.error = RequestError(LATE, "the deadline passed while the request waited")
+        if hopeless:
+            self._queue = deque(ticket for ticket in self._queue if ticket.waiting)
         return hopeless
 
     def _pop(self, now: float) -> list[Ticket]:
@@ -282,11 +301,13 @@ class Batcher:
         return taken
 
     def _forget(self, ticket: Ticket) -> None:
+        ticket.waiting = False
         self._queued_rows -= ticket.rows
         self._queued_bytes -= ticket.nbytes
         self._with_deadline -= ticket.deadline != FOREVER
 
-    def _compute(self, taken: list[Ticket]) -> None:
+    def _compute(self, taken: list[Ticket]) -> Exception | None:
+        """Give each its outputs or an error of its own, whose cause is returned."""
         rows = sum(ticket.rows for ticket in taken)
         try:
             batch = self._engine.assemble([ticket.inputs for ticket in taken], rows)
@@ -296,25 +317,26 @@ class Batcher:
                 if len(array) != rows:
                     raise ValueError(f"output {name} has {len(array)} rows for {rows} images")
         except Exception as error:
-            failure = RequestError(BROKEN, "the model failed on this request")
-            failure.__cause__ = error
             for ticket in taken:
-                ticket.error = failure
+                ticket.error = RequestError(BROKEN, "the model failed on this request")
+                ticket.error.__cause__ = error
                 ticket.computed = self._clock()
-            return
+            return error
         done, start = self._clock(), 0
         for ticket in taken:
             end = start + ticket.rows
             ticket.outputs = {name: array[start:end] for name, array in outputs.items()}
             ticket.assembled, ticket.computed = assembled, done
             start = end
+        return None
 
-    def _refuse_all(self, error: RequestError) -> None:
+    def _refuse_all(self, words: str) -> None:
         with self._wake:
             left = list(self._queue)
             self._queue.clear()
-            self._queued_rows = self._queued_bytes = self._with_deadline = 0
+            for ticket in left:
+                self._forget(ticket)
         for ticket in left:
-            ticket.error = error
+            ticket.error = RequestError(REJECTED, words)
         if left:
             self._on_done(Batch(left))

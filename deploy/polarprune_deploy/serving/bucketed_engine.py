@@ -15,16 +15,15 @@ from polarprune.manifest import BatchProfile
 from polarprune_deploy.runners import Profiled, RefillableRun, Runner
 from polarprune_deploy.serving.batcher import Named
 
+MOST_PREPARED = 16
+"""Shapes that are held ready, where images may be of any size; each takes memory of the device."""
+
 
 class BucketedEngine:
     """One runner, and what it holds for each batch size."""
 
     def __init__(self, runner: Runner, batch: BatchProfile) -> None:
-        """Take a runner and the batch sizes that its bundle allows.
-
-        Raises:
-            ConfigError: an output that is not one an image.
-        """
+        """Take a runner and the batch sizes that its bundle allows."""
         self._runner = runner
         self.exact = runner.backend == "onnxruntime" and runner.device == "cpu"
         fixed = runner.inputs[0].shape[0]
@@ -49,7 +48,7 @@ class BucketedEngine:
     def assemble(self, parts: Sequence[Named], rows: int) -> Named:
         """The inputs one behind the other; zeros fill them up."""
         bucket = self.bucket(rows)
-        if len(parts) == 1 and bucket == rows:
+        if self.exact and len(parts) == 1:
             return parts[0]
         batch = {}
         for name, first in parts[0].items():
@@ -60,25 +59,48 @@ class BucketedEngine:
         return batch
 
     def run(self, batch: Named, rows: int) -> Named:
-        """Outputs of the first `rows` images."""
+        """Outputs of the first `rows` images.
+
+        Raises:
+            ConfigError: an output that is not one an image.
+        """
         if self.exact:
-            return self._runner.run(batch)
+            return _held_to(rows, self._runner.run(batch))
+        run = self._prepared_for(batch)
+        run.refill(batch)
+        run()
+        outputs = _held_to(len(next(iter(batch.values()))), run.outputs())
+        # Copied: the next batch overwrites them.
+        return {name: array[:rows].copy() for name, array in outputs.items()}
+
+    def _prepared_for(self, batch: Named) -> RefillableRun:
+        """What runs such a batch; of those used least lately, the last is given up."""
         shapes = tuple(array.shape for array in batch.values())
-        run = self._prepared.get(shapes)
+        run = self._prepared.pop(shapes, None)
         if run is None:
+            if len(self._prepared) >= max(MOST_PREPARED, len(self.sizes)):
+                del self._prepared[next(iter(self._prepared))]
             prepared = self._runner.prepare(batch)
             if not isinstance(prepared, RefillableRun):
                 raise ConfigError(f"runs of {self._runner.backend} cannot be given new inputs")
-            run = self._prepared[shapes] = prepared
-        run.refill(batch)
-        run()
-        # Copied: the next batch overwrites them.
-        return {name: array[:rows].copy() for name, array in run.outputs().items()}
+            run = prepared
+        self._prepared[shapes] = run
+        return run
 
     def close(self) -> None:
         """Free the runner and all that it prepared."""
         self._prepared.clear()
         self._runner.close()
+
+
+def _held_to(rows: int, outputs: Named) -> Named:
+    for name, array in outputs.items():
+        if array.ndim == 0 or len(array) != rows:
+            raise ConfigError(
+                f"output {name} has shape {list(array.shape)} for {rows} images; a model that is "
+                "served gives one row an image"
+            )
+    return outputs
 
 
 def _sizes(batch: BatchProfile, profiles: Sequence[BatchProfile]) -> tuple[int, ...]:

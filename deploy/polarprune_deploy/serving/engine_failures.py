@@ -6,12 +6,31 @@ process: every later call fails with it. Running out of memory is not such an er
 
 import re
 
+WORDS = (
+    "illegal memory access",
+    "illegal address",
+    "illegal instruction",
+    "misaligned address",
+    "invalid program counter",
+    "operation not supported on global/shared address space",
+    "device-side assert",
+    "unspecified launch failure",
+    "launch timed out",
+    "hardware stack error",
+    "uncorrectable ECC",
+    "uncorrectable NVLink",
+    "invalid access of peer GPU memory over nvlink or a hardware error",
+    "device unavailable",
+)
+"""As CUDA describes them."""
+NAMES = (
+    "Assert|Contained|EccUncorrectable|HardwareStackError|IllegalAddress|IllegalInstruction|"
+    "InvalidAddressSpace|InvalidPc|LaunchFailure|LaunchTimeout|MisalignedAddress|NvlinkUncorrectable"
+)
+"""Of cudaError_t, without its prefix."""
+CODES = "4|46|214|220|226|700|702|710|714|715|716|717|718|719"
 STICKY = re.compile(
-    r"illegal (memory access|address|instruction)|misaligned address|device-side assert|"
-    r"unspecified launch failure|launch timed out|hardware stack error|"
-    r"uncorrectable ECC|device unavailable|cudaError(IllegalAddress|Assert|LaunchFailure|"
-    r"LaunchTimeout|EccUncorrectable|HardwareStackError|MisalignedAddress|IllegalInstruction)|"
-    r"CUDA (error|failure) (4|46|214|700|702|710|714|715|716|717|718|719)\b",
+    rf"{'|'.join(map(re.escape, WORDS))}|cudaError({NAMES})\b|CUDA (error|failure) ({CODES})\b",
     re.IGNORECASE,
 )
 

@@ -4,14 +4,14 @@ Every file is read once and held to the manifest before a runtime sees it, and t
 serve must reproduce the outputs stored in the bundle.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from polarprune.errors import BackendUnavailable, BundleError, ParityError
-from polarprune.manifest import Manifest, check_digest, read_verified
+from polarprune.manifest import Manifest, TensorSpec, check_digest, read_verified
 from polarprune_deploy.input_making import host_dtype
 from polarprune_deploy.loading import How, check_how, engine_runner, onnx_runner
 from polarprune_deploy.network_bytes import EngineBytes, NetworkBytes
@@ -85,7 +85,7 @@ def load_model(
         name=name,
         version=version,
         manifest=manifest,
-        signature=Signature(runner.inputs, manifest.outputs, engine.most),
+        signature=Signature(_any_batch(runner.inputs), _any_batch(manifest.outputs), engine.most),
         platform=PLATFORMS.get(runner.backend, runner.backend),
         device=runner.device,
         runs=f"{runner.backend} on {runner.device}: {settings}",
@@ -94,6 +94,11 @@ def load_model(
         verified=(f"{len(manifest.files)} files as the manifest says", *verified),
     )
     return LoadedModel(facts, engine)
+
+
+def _any_batch(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """As senders see them: a network of one batch size is filled up."""
+    return tuple(replace(spec, shape=(-1, *spec.shape[1:])) for spec in specs)
 
 
 def _open_runner(

@@ -4,8 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polarprune.errors import ConfigError
+from polarprune_deploy.loading import DEVICES
 
 LARGEST_PORT = 65_535
+BACKENDS = ("auto", "onnxruntime", "tensorrt", "tensorrt_rtx")
+MODES = ("eager", "graph")
 FLUSH_SECONDS = 5
 """For the last answers to leave, once all are computed."""
 
@@ -16,12 +19,12 @@ class Bounds:
 
     Attributes:
         body_bytes: of one request's body, after decompression too.
-        json_bytes: of the JSON part of a request.
+        json_bytes: of the JSON part of a request; over gRPC, of all but its raw tensors.
         total_bytes: of all bodies that are being received or wait.
         header_bytes: of a request's line and headers.
         header_seconds, body_seconds: until headers, and a body, have come.
         pixels: of one image that is to be decoded.
-        connections: open at a time.
+        connections: open at a time; over gRPC, calls too.
         queue_requests, queue_bytes: of one model; None for requests: as many as are computed in
             about a second.
     """
@@ -96,6 +99,13 @@ class ServeOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        for name, value, allowed in (
+            ("backend", self.backend, BACKENDS),
+            ("device", self.device, DEVICES),
+            ("mode", self.mode, MODES),
+        ):
+            if value not in allowed:
+                raise ConfigError(f"--{name} must be one of {', '.join(allowed)}, got {value!r}")
         for name, value in vars(self.bounds).items():
             if value is not None and value <= 0:
                 raise ConfigError(f"the bound {name} must be above 0, got {value}")

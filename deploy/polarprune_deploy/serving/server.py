@@ -15,9 +15,16 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
-from polarprune.errors import BackendUnavailable, BundleError, ConfigError, PolarpruneError
+from polarprune.errors import (
+    BackendUnavailable,
+    BundleError,
+    ConfigError,
+    PolarpruneError,
+    quote,
+)
 from polarprune.image_decoding import quiet_decoding
 from polarprune_deploy.serving.authorization import read_token
 from polarprune_deploy.serving.bundle_folders import find_bundles
@@ -43,13 +50,10 @@ def serve(
         BundleError: there is nothing to serve.
         ConfigError: a port that is taken, a token file that cannot be read.
         BackendUnavailable: a package is not here.
-        PolarpruneError: an engine failed so that its results could not be trusted any more.
+        PolarpruneError: no bundle can be loaded at the start, or an engine failed so that its
+            results could not be trusted any more.
     """
-    if not options.source.is_dir() or not find_bundles(options.source):
-        raise BundleError(
-            f"{options.source} is neither a bundle nor a folder of bundles; write one with: "
-            "polarprune export"
-        )
+    _check_source(options.source)
     token = read_token(options.token_file)
     _check_packages(options)
     import uvloop
@@ -61,6 +65,25 @@ def serve(
         runner.run(_Service(options, token, on_listening).run())
 
 
+def _check_source(source: Path) -> None:
+    try:
+        seen = find_bundles(source)
+    except OSError as error:
+        raise BundleError(f"{source} cannot be read ({error.strerror}); give a folder") from None
+    if seen.bundles:
+        return
+    if seen.misnamed:
+        raise BundleError(
+            f"the folder {quote(seen.misnamed[0])} holds a bundle, and its name cannot be a "
+            "model's; rename it to letters, digits, dots, - and _"
+        )
+    for name, reason in seen.unreadable.items():
+        raise BundleError(f"{source / name} cannot be read ({reason}); give a folder of bundles")
+    raise BundleError(
+        f"{source} is neither a bundle nor a folder of bundles; write one with: polarprune export"
+    )
+
+
 def _check_packages(options: ServeOptions) -> None:
     """Say now what is not here, not when a port is open.
 
@@ -69,6 +92,8 @@ def _check_packages(options: ServeOptions) -> None:
     """
     # gRPC's core would write lines of its own on stderr, which are no JSON; it reads this once.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # ONNX Runtime tells its makers of its use otherwise.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     packages = dict.fromkeys(("starlette", "uvicorn", "httptools", "uvloop"), "")
     packages["prometheus_client"] = ""
     if options.grpc_port is not None:
@@ -139,11 +164,16 @@ class _Service:
     async def _keep_looking(self, repository: Any) -> None:
         """Load what there is, then look again at intervals or when told."""
         seconds = self._options.poll_seconds or None
+        first = True
         while True:
             try:
                 await repository.look()
             except Exception as error:  # a folder on a network may fail in many ways
                 log.error("the folder cannot be looked at", exc_info=error)
+            if first and not repository.models:
+                self._failure = "; ".join(e.reason for e in repository.index()) or "nothing loaded"
+                self._stopping.set()
+            first = False
             try:
                 async with asyncio.timeout(seconds):
                     await self._look_again.wait()

@@ -36,7 +36,7 @@ NUMPY = {
 ITEM_BYTES = {datatype: dtype.itemsize for datatype, dtype in NUMPY.items()} | {"BF16": 2}
 """On the wire."""
 HALF_WITHOUT_JSON = ("FP16", "BF16")
-ALLOWED = {"b": {bool}, "f": {float, int}, "i": {int}, "u": {int}}
+ALLOWED: dict[str, set[type]] = {"b": {bool}, "f": {float, int}, "i": {int}, "u": {int}}
 """What JSON may hold for each kind of numpy's types."""
 
 

@@ -9,7 +9,7 @@ from polarprune.errors import ConfigError, ServerError, quote
 from polarprune.strict_json import parse_strict
 from polarprune.typed_json import build_known
 from polarprune_deploy.load.endpoint import LARGEST_DOCUMENT, Endpoint
-from polarprune_deploy.load.tensors import check_datatype
+from polarprune_deploy.load.random_tensors import check_datatype
 
 _SHOWN = 5
 
@@ -44,7 +44,7 @@ def read_model(endpoint: Endpoint, name: str | None = None) -> ServedModel:
         name: of the model; None takes the only one that is served.
 
     Raises:
-        ServerError: nobody answers, or otherwise than the protocol says.
+        ServerError: nobody answers, or otherwise than the protocol says; nothing is ready.
         ConfigError: no model of this name, several and no name, or tensors that are no numbers.
     """
     if name is None:
@@ -115,7 +115,9 @@ def _only_model(endpoint: Endpoint) -> str:
     names = _names(endpoint)
     if names is None:
         raise ConfigError(f"{endpoint.url} does not say which models it serves; give --model")
-    if len(names) != 1:
+    if not names:
+        raise ServerError(f"{endpoint.url} has no model that is ready; is it still loading?")
+    if len(names) > 1:
         raise ConfigError(f"{endpoint.url} serves {len(names)} models; give --model{_list(names)}")
     return names[0]
 

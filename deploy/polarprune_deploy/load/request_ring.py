@@ -4,16 +4,16 @@ A ring of different ones, so that an answer that belongs to another request is n
 """
 
 import json
-import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from polarprune.errors import ConfigError
 from polarprune_deploy.load.endpoint import Endpoint
-from polarprune_deploy.load.served_model import ServedModel, ServedTensor
-from polarprune_deploy.load.tensors import DTYPES, random_tensor, to_bytes
+from polarprune_deploy.load.model_metadata import ServedModel, ServedTensor
+from polarprune_deploy.load.random_tensors import byte_size, random_tensor
+from polarprune_deploy.runners import Array
+from polarprune_deploy.serving.tensors import to_list, to_raw
 
 RING = 16
 RING_BYTES = 256 << 20
@@ -47,7 +47,7 @@ def make_ring(endpoint: Endpoint, model: ServedModel, kind: RequestKind) -> tupl
     """
     shapes = [fixed_shape(tensor, kind, model.name) for tensor in model.inputs]
     size = sum(
-        math.prod(shape) * DTYPES[tensor.datatype].itemsize
+        byte_size(tensor.datatype, shape)
         for tensor, shape in zip(model.inputs, shapes, strict=True)
     )
     if size > LARGEST_REQUEST:
@@ -61,7 +61,7 @@ def make_ring(endpoint: Endpoint, model: ServedModel, kind: RequestKind) -> tupl
             endpoint,
             model,
             [
-                random_tensor(tensor.datatype, shape, generator).reshape(shape)
+                random_tensor(tensor.datatype, shape, generator)
                 for tensor, shape in zip(model.inputs, shapes, strict=True)
             ],
             kind.binary,
@@ -101,9 +101,7 @@ def fixed_shape(tensor: ServedTensor, kind: RequestKind, model: str) -> tuple[in
     return (kind.batch, *(kind.image_size or 0 if side < 0 else side for side in rest))
 
 
-def _message(
-    endpoint: Endpoint, model: ServedModel, tensors: list[NDArray[np.float64]], binary: bool
-) -> bytes:
+def _message(endpoint: Endpoint, model: ServedModel, tensors: list[Array], binary: bool) -> bytes:
     inputs: list[dict[str, object]] = []
     blobs: list[bytes] = []
     for spec, values in zip(model.inputs, tensors, strict=True):
@@ -111,10 +109,10 @@ def _message(
             "name": spec.name, "shape": list(values.shape), "datatype": spec.datatype,
         }  # fmt: skip
         if binary:
-            blobs.append(to_bytes(values, spec.datatype))
+            blobs.append(to_raw(values, spec.datatype))
             described["parameters"] = {"binary_data_size": len(blobs[-1])}
         else:
-            described["data"] = _numbers(values, spec.datatype)
+            described["data"] = to_list(values, spec.name)
         inputs.append(described)
     document: dict[str, object] = {"inputs": inputs}
     if binary:
@@ -130,13 +128,3 @@ def _message(
     else:
         fields.append("Content-Type: application/json")
     return endpoint.head("POST", f"{model.path}/infer", *fields) + body
-
-
-def _numbers(values: NDArray[np.float64], datatype: str) -> list[float]:
-    flat = values.ravel()
-    if DTYPES[datatype].kind == "b":
-        flat = flat.astype(bool)
-    elif not datatype.startswith(("FP", "BF")):
-        flat = flat.astype(np.int64)
-    numbers: list[float] = flat.tolist()
-    return numbers
