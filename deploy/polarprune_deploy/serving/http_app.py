@@ -19,7 +19,12 @@ from polarprune_deploy.serving.authorization import check_token
 from polarprune_deploy.serving.batcher import Named
 from polarprune_deploy.serving.classification import ImageRequest, classify
 from polarprune_deploy.serving.held_bytes import Held
-from polarprune_deploy.serving.http_bodies import Headers, Receive, read_body
+from polarprune_deploy.serving.http_bodies import (
+    Headers,
+    Receive,
+    read_body,
+    refuse_contradictions,
+)
 from polarprune_deploy.serving.http_infer import LENGTH_HEADER, encode_response, parse_infer
 from polarprune_deploy.serving.image_queue import ImageQueue
 from polarprune_deploy.serving.infer_requests import InferRequest
@@ -28,6 +33,7 @@ from polarprune_deploy.serving.request_errors import (
     BROKEN,
     CANCELED,
     UNFORESEEN,
+    UNKNOWN,
     WRONG_METHOD,
     RequestError,
 )
@@ -45,9 +51,11 @@ WATCH_AFTER = 0.02
 """Seconds; whoever gets an answer sooner need not be watched for leaving."""
 LONG_JSON, LONG_LIST = 1 << 16, 10_000
 """Bytes to read and numbers to write that would hold up everybody else: a thread does it."""
+LONG_JSON_DIGITS = len(str(LONG_JSON))
 MOST_DECODERS = 4
 """Images that are decoded at a time; each may take half a gigabyte."""
 JSON_TYPE = (b"content-type", b"application/json")
+CLOSE = (b"connection", b"close")
 
 log = logging.getLogger("polarprune.serve")
 
@@ -78,6 +86,11 @@ class HttpApp:
         number = self._ids.of(headers.get(b"x-request-id", b"").decode("latin-1"))
         start = time.monotonic()
         try:
+            if len(headers) != len(scope["headers"]):
+                refuse_contradictions(scope["headers"])
+            if b"%2f" in scope["raw_path"].lower():
+                # No name holds a slash; whoever stands before this server may not see one here.
+                raise RequestError(UNKNOWN, "no such route")
             if scope["path"] not in OPEN_PATHS:
                 check_token(self._token, headers.get(b"authorization"))
             parts = scope["path"].split("/")
@@ -85,7 +98,7 @@ class HttpApp:
                 answer = await self._ask_model(scope, headers, parts, receive)
             else:
                 scope["request_id"] = number
-                await self._routes(scope, receive, _with_id(send, number))
+                await self._routes(scope, receive, self._with_more(send, number))
                 return
         except RequestError as error:
             answer = error_answer(error)
@@ -100,18 +113,32 @@ class HttpApp:
                 "request", extra={"request_id": number, "path": scope["path"][:200],
                                   "status": status, "ms": _ms(start)},
             )  # fmt: skip
-        more += [(b"content-length", b"%d" % len(body)), (b"x-request-id", number.encode())]
+        more += [(b"content-length", b"%d" % len(body)), *self._more(number)]
         await send({"type": "http.response.start", "status": status, "headers": more})
         await send({"type": "http.response.body", "body": body})
+
+    def _more(self, number: str) -> list[tuple[bytes, bytes]]:
+        """Headers of every answer."""
+        # Who kept its connection would be cut off in the middle of a request when the server ends.
+        leaving = [CLOSE] if self._repository.leaving else []
+        return [(b"x-request-id", number.encode()), *leaving]
+
+    def _with_more(self, send: Send, number: str) -> Send:
+        async def sending(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *self._more(number)]
+            await send(message)
+
+        return sending
 
     async def _ask_model(
         self, scope: Scope, headers: Headers, parts: list[str], receive: Receive
     ) -> Answer:
         version = ""
-        if len(parts) == 7 and parts[4] == "versions":
+        if len(parts) == 7 and parts[4] == "versions" and parts[5]:
             version = parts[5]
         elif len(parts) != 5:
-            return error_answer(RequestError("unknown", "no such route"))
+            raise RequestError(UNKNOWN, "no such route")
         if scope["method"] != "POST":
             raise RequestError(WRONG_METHOD, f"{parts[-1]} takes POST")
         model = self._repository.get(parts[3], version)
@@ -135,8 +162,9 @@ class HttpApp:
     ) -> Answer:
         signature = model.facts.signature
         length_header, bounds = headers.get(LENGTH_HEADER), self._options.bounds
-        if length_header is None and len(body) > LONG_JSON:
-            asked = await asyncio.to_thread(parse_infer, body, None, signature, bounds)
+        may_be_json = length_header is None or len(length_header) >= LONG_JSON_DIGITS
+        if may_be_json and len(body) > LONG_JSON:
+            asked = await asyncio.to_thread(parse_infer, body, length_header, signature, bounds)
         else:
             asked = parse_infer(body, length_header, signature, bounds)
         outputs, model = await self._while_connected(
@@ -212,18 +240,11 @@ def error_answer(error: RequestError) -> Answer:
     headers = [JSON_TYPE]
     if error.retry_after is not None:
         headers.append((b"retry-after", b"%d" % error.retry_after))
+    if error.kind == WRONG_METHOD:
+        headers.append((b"allow", b"POST"))
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     return error.status, headers, json.dumps({"error": str(error)}).encode()
-
-
-def _with_id(send: Send, number: str) -> Send:
-    async def sending(message: MutableMapping[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            message["headers"] = [*message["headers"], (b"x-request-id", number.encode())]
-        await send(message)
-
-    return sending
 
 
 def _ms(start: float) -> float:

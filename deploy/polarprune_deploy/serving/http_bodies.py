@@ -3,8 +3,9 @@
 The bounds of time are the connection's (`bounded_protocol`).
 """
 
+import asyncio
 import zlib
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from polarprune_deploy.serving.held_bytes import Room
@@ -22,6 +23,23 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Headers = dict[bytes, bytes]
 
 WINDOW_BITS = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
+SAID_ONCE = (b"authorization", b"content-encoding", b"inference-header-content-length")
+LONGEST_LENGTH = 18
+"""Digits of a content-length."""
+STEP = 1 << 18
+"""Bytes that are decompressed, and compressed ones that are looked at, before others' turn."""
+
+
+def refuse_contradictions(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Refuse what is said twice of the body or the sender: others may go by the other one.
+
+    Raises:
+        RequestError: BAD.
+    """
+    names = [name for name, _ in headers]
+    for name in SAID_ONCE:
+        if names.count(name) > 1:
+            raise RequestError(BAD, f"the header {name.decode()} is there twice")
 
 
 async def read_body(headers: Headers, receive: Receive, room: Room, bounds: Bounds) -> bytes:
@@ -31,22 +49,20 @@ async def read_body(headers: Headers, receive: Receive, room: Room, bounds: Boun
         RequestError: TOO_LARGE, BAD or UNSUPPORTED; CANCELED where the sender went.
     """
     stated = headers.get(b"content-length")
-    if stated is not None and stated.isdigit():
-        if len(stated) > 18 or int(stated) > bounds.body_bytes:
-            raise too_large(bounds)
-        room.grow(int(stated))
+    if stated is not None and (len(stated) > LONGEST_LENGTH or int(stated) > bounds.body_bytes):
+        raise too_large(bounds)
+    coding = headers.get(b"content-encoding", b"identity").strip().lower() or b"identity"
+    if coding != b"identity" and coding not in WINDOW_BITS:
+        words = shown(coding.decode("latin-1"))
+        raise RequestError(UNSUPPORTED, f"content-encoding {words} is not gzip or deflate")
     message = await _next(receive)
     body: bytes = message["body"]
+    room.grow(len(body))  # what is there, not what is promised: a promise holds no memory
     if message["more_body"]:
-        body = await _rest(body, receive, room, bounds, stated is None)
-    elif stated is None:
-        room.grow(len(body))
+        body = await _rest(body, receive, room, bounds)
     if len(body) > bounds.body_bytes:
         raise too_large(bounds)
-    coding = headers.get(b"content-encoding", b"identity").strip().lower()
-    if coding in (b"identity", b""):
-        return body
-    return _decompressed(body, coding, room, bounds)
+    return body if coding == b"identity" else await _decompressed(body, coding, room, bounds)
 
 
 def too_large(bounds: Bounds) -> RequestError:
@@ -61,37 +77,44 @@ async def _next(receive: Receive) -> MutableMapping[str, Any]:
     return message
 
 
-async def _rest(first: bytes, receive: Receive, room: Room, bounds: Bounds, grow: bool) -> bytes:
+async def _rest(first: bytes, receive: Receive, room: Room, bounds: Bounds) -> bytes:
     pieces, size = [first], len(first)
-    if grow:
-        room.grow(size)
     while True:
         message = await _next(receive)
         piece = message["body"]
         size += len(piece)
         if size > bounds.body_bytes:
             raise too_large(bounds)
-        if grow:
-            room.grow(len(piece))
+        room.grow(len(piece))
         pieces.append(piece)
         if not message["more_body"]:
             return b"".join(pieces)
 
 
-def _decompressed(body: bytes, coding: bytes, room: Room, bounds: Bounds) -> bytes:
-    if coding not in WINDOW_BITS:
-        raise RequestError(
-            UNSUPPORTED,
-            f"content-encoding {shown(coding.decode('latin-1'))} is not gzip or deflate",
-        )
+async def _decompressed(body: bytes, coding: bytes, room: Room, bounds: Bounds) -> bytes:
+    """One whole stream, a step at a time, so that a bomb holds up nobody else."""
     inflate = zlib.decompressobj(WINDOW_BITS[coding])
-    try:
-        content = inflate.decompress(body, bounds.body_bytes + 1)
-    except zlib.error:
-        raise RequestError(BAD, f"the body is not {coding.decode()}") from None
-    if len(content) > bounds.body_bytes:
-        raise too_large(bounds)
-    if not inflate.eof or inflate.unused_data:
+    waiting, fed = memoryview(body), b""
+    pieces: list[bytes] = []
+    size = 0
+    while not inflate.eof:
+        if not fed:
+            fed, waiting = bytes(waiting[:STEP]), waiting[STEP:]
+        ended = not fed
+        try:
+            piece = inflate.decompress(fed, STEP)
+        except zlib.error:
+            raise RequestError(BAD, f"the body is not {coding.decode()}") from None
+        fed = inflate.unconsumed_tail
+        if ended and not piece:
+            break
+        size += len(piece)
+        if size > bounds.body_bytes:
+            raise too_large(bounds)
+        room.grow(len(piece))
+        pieces.append(piece)
+        if len(pieces) > 1:
+            await asyncio.sleep(0)
+    if not inflate.eof or inflate.unused_data or fed or waiting:
         raise RequestError(BAD, f"the body is not one whole {coding.decode()} stream")
-    room.grow(len(content))
-    return content
+    return b"".join(pieces)

@@ -31,6 +31,8 @@ from polarprune_deploy.serving.tensors import (
 )
 
 LENGTH_HEADER = b"inference-header-content-length"
+MOST_LISTS = 100_000
+"""Empty ones take twenty times their bytes in memory."""
 REMEMBERED_HEADS, LONGEST_REMEMBERED = 256, 2048
 """Heads, and bytes of one: a client sends the same before each tensor."""
 UNKNOWN_LENGTH = "Inference-Header-Content-Length must be a whole number within the body, got"
@@ -153,7 +155,7 @@ def encode_response(
 def _header_length(header: bytes | None, size: int) -> int:
     if header is None:
         return size
-    words = header.decode("latin-1").strip()
+    words = header.decode("latin-1").strip(" \t")
     if not (words.isascii() and words.isdigit()) or len(words) > 18 or int(words) > size:
         raise RequestError(BAD, f"{UNKNOWN_LENGTH} {shown(words)}")
     return int(words)
@@ -172,6 +174,10 @@ def _raw_request(body: bytes, signature: Signature) -> HttpInferRequest:
 
 
 def _document(content: bytes, largest: int) -> dict[str, Any]:
+    if content.count(b"[") + content.count(b"{") > MOST_LISTS:
+        raise RequestError(
+            TOO_LARGE, f"the JSON of a request may hold {MOST_LISTS} lists and objects at most"
+        )
     try:
         document = parse_strict(content, largest)
     except ValueError as error:  # of the encoding too
@@ -189,6 +195,13 @@ def _parameters(found: Any) -> dict[str, Any]:
     return found
 
 
+def _flag(parameters: dict[str, Any], name: str, otherwise: bool) -> bool:
+    value = parameters.get(name, otherwise)
+    if not isinstance(value, bool):
+        raise RequestError(BAD, f"{name} must be true or false, got {shown(value)}")
+    return value
+
+
 def _plan(head: bytes, signature: Signature, bounds: Bounds) -> Plan:
     """What the JSON says; remembered, unless it holds data itself."""
     plan: Plan | None = signature.plans.get(head)
@@ -196,7 +209,7 @@ def _plan(head: bytes, signature: Signature, bounds: Bounds) -> Plan:
         return plan
     document = _document(head, bounds.json_bytes)
     parameters = _parameters(document.get("parameters"))
-    binary = bool(parameters.get("binary_data_output", False))
+    binary = _flag(parameters, "binary_data_output", False)
     asked = _asked(document.get("outputs"), binary)
     names = signature.check_outputs([output.name for output in asked])
     request_id = check_id(document.get("id", ""))
@@ -254,5 +267,5 @@ def _asked(found: Any, binary: bool) -> tuple[AskedOutput, ...]:
             raise RequestError(BAD, NO_CLASSIFICATION)
         if "shared_memory_region" in parameters:
             raise RequestError(BAD, NO_SHARED_MEMORY)
-        asked.append(AskedOutput(output["name"], bool(parameters.get("binary_data", binary))))
+        asked.append(AskedOutput(output["name"], _flag(parameters, "binary_data", binary)))
     return tuple(asked)

@@ -30,52 +30,53 @@ from polarprune_deploy.serving.status_document import status_document
 from polarprune_deploy.serving.status_page import PAGE, PAGE_HEADERS
 
 MODEL_PATHS = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
+CONTROL_PATHS = tuple(f"/v2/repository/models/{{model}}/{verb}" for verb in ("load", "unload"))
 
 
 def make_routes(repository: Repository) -> Starlette:
-    """All of them, over one repository."""
+    """All of them, over one repository; none is left to a thread: they belong to its loop."""
 
-    def live(_: Request) -> Response:
+    async def live(_: Request) -> Response:
         return JSONResponse({"live": not repository.broken}, 503 if repository.broken else 200)
 
-    def ready(_: Request) -> Response:
+    async def ready(_: Request) -> Response:
         return JSONResponse({"ready": repository.ready}, 200 if repository.ready else 503)
 
-    def server(_: Request) -> Response:
+    async def server(_: Request) -> Response:
         return JSONResponse(server_document(polarprune.__version__))
 
-    def model_ready(request: Request) -> Response:
+    async def model_ready(request: Request) -> Response:
         facts = _model(repository, request).facts
         serving = not repository.leaving and not repository.broken
         return JSONResponse({"name": facts.name, "ready": serving}, 200 if serving else 503)
 
-    def metadata(request: Request) -> Response:
+    async def metadata(request: Request) -> Response:
         return JSONResponse(metadata_document(_model(repository, request).facts))
 
-    def config(request: Request) -> Response:
+    async def config(request: Request) -> Response:
         return JSONResponse(config_document(_model(repository, request).facts))
 
-    def statistics(request: Request) -> Response:
+    async def statistics(request: Request) -> Response:
         asked = request.path_params
         found = statistics_documents(repository, asked.get("model", ""), asked.get("version", ""))
         return JSONResponse({"model_stats": found})
 
-    def index(_: Request) -> Response:
+    async def index(_: Request) -> Response:
         return JSONResponse([vars(entry) for entry in repository.index()])
 
-    def control(_: Request) -> Response:
+    async def control(_: Request) -> Response:
         raise RequestError(BAD, NO_CONTROL)
 
-    def metrics(_: Request) -> Response:
+    async def metrics(_: Request) -> Response:
         return Response(render_metrics(repository), media_type=CONTENT_TYPE)
 
-    def status(_: Request) -> Response:
+    async def status(_: Request) -> Response:
         return JSONResponse(status_document(repository))
 
-    def page(_: Request) -> Response:
+    async def page(_: Request) -> Response:
         return HTMLResponse(PAGE, headers=PAGE_HEADERS)
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/", page),
             Route("/status", status),
@@ -89,22 +90,27 @@ def make_routes(repository: Repository) -> Starlette:
             *(Route(f"{path}/config", config) for path in MODEL_PATHS),
             *(Route(f"{path}/stats", statistics) for path in MODEL_PATHS),
             Route("/v2/repository/index", index, methods=["POST"]),
-            Route("/v2/repository/models/{model}/{verb:str}", control, methods=["POST"]),
+            *(Route(path, control, methods=["POST"]) for path in CONTROL_PATHS),
         ],
         exception_handlers={RequestError: _refused, HTTPException: _misdirected},
     )
+    # A path with a slash too many is unknown: a redirection would go by the request's Host.
+    app.router.redirect_slashes = False
+    return app
 
 
 def make_metrics_routes(repository: Repository) -> Starlette:
     """Metrics alone, for a port that only the monitoring reaches."""
 
-    def metrics(_: Request) -> Response:
+    async def metrics(_: Request) -> Response:
         return Response(render_metrics(repository), media_type=CONTENT_TYPE)
 
-    return Starlette(
+    app = Starlette(
         routes=[Route("/metrics", metrics)],
         exception_handlers={HTTPException: _misdirected},
     )
+    app.router.redirect_slashes = False
+    return app
 
 
 def _model(repository: Repository, request: Request) -> Any:

@@ -155,8 +155,8 @@ def timeout_seconds(microseconds: object) -> float | None:
     Raises:
         RequestError: it is no whole number of microseconds.
     """
-    if microseconds is None or microseconds == 0:
+    if microseconds is None:
         return None
-    if type(microseconds) is not int or not 0 < microseconds < 1 << 62:
-        raise RequestError(BAD, f"timeout must be microseconds above 0, got {shown(microseconds)}")
-    return microseconds / 1e6
+    if type(microseconds) is not int or not 0 <= microseconds < 1 << 62:
+        raise RequestError(BAD, f"timeout must be microseconds from 0, got {shown(microseconds)}")
+    return microseconds / 1e6 if microseconds else None
