@@ -67,6 +67,7 @@ class Stub(ThreadingHTTPServer):
             threading.Lock(), threading.Lock(), threading.Event(),
         )  # fmt: skip
         self.open: set[Any] = set()
+        self.dead = False
         self.scheme = "http" if certificate is None else "https"
         if certificate is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -84,6 +85,7 @@ class Stub(ThreadingHTTPServer):
 
     def die(self) -> None:
         """As a killed process: the port is closed, and so is every connection."""
+        self.dead = True  # a connection that was just made is not among those that are open
         self.socket.close()
         for connection in list(self.open):
             connection.close_abruptly()
@@ -157,7 +159,9 @@ class _Handler(BaseHTTPRequestHandler):
                 counts[what] += 1
 
         self._wait(number)
-        if is_turn(behaviour.cut_every):
+        if self.server.dead:
+            self.close_connection = True
+        elif is_turn(behaviour.cut_every):
             count("cut")
             self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
             self.close_connection = True

@@ -28,8 +28,13 @@ ENGINE = "model.tensorrt_rtx.engine"
 PREPROCESSING = Preprocessing(SIDE, SIDE, SIDE, (0.5, 0.4, 0.3), (0.2, 0.2, 0.3))
 
 
-def small_model() -> onnx.ModelProto:
-    """A residual block with a slice and a pad for its shortcut, a small U, and a linear layer."""
+def small_model(bias: float = 0.0, batch: int | str = "batch") -> onnx.ModelProto:
+    """A residual block with a slice and a pad for its shortcut, a small U, and a linear layer.
+
+    Args:
+        bias: is added to every output, so that it can be seen which model gave it.
+        batch: a number where the network takes batches of one size alone.
+    """
     generator = np.random.default_rng(0)
 
     def weight(name: str, *shape: int) -> onnx.TensorProto:
@@ -68,27 +73,39 @@ def small_model() -> onnx.ModelProto:
         *(numbers("axes", 2, 3), numbers("flat", -1, 14)),
         numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales"),
     ]
+    (shift,) = [weight for weight in weights if weight.name == "b3"]
+    shift.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(shift) + np.float32(bias), "b3"))
     graph = helper.make_graph(
         nodes,
         "small",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3, SIDE, SIDE])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", CLASSES])],
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, [batch, 3, SIDE, SIDE])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, CLASSES])],
         weights,
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
-def write_small_bundle(folder: Path) -> Path:
-    """The bundle, with stored samples of both kinds and an engine that is only bytes."""
+def write_small_bundle(
+    folder: Path, bias: float = 0.0, *, with_engine: bool = True, batch: int | None = None
+) -> Path:
+    """The bundle, with stored samples of both kinds and an engine that is only bytes.
+
+    Args:
+        bias, batch: of `small_model`.
+    """
     folder.mkdir(parents=True)
-    model = small_model().SerializeToString()
+    model = small_model(bias, batch or "batch").SerializeToString()
     generator = np.random.default_rng(1)
     random = generator.standard_normal((4, 3, SIDE, SIDE)).astype(np.float32)
     pixels = generator.integers(0, 256, (3, SIDE, SIDE, 3), np.uint8)
     session = open_session(model, threads=1)
 
     def outputs(images: np.ndarray) -> list[np.ndarray]:
-        return run_session(session, images, chunk=8)
+        if batch is None:
+            return run_session(session, images, chunk=8)
+        filled = np.zeros((batch, *images.shape[1:]), np.float32)
+        filled[: len(images)] = images
+        return [found[: len(images)] for found in run_session(session, filled, chunk=batch)]
 
     images = normalise_pixels(pixels, PREPROCESSING)
     samples = pack_samples(
@@ -102,11 +119,13 @@ def write_small_bundle(folder: Path) -> Path:
         ENGINE: bytes(generator.integers(0, 256, 512, np.uint8)),
         "parity.safetensors": samples,
     }
+    if not with_engine:
+        del contents[ENGINE]
     for name, content in contents.items():
         (folder / name).write_bytes(content)
     files = {name: FileEntry.of(content) for name, content in contents.items()}
-    inputs = (TensorSpec("input", "float32", (-1, 3, SIDE, SIDE)),)
-    outputs_ = (TensorSpec("logits", "float32", (-1, CLASSES)),)
+    inputs = (TensorSpec("input", "float32", (batch or -1, 3, SIDE, SIDE)),)
+    outputs_ = (TensorSpec("logits", "float32", (batch or -1, CLASSES)),)
     engine = EngineInfo(
         file=ENGINE,
         runtime="tensorrt_rtx",
@@ -126,8 +145,8 @@ def write_small_bundle(folder: Path) -> Path:
         outputs=outputs_,
         preprocessing=PREPROCESSING,
         classes=("a", "b", "c"),
-        batch=BatchProfile(1, 4, 8),
-        engine=dataclasses.replace(engine, fingerprint=fingerprint),
+        batch=BatchProfile(1, 4, 8) if batch is None else BatchProfile(batch, batch, batch),
+        engine=dataclasses.replace(engine, fingerprint=fingerprint) if with_engine else None,
         certificate=(
             CertificateLink(
                 "onnxruntime (float32)",

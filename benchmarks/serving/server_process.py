@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +17,7 @@ from polarprune.errors import ServerError
 
 HOST = "127.0.0.1"
 LOOK_SECONDS = 0.005
+LONGEST_TAIL = 300
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,21 @@ class ProcessState:
 class ServerProcess:
     """`polarprune serve` on free ports of 127.0.0.1; its log goes to a file."""
 
-    def __init__(self, source: Path, log: Path, *options: str) -> None:
+    def __init__(
+        self, source: Path, log: Path, *options: str, under: Sequence[str] = ()
+    ) -> None:  # fmt: skip
         """Start it; `source` and `options` are the verb's own words.
 
         Args:
             log: where its stderr goes, appended.
+            under: words in front of the command: another program that becomes it.
         """
         self.log = log
         self._read_from = log.stat().st_size if log.exists() else 0
+        self._events: list[dict[str, Any]] = []
         self.started = time.monotonic()
-        command = [sys.executable, "-m", "polarprune", "serve", str(source), "--http-port", "0"]
-        for port in ("--grpc-port", "--metrics-port"):
+        command = [*under, sys.executable, "-m", "polarprune", "serve", str(source)]
+        for port in ("--http-port", "--grpc-port", "--metrics-port"):
             if port not in options:
                 command += [port, "0"]
         with log.open("ab") as stderr:
@@ -106,16 +111,18 @@ class ServerProcess:
 
     def events(self, message: str | None = None) -> list[dict[str, Any]]:
         """The lines of its log since it was started, or those with one message."""
-        content = self.log.read_bytes()[self._read_from :]
-        found = []
-        for line in content.split(b"\n")[:-1]:  # the last one may not be whole yet
+        with self.log.open("rb") as file:
+            file.seek(self._read_from)
+            content = file.read()
+        *lines, unfinished = content.split(b"\n")  # the last one may not be whole yet
+        self._read_from += len(content) - len(unfinished)
+        for line in lines:
             try:
-                event = json.loads(line)
+                self._events.append(json.loads(line))
             except ValueError:
-                event = {"message": "no JSON", "line": line.decode("utf-8", "replace")}
-            if message is None or event.get("message") == message:
-                found.append(event)
-        return found
+                words = line.decode("utf-8", "replace")
+                self._events.append({"message": "no JSON", "line": words})
+        return [e for e in self._events if message is None or e.get("message") == message]
 
     def ask(self, path: str, verb: str = "GET", port: str = "http") -> tuple[int, bytes]:
         """Status and body of one question, on a connection of its own.
@@ -185,9 +192,9 @@ class ServerProcess:
             code = self.process.poll()
             if code is not None or time.monotonic() > end:
                 what = f"after {seconds:g} s" if code is None else f"it ended with {code}"
-                tail = self.log.read_bytes()[self._read_from :].decode("utf-8", "replace")
+                tail = self.log.read_bytes()[-LONGEST_TAIL:].decode("utf-8", "replace")
                 last = (tail.strip().splitlines() or ["nothing on stderr"])[-1]
-                raise ServerError(f"no server that {words}, {what}: {last[:300]}")
+                raise ServerError(f"no server that {words}, {what}: {last}")
             time.sleep(LOOK_SECONDS)
 
 

@@ -156,7 +156,9 @@ FAILURES = [
     ([*TRAIN, "--epochs", "many"], 2, "error: Invalid value for '--epochs'"),
     (["verify"], 2, "error: Missing argument 'BUNDLE'"),
     (["collapse-onnx", "in.onnx"], 2, "error: Missing argument 'OUT.onnx'"),
-    (["serve", "bundle"], 2, "error: No such command 'serve'"),
+    (["serve"], 2, "error: Missing argument 'FOLDER_OF_BUNDLES|BUNDLE'"),
+    (["serve", "absent"], 1, "error: absent is neither a bundle nor a folder of bundles"),
+    (["serve", ".", "--http-port", "70000"], 1, "error: --http-port must be 0 to 65535"),
 ]
 
 

@@ -122,11 +122,7 @@ def compare_servers(
             found.append(run_loop(race, exact_timers=False))
             on_row(found[-1])
     if record is not None:
-        lines: list[dict[str, object]] = [_head({"server": url, "against": against}, plan)]
-        for number, pair in enumerate(found):
-            lines.append({"kind": "pair", "pair": number, **pair.row()})
-            lines += ({"kind": "block", "pair": number, **asdict(each)} for each in pair.blocks)
-        write_lines(record, lines)
+        _keep_pairs(record, found, plan)
     return {"rows": [pair.row() for pair in found]}
 
 
@@ -154,6 +150,14 @@ def _keep(path: Path, found: Sequence[LoadFigures], plan: LoadPlan, url: str) ->
     for number, figures in enumerate(found):
         lines.append({"kind": "load", "load": number, **figures.row()})
         lines.append({"kind": "requests", "load": number, **figures.columns()})
+    write_lines(path, lines)
+
+
+def _keep_pairs(path: Path, found: Sequence[ServerPair], plan: LoadPlan) -> None:
+    lines = [_head({"server": found[0].server, "against": found[0].against}, plan)]
+    for number, pair in enumerate(found):
+        lines.append({"kind": "pair", "pair": number, **pair.row()})
+        lines += ({"kind": "block", "pair": number, **asdict(each)} for each in pair.blocks)
     write_lines(path, lines)
 
 

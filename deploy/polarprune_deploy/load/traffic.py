@@ -54,6 +54,7 @@ class Traffic(ABC):
         self._connections: set[Connection] = set()
         self._dials: set[asyncio.Task[None]] = set()
         self._open = 0  # connections, those being dialled included
+        self._closed = False
         self._words: dict[int, str] = {}
         self.samples = Samples()
         self.cpu_seconds = 0.0
@@ -155,6 +156,8 @@ class Traffic(ABC):
         return None
 
     def _dial(self) -> None:
+        if self._closed:
+            return
         self._open += 1
         task = asyncio.get_running_loop().create_task(self._dialed())
         self._dials.add(task)
@@ -201,8 +204,10 @@ class Traffic(ABC):
             self._over.set_exception(error or RuntimeError("the event loop met an error"))
 
     async def close(self) -> None:
-        """Hang up everywhere."""
+        """Hang up everywhere, and dial no more."""
+        self._closed = True
         for task in self._dials:
             task.cancel()
+        await asyncio.gather(*self._dials, return_exceptions=True)
         self._hang_up(lambda connection: True)
         await asyncio.sleep(0)  # the sockets are closed in the next turn of the loop

@@ -4,14 +4,17 @@
     folder/NAME/manifest.json           many of them
     folder/NAME/VERSION/manifest.json   versions 1, 2, ...; the largest is served
 
-Hidden folders are somebody's unfinished work.
+Hidden folders are somebody's unfinished work. What cannot be read is not the same as what is not
+there: a disk that fails for a moment must not take models away.
 """
 
+import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from polarprune.manifest import is_bundle
+from polarprune.manifest import MANIFEST_NAME
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
 VERSION = re.compile(r"[1-9][0-9]{0,17}")
@@ -33,38 +36,90 @@ class Found:
     stamp: tuple[tuple[str, int, int, int], ...]
 
 
-def find_bundles(source: Path) -> dict[str, Found]:
-    """The newest version of each model, by name. A folder that vanishes meanwhile is not there."""
-    if is_bundle(source):
-        name = source.resolve().name
-        return {name: _found(name, "1", source)} if PLAIN_NAME.fullmatch(name) else {}
-    models = {}
-    for folder in _folders(source):
-        if not PLAIN_NAME.fullmatch(folder.name):
-            continue
-        if is_bundle(folder):
-            models[folder.name] = _found(folder.name, "1", folder)
-            continue
-        versions = [f for f in _folders(folder) if VERSION.fullmatch(f.name) and is_bundle(f)]
-        if versions:
-            newest = max(versions, key=lambda f: int(f.name))
-            models[folder.name] = _found(folder.name, newest.name, newest)
-    return models
+@dataclass(frozen=True)
+class Seen:
+    """One look at the folder.
+
+    Attributes:
+        bundles: of each model all versions, the newest first.
+        unreadable: names of what may be models, with the reason why nobody can tell.
+        misnamed: folders with bundles whose names cannot be those of models.
+    """
+
+    bundles: dict[str, tuple[Found, ...]]
+    unreadable: dict[str, str]
+    misnamed: tuple[str, ...]
 
 
-def _folders(source: Path) -> list[Path]:
+def find_bundles(source: Path) -> Seen:
+    """Look. A folder that vanishes meanwhile is not there.
+
+    Raises:
+        OSError: the folder itself is not there or cannot be read.
+    """
+    if _is_bundle(source):
+        # The name as it was given: behind a link it would change with what the link shows.
+        name = Path(os.path.abspath(source)).name
+        if PLAIN_NAME.fullmatch(name):
+            return Seen({name: (_found(name, "1", source),)}, {}, ())
+        return Seen({}, {}, (name,))
+    bundles: dict[str, tuple[Found, ...]] = {}
+    unreadable: dict[str, str] = {}
+    misnamed: list[str] = []
+    for name in sorted(os.listdir(source)):
+        if name.startswith("."):
+            continue
+        try:
+            versions = _versions(name, source / name)
+        except OSError as error:
+            unreadable[name] = error.strerror or type(error).__name__
+            continue
+        if versions and PLAIN_NAME.fullmatch(name):
+            bundles[name] = versions
+        elif versions:
+            misnamed.append(name)
+    return Seen(bundles, unreadable, tuple(misnamed))
+
+
+def _versions(name: str, folder: Path) -> tuple[Found, ...]:
+    """Those of one model, the newest first.
+
+    Raises:
+        OSError: nobody can tell.
+    """
+    if _is_bundle(folder):
+        return (_found(name, "1", folder),)
     try:
-        return sorted(path for path in source.iterdir() if path.is_dir())
-    except OSError:
-        return []
+        numbers = [int(entry) for entry in os.listdir(folder) if VERSION.fullmatch(entry)]
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    newest_first = [str(number) for number in sorted(numbers, reverse=True)]
+    return tuple(_found(name, n, folder / n) for n in newest_first if _is_bundle(folder / n))
+
+
+def _is_bundle(folder: Path) -> bool:
+    """As `manifest.is_bundle`, but a disk's error is no answer.
+
+    Raises:
+        OSError: nobody can tell.
+    """
+    try:
+        return stat.S_ISREG((folder / MANIFEST_NAME).stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _found(name: str, version: str, folder: Path) -> Found:
-    stamp = []
     try:
-        for path in sorted(folder.iterdir()):
-            status = path.stat()
-            stamp.append((path.name, status.st_ino, status.st_size, status.st_mtime_ns))
-    except OSError:
-        pass
-    return Found(name, version, folder, tuple(stamp))
+        stamp = tuple(_file_stamp(folder, file) for file in sorted(os.listdir(folder)))
+    except FileNotFoundError:  # it is being replaced: the next look finds another stamp
+        stamp = ()
+    return Found(name, version, folder, stamp)
+
+
+def _file_stamp(folder: Path, file: str) -> tuple[str, int, int, int]:
+    try:
+        status = (folder / file).stat()
+    except FileNotFoundError:  # a link to nothing
+        return file, 0, 0, 0
+    return file, status.st_ino, status.st_size, status.st_mtime_ns

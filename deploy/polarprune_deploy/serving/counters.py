@@ -108,10 +108,14 @@ class Counters:
             )  # fmt: skip
 
     def recent(self) -> tuple[float, list[float]]:
-        """Images a second and the latencies, seconds, of the last ten seconds."""
-        since = time.monotonic() - RECENT_SECONDS
+        """Images a second and the latencies, seconds, of the last ten seconds.
+
+        Where more was answered in them than is kept: of the time that is.
+        """
+        now = time.monotonic()
         with self._lock:
-            while self._recent and self._recent[0][0] < since:
+            while self._recent and self._recent[0][0] < now - RECENT_SECONDS:
                 self._recent.popleft()
-            rows = sum(entry[2] for entry in self._recent)
-            return rows / RECENT_SECONDS, sorted(entry[1] for entry in self._recent)
+            entries = list(self._recent)
+        kept = RECENT_SECONDS if len(entries) < MOST_RECENT else max(now - entries[0][0], 1e-6)
+        return sum(entry[2] for entry in entries) / kept, sorted(entry[1] for entry in entries)

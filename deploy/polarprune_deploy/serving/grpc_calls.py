@@ -29,7 +29,8 @@ from polarprune_deploy.serving.serve_options import ServeOptions
 
 Answer = Callable[[bytes, float | None], Awaitable[Any]]
 """From a message on the wire, and the seconds left for it, to a message object."""
-Handler = Callable[[Any, Any], Awaitable[Any]]
+QUIET_SECONDS, LONGEST_UNQUIET_SECONDS = 0.1, 1.0
+"""At the end: how long nobody may have called, and how long that is waited for."""
 
 log = logging.getLogger("polarprune.serve")
 
@@ -47,6 +48,7 @@ class GrpcCalls:
         self._options, self._token, self._held = options, token, held
         self._ids = RequestIds()
         self._open = 0
+        self._last_arrival = 0.0
 
     def unary(self, path: str, answer: Answer, *, to_anybody: bool = False) -> Any:
         """One message in, one out.
@@ -79,6 +81,16 @@ class GrpcCalls:
 
         return grpc.stream_stream_rpc_method_handler(handle)
 
+    async def quiet(self) -> None:
+        """Wait until no call has come for a moment, while those that come are refused.
+
+        gRPC's own end cuts off calls that arrive meanwhile, with a status that says nothing.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LONGEST_UNQUIET_SECONDS):
+                while (rest := self._last_arrival + QUIET_SECONDS - time.monotonic()) > 0:
+                    await asyncio.sleep(rest)
+
     async def read(self, context: Any, room: Room) -> bytes:
         """The one message that is expected now.
 
@@ -101,7 +113,7 @@ class GrpcCalls:
     async def _guard(
         self, context: Any, path: str, work: Callable[[], Awaitable[Any]], to_anybody: bool
     ) -> Any:
-        start = time.monotonic()
+        start = self._last_arrival = time.monotonic()
         metadata = dict(context.invocation_metadata())
         number = self._ids.of(_text(metadata.get("x-request-id", "")))
         trailer: tuple[tuple[str, str], ...] = (("x-request-id", number),)

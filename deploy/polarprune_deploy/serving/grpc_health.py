@@ -67,11 +67,13 @@ class Health:
             write: takes bytes.
         """
         service, told = self._service(content), None
-        while told is None or not self._repository.draining:
-            now = self._status(service)
+        while True:
+            at_the_end, now = self._repository.draining, self._status(service)
             if now != told:
                 await write(self._response(status=now).SerializeToString())
                 told = now
+            if at_the_end:
+                return
             await asyncio.sleep(LOOK_EVERY)
 
     def _service(self, content: bytes) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 from google.protobuf.message import DecodeError
 
 from polarprune_deploy.runners import Array
@@ -19,33 +20,33 @@ from polarprune_deploy.serving.infer_requests import (
     timeout_seconds,
 )
 from polarprune_deploy.serving.repository import Repository
-from polarprune_deploy.serving.request_errors import BAD, RequestError
+from polarprune_deploy.serving.request_errors import BAD, BROKEN, RequestError
 from polarprune_deploy.serving.serve_options import Bounds
 from polarprune_deploy.serving.tensors import (
     DATATYPES,
     HALF_WITHOUT_JSON,
-    from_list,
+    NUMPY,
     from_raw,
     to_raw,
 )
 from polarprune_deploy.triton_protocol import message_class
 
-CONTENTS: Mapping[str, str] = MappingProxyType(
+CONTENTS: Mapping[str, tuple[str, type[np.generic]]] = MappingProxyType(
     {
-        "BOOL": "bool_contents",
-        "UINT8": "uint_contents",
-        "UINT16": "uint_contents",
-        "UINT32": "uint_contents",
-        "UINT64": "uint64_contents",
-        "INT8": "int_contents",
-        "INT16": "int_contents",
-        "INT32": "int_contents",
-        "INT64": "int64_contents",
-        "FP32": "fp32_contents",
-        "FP64": "fp64_contents",
+        "BOOL": ("bool_contents", np.bool_),
+        "UINT8": ("uint_contents", np.uint32),
+        "UINT16": ("uint_contents", np.uint32),
+        "UINT32": ("uint_contents", np.uint32),
+        "UINT64": ("uint64_contents", np.uint64),
+        "INT8": ("int_contents", np.int32),
+        "INT16": ("int_contents", np.int32),
+        "INT32": ("int_contents", np.int32),
+        "INT64": ("int64_contents", np.int64),
+        "FP32": ("fp32_contents", np.float32),
+        "FP64": ("fp64_contents", np.float64),
     }
 )
-"""Where typed values of each type lie; there is none for halves."""
+"""Where typed values of each type lie, and as what; there is no such place for halves."""
 
 
 class Inference:
@@ -76,10 +77,13 @@ class Inference:
         try:
             model.batcher.refuse_if_full()
             asked = parse_infer(request, raw, model.facts.signature, seconds)
-            outputs, model = await self._repository.infer(model, asked)
+            outputs, model = await self._repository.infer(model, asked, request.model_version)
         except RequestError as error:
             if not error.counted:
                 model.counters.failed(error.kind)
+            raise
+        except Exception:
+            model.counters.failed(BROKEN)
             raise
         response.model_version = model.facts.version
         _fill(response, outputs, model.facts.signature)
@@ -146,7 +150,7 @@ def _typed(
         raise RequestError(
             BAD, f"input {name!r} of {datatype} can only be sent in raw_input_contents"
         )
-    wanted = CONTENTS[datatype]
+    wanted, carried = CONTENTS[datatype]
     if not filled:
         raise RequestError(BAD, f"input {name!r} has no data, neither raw nor in {wanted}")
     if list(filled) != [wanted]:
@@ -154,12 +158,16 @@ def _typed(
             BAD, f"input {name!r} of {datatype} belongs in {wanted}, not in {', '.join(filled)}"
         )
     values = getattr(contents, wanted)
-    if len(values) != math.prod(shape):  # before a list is made of them
+    if len(values) != math.prod(shape):
         raise RequestError(
             BAD, f"input {name!r} of shape {list(shape)} takes {math.prod(shape)} values, "
             f"got {len(values)}",
         )  # fmt: skip
-    return from_list(list(values), datatype, shape, name)
+    found = np.fromiter(values, carried, len(values))
+    array = found.astype(NUMPY[datatype]).reshape(shape)
+    if array.dtype.kind in "iu" and (array.reshape(-1) != found).any():
+        raise RequestError(BAD, f"input {name!r} holds values outside of {datatype}")
+    return array
 
 
 def _check_parameters(parameters: Any) -> None:

@@ -56,6 +56,7 @@ async def grpc_server(
         yield port
     finally:
         streams.close()
+        await calls.quiet()
         await server.stop(FLUSH_SECONDS)
 
 

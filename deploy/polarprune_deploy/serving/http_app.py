@@ -55,6 +55,7 @@ LONG_JSON_DIGITS = len(str(LONG_JSON))
 MOST_DECODERS = 4
 """Images that are decoded at a time; each may take half a gigabyte."""
 JSON_TYPE = (b"content-type", b"application/json")
+CLOSE = (b"connection", b"close")
 
 log = logging.getLogger("polarprune.serve")
 
@@ -97,7 +98,7 @@ class HttpApp:
                 answer = await self._ask_model(scope, headers, parts, receive)
             else:
                 scope["request_id"] = number
-                await self._routes(scope, receive, _with_id(send, number))
+                await self._routes(scope, receive, self._with_more(send, number))
                 return
         except RequestError as error:
             answer = error_answer(error)
@@ -112,9 +113,23 @@ class HttpApp:
                 "request", extra={"request_id": number, "path": scope["path"][:200],
                                   "status": status, "ms": _ms(start)},
             )  # fmt: skip
-        more += [(b"content-length", b"%d" % len(body)), (b"x-request-id", number.encode())]
+        more += [(b"content-length", b"%d" % len(body)), *self._more(number)]
         await send({"type": "http.response.start", "status": status, "headers": more})
         await send({"type": "http.response.body", "body": body})
+
+    def _more(self, number: str) -> list[tuple[bytes, bytes]]:
+        """Headers of every answer."""
+        # Who kept its connection would be cut off in the middle of a request when the server ends.
+        leaving = [CLOSE] if self._repository.leaving else []
+        return [(b"x-request-id", number.encode()), *leaving]
+
+    def _with_more(self, send: Send, number: str) -> Send:
+        async def sending(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *self._more(number)]
+            await send(message)
+
+        return sending
 
     async def _ask_model(
         self, scope: Scope, headers: Headers, parts: list[str], receive: Receive
@@ -136,13 +151,15 @@ class HttpApp:
                         body, headers.get(b"content-type", b""), scope["query_string"]
                     )
                     return await self._classify(asked, parts[3], version, receive)
-                return await self._infer(model, body, headers, receive)
+                return await self._infer(model, version, body, headers, receive)
         except RequestError as error:
             if not getattr(error, "counted", False):
                 model.counters.failed(error.kind)
             raise
 
-    async def _infer(self, model: Any, body: bytes, headers: Headers, receive: Receive) -> Answer:
+    async def _infer(
+        self, model: ServedModel, version: str, body: bytes, headers: Headers, receive: Receive
+    ) -> Answer:
         signature = model.facts.signature
         length_header, bounds = headers.get(LENGTH_HEADER), self._options.bounds
         may_be_json = length_header is None or len(length_header) >= LONG_JSON_DIGITS
@@ -151,14 +168,18 @@ class HttpApp:
         else:
             asked = parse_infer(body, length_header, signature, bounds)
         outputs, model = await self._while_connected(
-            receive, self._repository.infer(model, asked.request)
+            receive, self._repository.infer(model, asked.request, version)
         )
         facts = model.facts
         words = (asked, outputs, facts.name, facts.version, signature)
-        if not asked.binary and sum(array.size for array in outputs.values()) > LONG_LIST:
-            content, length = await asyncio.to_thread(encode_response, *words)
-        else:
-            content, length = encode_response(*words)
+        try:
+            if not asked.binary and sum(array.size for array in outputs.values()) > LONG_LIST:
+                content, length = await asyncio.to_thread(encode_response, *words)
+            else:
+                content, length = encode_response(*words)
+        except RequestError as error:
+            error.counted = True  # the model gave its result
+            raise
         if length is None:
             return 200, [JSON_TYPE], content
         return 200, [
@@ -224,15 +245,6 @@ def error_answer(error: RequestError) -> Answer:
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     return error.status, headers, json.dumps({"error": str(error)}).encode()
-
-
-def _with_id(send: Send, number: str) -> Send:
-    async def sending(message: MutableMapping[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            message["headers"] = [*message["headers"], (b"x-request-id", number.encode())]
-        await send(message)
-
-    return sending
 
 
 def _ms(start: float) -> float:

@@ -2,20 +2,23 @@
 
 A bundle that is new or has changed is loaded beside the one that serves; only when it has been
 verified and is warm do requests go to it, and the old one answers what it has taken. One that
-cannot be loaded changes nothing but its line in the index. A model goes when its bundle has been
-away for two looks: between two renames it is away for a moment.
+cannot be loaded changes nothing but its line in the index; where nothing serves yet, an older
+version of it is tried. A model goes when its bundle has been away for two looks: between two
+renames it is away for a moment.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from polarprune.errors import PolarpruneError, first_line
 from polarprune_deploy.serving.batch_policy import BatchPolicy
 from polarprune_deploy.serving.batcher import Named, QueueLimits
-from polarprune_deploy.serving.bundle_folders import Found, find_bundles
+from polarprune_deploy.serving.bundle_folders import Found, Seen, find_bundles
 from polarprune_deploy.serving.counters import Counters
 from polarprune_deploy.serving.engine_failures import is_fatal
 from polarprune_deploy.serving.infer_requests import InferRequest, shown
@@ -26,9 +29,14 @@ from polarprune_deploy.serving.served_model import ServedModel
 
 READY, LOADING, UNAVAILABLE = "READY", "LOADING", "UNAVAILABLE"
 LOOKS_AWAY = 2
+MOST_CLOSING = 1024
+"""Models that are closed at a time; a thread each, made when it is needed."""
+CLOSE_SECONDS = 2
+"""To free engines, once all is answered."""
 LEAST_QUEUE, LONGEST_QUEUE = 16, 4096
 
 log = logging.getLogger("polarprune.serve")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -68,26 +76,34 @@ class Repository:
         self._counters: dict[tuple[str, str], Counters] = {}
         # One at a time: loading measures how long batches take.
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
-        self._closers: set[asyncio.Task[None]] = set()
+        self._loading: Future[Any] | None = None
+        self._closer = ThreadPoolExecutor(MOST_CLOSING, thread_name_prefix="closer")
+        self._retiring: set[asyncio.Future[bool]] = set()
+        self._undrained = 0
         self._looking = asyncio.Lock()
+        self._warned: frozenset[str] = frozenset()
         self.leaving = False
         """Not ready any more, though what comes is still answered."""
         self.draining = False
         self.broken = False
 
     async def look(self) -> None:
-        """Compare with the folder: load what is new, replace what has changed, drop what went."""
+        """Compare with the folder: load what is new, replace what has changed, drop what went.
+
+        Raises:
+            OSError: the folder cannot be read; nothing has changed then.
+        """
         async with self._looking:
-            loop = asyncio.get_running_loop()
-            found = await loop.run_in_executor(self._loader, find_bundles, self._options.source)
-            for name in sorted(set(self._slots) - set(found)):
+            seen = await self._in_loader(find_bundles, self._options.source)
+            self._warn(seen)
+            for name in sorted(set(self._slots) - set(seen.bundles) - set(seen.unreadable)):
                 self._miss(name)
-            for name in found:
+            for name in seen.bundles:
                 self._slots.setdefault(name, _Slot()).away = 0
-            for name, bundle in found.items():
+            for name, versions in seen.bundles.items():
                 slot = self._slots[name]
-                if slot.tried != bundle and not self.leaving:
-                    await self._load(slot, bundle)
+                if slot.tried != versions[0] and not self.leaving:
+                    await self._load(slot, versions)
 
     @property
     def ready(self) -> bool:
@@ -136,61 +152,91 @@ class Repository:
             )
         return slot.model
 
-    async def infer(self, model: ServedModel, request: InferRequest) -> tuple[Named, ServedModel]:
+    async def infer(
+        self, model: ServedModel, request: InferRequest, version: str = ""
+    ) -> tuple[Named, ServedModel]:
         """Outputs by name, and the model that gave them.
 
         A model may have been replaced between its look-up and now; then its successor answers, if
-        it takes the same.
+        it takes the same and no other version was asked for.
+
+        Args:
+            version: that was asked for; empty asks for any.
 
         Raises:
-            RequestError: as `ServedModel.infer`.
+            RequestError: as `get`, and as `ServedModel.infer`.
         """
         if self.draining:
             raise RequestError(REJECTED, "the server stops")
-        current = self.get(model.facts.name)
-        if current is not model and current.facts.signature == model.facts.signature:
-            model = current
-        return await model.infer(request), model
+        current = self.get(model.facts.name, version)
+        was, now = model.facts.signature, current.facts.signature
+        if (was.inputs, was.outputs) != (now.inputs, now.outputs) or request.rows > now.most:
+            raise RequestError(
+                REJECTED, f"model {model.facts.name} was just replaced by one that takes something "
+                "else; look at its metadata, and ask again", 1,
+            )  # fmt: skip
+        return await current.infer(request), current
 
     async def close(self, seconds: float) -> bool:
         """Take nothing more, answer what waits.
 
         Returns:
-            Whether all was answered within the seconds.
+            Whether all was answered within the seconds, by those that were replaced too.
         """
         self.draining = True
-        loop = asyncio.get_running_loop()
-        models = self.models
-        with ThreadPoolExecutor(max(1, len(models))) as pool:
-            drained = await asyncio.gather(
-                *(loop.run_in_executor(pool, model.close, seconds) for model in models)
-            )
+        for model in self.models:
+            self._retire(model, seconds)
+        if self._retiring:
+            await asyncio.wait(self._retiring, timeout=seconds + CLOSE_SECONDS)
         self._loader.shutdown(wait=False, cancel_futures=True)
-        return all(drained)
+        return not self._retiring and not self._undrained
 
-    async def _load(self, slot: _Slot, bundle: Found) -> None:
-        loop = asyncio.get_running_loop()
-        slot.tried, slot.state, slot.reason = bundle, LOADING, ""
-        log.info("loading", extra={"model": bundle.name, "version": bundle.version})
+    @property
+    def stuck(self) -> bool:
+        """Whether a thread is still inside of a runtime, or of a disk: nothing can end it."""
+        loading = self._loading is not None and not self._loading.done()
+        return loading or bool(self._retiring) or self._undrained > 0
+
+    async def _in_loader(self, call: Callable[..., Result], *args: object) -> Result:
+        self._loading = future = self._loader.submit(call, *args)
+        return await asyncio.wrap_future(future)
+
+    async def _load(self, slot: _Slot, versions: tuple[Found, ...]) -> None:
+        """The newest; while there is none that serves, those before it."""
+        newest, *older = versions
+        slot.tried, slot.state, slot.reason = newest, LOADING, ""
+        failure = await self._replace(slot, newest)
+        if failure is None:
+            slot.state = READY
+            return
+        slot.state, slot.reason = UNAVAILABLE, failure
+        for bundle in older:
+            if slot.model is None:
+                await self._replace(slot, bundle)
+
+    async def _replace(self, slot: _Slot, bundle: Found) -> str | None:
+        """Why it cannot serve; None where it does from now on."""
+        about = {"model": bundle.name, "version": bundle.version}
+        log.info("loading", extra=about)
         try:
-            loaded = await loop.run_in_executor(self._loader, self._load_blocking, bundle)
+            loaded = await self._in_loader(self._load_blocking, bundle)
+            model = self._serve(loaded)
         except Exception as error:  # whatever a runtime raises; the old one goes on
             known = isinstance(error, PolarpruneError)
-            slot.reason = first_line(error) if known else f"{type(error).__name__}: {error}"
-            slot.state = UNAVAILABLE
-            log.error(
-                "not loaded: %s", slot.reason,
-                extra={"model": bundle.name, "version": bundle.version},
-            )  # fmt: skip
-            return
-        old, slot.model, slot.state = slot.model, self._serve(loaded), READY
+            reason = first_line(error) if known else f"{type(error).__name__}: {first_line(error)}"
+            log.error("not loaded: %s", reason, extra=about)
+            if is_fatal(error):
+                self._break(bundle.name, error)
+            return reason
+        old, slot.model = slot.model, model
+        policy = loaded.facts.policy
         log.info(
-            "serving", extra={"model": bundle.name, "version": bundle.version,
-                              "runs": loaded.facts.runs, "batch": loaded.facts.policy.size,
-                              "window_ms": round(loaded.facts.policy.window * 1e3, 3)},
+            "serving", extra={**about, "runs": loaded.facts.runs, "batch": policy.size,
+                              "window_ms": round(policy.window * 1e3, 3)},
         )  # fmt: skip
         if old is not None:
             self._retire(old)
+        return None
 
     def _load_blocking(self, bundle: Found) -> LoadedModel:
         return load_model(
@@ -205,7 +251,8 @@ class Repository:
         limits = QueueLimits(bounds.queue_requests or _a_second(facts.policy), bounds.queue_bytes)
 
         def fatal(name: str, error: BaseException) -> None:
-            loop.call_soon_threadsafe(self._break, name, error)
+            with suppress(RuntimeError):  # the loop has ended, and with it the server
+                loop.call_soon_threadsafe(self._break, name, error)
 
         milliseconds = self._options.timeout_ms
         return ServedModel(
@@ -227,11 +274,37 @@ class Repository:
             if slot.model is not None:
                 self._retire(slot.model)
 
-    def _retire(self, model: ServedModel) -> None:
+    def _retire(self, model: ServedModel, seconds: float | None = None) -> None:
         """Close without holding up anybody."""
-        task = asyncio.create_task(asyncio.to_thread(_close, model))
-        self._closers.add(task)
-        task.add_done_callback(self._closers.discard)
+        loop = asyncio.get_running_loop()
+        closing = loop.run_in_executor(self._closer, model.close, seconds)
+        self._retiring.add(closing)
+        closing.add_done_callback(self._retired)
+
+    def _retired(self, closing: "asyncio.Future[bool]") -> None:
+        self._retiring.discard(closing)
+        if closing.cancelled():
+            return
+        error = closing.exception()
+        if error is not None:
+            log.error("a model could not be closed", exc_info=error)
+        elif not closing.result():
+            self._undrained += 1
+
+    def _warn(self, seen: Seen) -> None:
+        """Of what cannot be served; once, while it is so."""
+        words = {
+            f"the folder {shown(name)} holds a bundle, and cannot be a model's name: rename it to "
+            "letters, digits, dots, - and _"
+            for name in seen.misnamed
+        }
+        words |= {
+            f"the folder {shown(name)} cannot be read ({reason}); what serves from it goes on"
+            for name, reason in seen.unreadable.items()
+        }
+        for line in sorted(words - self._warned):
+            log.warning(line)
+        self._warned = frozenset(words)
 
     def _by_manifest(self, name: str) -> _Slot | None:
         named = [
@@ -240,10 +313,6 @@ class Repository:
             if slot.model is not None and slot.model.facts.manifest.name == name
         ]
         return named[0] if len(named) == 1 else None
-
-
-def _close(model: ServedModel) -> None:
-    model.close()
 
 
 def _a_second(policy: BatchPolicy) -> int:

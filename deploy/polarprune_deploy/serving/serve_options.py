@@ -19,12 +19,12 @@ class Bounds:
 
     Attributes:
         body_bytes: of one request's body, after decompression too.
-        json_bytes: of the JSON part of a request.
+        json_bytes: of the JSON part of a request; over gRPC, of all but its raw tensors.
         total_bytes: of all bodies that are being received or wait.
         header_bytes: of a request's line and headers.
         header_seconds, body_seconds: until headers, and a body, have come.
         pixels: of one image that is to be decoded.
-        connections: open at a time.
+        connections: open at a time; over gRPC, calls too.
         queue_requests, queue_bytes: of one model; None for requests: as many as are computed in
             about a second.
     """

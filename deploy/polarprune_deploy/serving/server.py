@@ -15,9 +15,16 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
-from polarprune.errors import BackendUnavailable, BundleError, ConfigError, PolarpruneError
+from polarprune.errors import (
+    BackendUnavailable,
+    BundleError,
+    ConfigError,
+    PolarpruneError,
+    quote,
+)
 from polarprune.image_decoding import quiet_decoding
 from polarprune_deploy.serving.authorization import read_token
 from polarprune_deploy.serving.bundle_folders import find_bundles
@@ -46,11 +53,7 @@ def serve(
         PolarpruneError: no bundle can be loaded at the start, or an engine failed so that its
             results could not be trusted any more.
     """
-    if not options.source.is_dir() or not find_bundles(options.source):
-        raise BundleError(
-            f"{options.source} is neither a bundle nor a folder of bundles; write one with: "
-            "polarprune export"
-        )
+    _check_source(options.source)
     token = read_token(options.token_file)
     _check_packages(options)
     import uvloop
@@ -60,6 +63,25 @@ def serve(
     sys.setswitchinterval(SWITCH_SECONDS)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_Service(options, token, on_listening).run())
+
+
+def _check_source(source: Path) -> None:
+    try:
+        seen = find_bundles(source)
+    except OSError as error:
+        raise BundleError(f"{source} cannot be read ({error.strerror}); give a folder") from None
+    if seen.bundles:
+        return
+    if seen.misnamed:
+        raise BundleError(
+            f"the folder {quote(seen.misnamed[0])} holds a bundle, and its name cannot be a "
+            "model's; rename it to letters, digits, dots, - and _"
+        )
+    for name, reason in seen.unreadable.items():
+        raise BundleError(f"{source / name} cannot be read ({reason}); give a folder of bundles")
+    raise BundleError(
+        f"{source} is neither a bundle nor a folder of bundles; write one with: polarprune export"
+    )
 
 
 def _check_packages(options: ServeOptions) -> None:

@@ -10,7 +10,7 @@ STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "
 
 
 class JsonLines(logging.Formatter):
-    """Time, level, message, whatever `extra` held, and the last line of an exception's words."""
+    """Time, level, message, whatever `extra` held, and an exception with its traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""

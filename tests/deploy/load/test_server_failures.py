@@ -180,7 +180,7 @@ def test_https_is_spoken_with_those_who_are_trusted(
     )
     monkeypatch.setenv("SSL_CERT_FILE", str(path))
     (row,) = bench_server(stub.url, PLAN)["rows"]
-    assert row["ok"] == row["n"] > 20
+    assert row["ok"] == row["n"] > 5
 
 
 def test_https_with_a_server_that_speaks_plain_http(make_stub: MakeStub) -> None:
@@ -191,10 +191,10 @@ def test_https_with_a_server_that_speaks_plain_http(make_stub: MakeStub) -> None
 def test_a_server_that_says_nothing_is_not_waited_for_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("polarprune_deploy.load.endpoint.PATIENCE_SECONDS", 0.6)
+    monkeypatch.setattr("polarprune_deploy.load.endpoint.PATIENCE_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        assert "nothing within 1 s; is the server running?" in complaint(f"http://127.0.0.1:{port}")
+        assert "nothing within 0 s; is the server running?" in complaint(f"http://127.0.0.1:{port}")
 
 
 def test_a_server_that_never_ends_its_answer_is_not_read_for_ever(

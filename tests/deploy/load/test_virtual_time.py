@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from polarprune.errors import Refused
 from polarprune_deploy.load.connections import NO_TICKET
 from polarprune_deploy.load.figures import LoadFigures
 from polarprune_deploy.load.http_answers import HttpAnswer
 from polarprune_deploy.load.loops import ClosedLoop, OpenLoop
+from polarprune_deploy.load.pairs import ServerPair, compare
 from polarprune_deploy.load.samples import Outcome, Samples
 from polarprune_deploy.load.schedule import poisson_arrivals
 
@@ -204,6 +206,74 @@ def test_a_connection_that_rested_is_not_used_again() -> None:
     server = QueueServer(1, 0.01)
     opened(server, 8, np.array([0.0, 1.0, 4.0, 5.0, 8.0]))
     assert server.dialled == 3
+
+
+def compared(against: Any, candidate: Any, clients: int, rounds: int = 40) -> ServerPair:
+    targets = [
+        SimpleNamespace(
+            dialer=server, ring=RING, first=RIGHT, url="http://virtual",
+            model=SimpleNamespace(name="m"), kind=SimpleNamespace(batch=2),
+        )
+        for server in (candidate, against)
+    ]  # fmt: skip
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        return runner.run(
+            compare(*targets, clients=clients, rounds=rounds, family=1, seed=3)  # type: ignore[arg-type]
+        )
+
+
+@pytest.mark.parametrize("clients", [1, 6])
+def test_a_comparison_has_the_ratio_of_the_servers_times(clients: int) -> None:
+    pair = compared(QueueServer(1, 0.02), QueueServer(1, 0.01), clients)
+    row = pair.row()
+    assert row["speedup"] == pytest.approx(2.0, rel=1e-6)
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx((2.0, 2.0), rel=1e-6)
+    assert row["control"] == pytest.approx({"speedup": 1.0, "ci_low": 1.0, "ci_high": 1.0})
+    assert row["verdict"] == "faster"
+    assert (row["against_ms"], row["ms"]) == pytest.approx((20.0, 10.0))
+    assert row["throughput"] == pytest.approx(200.0)
+    rounds = [pair.blocks[start : start + 3] for start in range(0, 120, 3)]
+    assert len(pair.blocks) == 120
+    # In random order, each role once a round.
+    orders = {tuple(block.role for block in each) for each in rounds}
+    assert all(len(set(order)) == 3 for order in orders)
+    assert len(orders) == 6
+
+
+def test_drift_of_the_machine_does_not_move_the_ratio() -> None:
+    """Both get twice as slow within the comparison: one after the other would say otherwise."""
+
+    class Drifting(QueueServer):
+        def take(self, now: float) -> tuple[float, HttpAnswer]:
+            self.seconds = self.base * (1.0 + now / 60.0)
+            return super().take(now)
+
+    servers = Drifting(1, 0.02), Drifting(1, 0.0202)
+    for server in servers:
+        server.base = server.seconds  # type: ignore[attr-defined]
+    pair = compared(*servers, clients=1)
+    assert pair.effect.ci_low < 1 / 1.01 < pair.effect.ci_high
+    times = [block.answer_ms for block in pair.blocks]
+    assert max(times) > 1.4 * min(times)
+
+
+def test_refusals_leave_a_comparison_inconclusive() -> None:
+    pair = compared(QueueServer(1, 0.02), QueueServer(1, 0.01, room=2), clients=2)
+    assert pair.verdict == "faster"
+
+    class Picky(QueueServer):
+        def take(self, now: float) -> tuple[float, HttpAnswer]:
+            done, answer = super().take(now)
+            return (done, FULL) if len(self.seen) % 50 == 0 else (done, answer)
+
+    pair = compared(QueueServer(1, 0.02), Picky(1, 0.01), clients=1)
+    assert pair.verdict == "inconclusive"
+    assert "requests were refused, failed or answered wrongly" in pair.reason
+
+
+def test_servers_too_slow_for_the_rounds_are_refused() -> None:
+    with pytest.raises(Refused, match=r"40 rounds would take 1200 s, over the 600 s allowed"):
+        compared(QueueServer(1, 2.0), QueueServer(1, 0.01), clients=1)
 
 
 def test_the_percentiles_are_those_of_right_answers_that_were_due_in_time() -> None:
