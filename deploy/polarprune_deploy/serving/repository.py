@@ -82,6 +82,7 @@ class Repository:
         self._undrained = 0
         self._looking = asyncio.Lock()
         self._warned: frozenset[str] = frozenset()
+        self._looked = False
         self.leaving = False
         """Not ready any more, though what comes is still answered."""
         self.draining = False
@@ -104,6 +105,7 @@ class Repository:
                 slot = self._slots[name]
                 if slot.tried != versions[0] and not self.leaving:
                     await self._load(slot, versions)
+            self._looked = True
 
     @property
     def ready(self) -> bool:
@@ -136,9 +138,11 @@ class Repository:
         """The model of a name: its folder's, or the one in the manifest where that is clear.
 
         Raises:
-            RequestError: UNKNOWN; REJECTED where it is loading.
+            RequestError: UNKNOWN; REJECTED where it is loading, or may be.
         """
         slot = self._slots.get(name) or self._by_manifest(name)
+        if slot is None and not self._looked:
+            raise RequestError(REJECTED, "the server starts, and models are being loaded", 1)
         if slot is None:
             raise RequestError(UNKNOWN, f"unknown model {shown(name)}")
         if slot.model is None:
