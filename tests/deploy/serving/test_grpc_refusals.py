@@ -114,7 +114,7 @@ def field(number: int, content: bytes) -> bytes:
         ("text of at most 256 characters", f'{GOOD} id: "{"x" * 257}"', [SIZE]),
         *(
             (
-                "timeout must be microseconds above 0",
+                "timeout must be microseconds",
                 f'{GOOD} parameters {{ key: "timeout" value {{ {value} }} }}',
                 [SIZE],
             )
