@@ -88,8 +88,12 @@ class Repository:
         self.draining = False
         self.broken = False
 
-    async def look(self) -> None:
+    async def look(self, *, again: bool = False) -> None:
         """Compare with the folder: load what is new, replace what has changed, drop what went.
+
+        Args:
+            again: try what could not be loaded, though it has not changed: memory may have been
+                short, or a disk.
 
         Raises:
             OSError: the folder cannot be read; nothing has changed then.
@@ -103,7 +107,8 @@ class Repository:
                 self._slots.setdefault(name, _Slot()).away = 0
             for name, versions in seen.bundles.items():
                 slot = self._slots[name]
-                if slot.tried != versions[0] and not self.leaving:
+                failed = again and slot.state == UNAVAILABLE
+                if (failed or slot.tried != versions[0]) and not self.leaving:
                     await self._load(slot, versions)
             self._looked = True
 

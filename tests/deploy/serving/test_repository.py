@@ -305,6 +305,38 @@ def test_what_failed_is_not_tried_again_before_it_changes(
     run(work())
 
 
+def test_what_failed_is_tried_again_when_somebody_says_so(
+    stock: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(stock / "0", folder / "a")
+    put(stock / "1", folder / "b")
+    load, loads, short_of_memory = repository.load_model, [], True
+
+    def load_model(path: Path, name: str, *args: Any) -> Any:
+        loads.append(name)
+        if name == "b" and short_of_memory:
+            raise MemoryError
+        return load(path, name, *args)
+
+    monkeypatch.setattr(repository, "load_model", load_model)
+
+    async def work() -> None:
+        nonlocal short_of_memory
+        served = Served(folder)
+        await served.repository.look()
+        short_of_memory = False
+        await served.repository.look()
+        assert served.states() == [("a", "1", "READY"), ("b", "1", "UNAVAILABLE")]
+        await served.repository.look(again=True)
+        assert served.states() == [("a", "1", "READY"), ("b", "1", "READY")]
+        await served.repository.look(again=True)
+        assert loads == ["a", "b", "b"]
+        assert await served.ask("b") == (1, "1")
+        assert await served.repository.close(SECONDS)
+
+    run(work())
+
+
 def test_a_bundle_that_may_be_read_at_last_is_loaded_though_its_content_has_not_changed(
     stock: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
