@@ -3,7 +3,7 @@
 The ports are open before anything is loaded, so that liveness can be asked; readiness comes with
 the last model. SIGTERM and SIGINT drain: not ready at once, new requests still taken for the lame
 duck's seconds, then refused, those taken answered, exit 0; one more signal changes nothing. SIGHUP
-looks at the folder again.
+looks at the folder again, and tries again what could not be loaded.
 """
 
 import asyncio
@@ -34,11 +34,14 @@ from polarprune_deploy.serving.serve_options import FLUSH_SECONDS, ServeOptions
 from polarprune_deploy.serving.service_log import log_to_stderr
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from polarprune_deploy.serving.repository import Repository
 
 STOPS = (signal.SIGTERM, signal.SIGINT)
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2048
+LAST_WORDS_SECONDS = 0.25
 SWITCH_SECONDS = 0.0005
 
 log = logging.getLogger("polarprune.serve")
@@ -203,12 +206,13 @@ class _Service:
                     await self._look_again.wait()
             except TimeoutError:
                 pass
+            told = self._look_again.is_set()
             self._look_again.clear()
-            await self._look(repository)
+            await self._look(repository, again=told)
 
-    async def _look(self, repository: "Repository") -> None:
+    async def _look(self, repository: "Repository", again: bool = False) -> None:
         try:
-            await repository.look()
+            await repository.look(again=again)
         except Exception as error:  # a folder on a network may fail in many ways
             trouble = f"the folder cannot be looked at ({type(error).__name__}: {error})"
             if trouble != self._trouble:  # else it would be said every few seconds
@@ -264,8 +268,22 @@ async def _http_server(app: Any, host: str, port: int, options: ServeOptions) ->
     try:
         yield listener.getsockname()[1]
     finally:
+        await _let_go(server)
         server.should_exit = True
         await running
+
+
+async def _let_go(server: "uvicorn.Server") -> None:
+    """Take no connection more, and give those that are open a moment to ask and be answered.
+
+    Closed at once, a request that is just coming would be cut off without a word.
+    """
+    for each in server.servers:
+        each.close()
+    loop = asyncio.get_running_loop()
+    end = loop.time() + LAST_WORDS_SECONDS
+    while server.server_state.connections and loop.time() < end:
+        await asyncio.sleep(0.01)
 
 
 def _listen(host: str, port: int) -> socket.socket:
