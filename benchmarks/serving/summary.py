@@ -4,7 +4,6 @@ python -m benchmarks.serving summary          # writes benchmarks/results/servin
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 from benchmarks.serving.study_records import RESULTS
@@ -28,7 +27,7 @@ def throughput_lines() -> list[str]:
     """Against the bare loop and the ideal batcher."""
     lines = [
         "| network, threads | batch | share of the bare loop's images/s, batches full "
-        "| one client: p50 over a bare run's | Poisson at half load: p99 over the ideal batcher's |",
+        "| one client: p50 over a bare run's | Poisson, half load: p99 over the ideal batcher's |",
         "|---|---|---|---|---|",
     ]
     for key, case in sorted(cases("throughput").items()):
