@@ -122,4 +122,5 @@ def _file_stamp(folder: Path, file: str) -> tuple[str, int, int, int]:
         status = (folder / file).stat()
     except FileNotFoundError:  # a link to nothing
         return file, 0, 0, 0
-    return file, status.st_ino, status.st_size, status.st_mtime_ns
+    # Not when its content was changed last: who may read it is changed later than that.
+    return file, status.st_ino, status.st_size, status.st_ctime_ns

@@ -31,6 +31,8 @@ READY, LOADING, UNAVAILABLE = "READY", "LOADING", "UNAVAILABLE"
 LOOKS_AWAY = 2
 MOST_CLOSING = 1024
 """Models that are closed at a time; a thread each, made when it is needed."""
+LEAST_SECONDS = 0.1
+"""For an engine's thread to end that has nothing to do."""
 CLOSE_SECONDS = 2
 """To free engines, once all is answered."""
 LEAST_QUEUE, LONGEST_QUEUE = 16, 4096
@@ -82,13 +84,18 @@ class Repository:
         self._undrained = 0
         self._looking = asyncio.Lock()
         self._warned: frozenset[str] = frozenset()
+        self._looked = False
         self.leaving = False
         """Not ready any more, though what comes is still answered."""
         self.draining = False
         self.broken = False
 
-    async def look(self) -> None:
+    async def look(self, *, again: bool = False) -> None:
         """Compare with the folder: load what is new, replace what has changed, drop what went.
+
+        Args:
+            again: try what could not be loaded, though it has not changed: memory may have been
+                short, or a disk.
 
         Raises:
             OSError: the folder cannot be read; nothing has changed then.
@@ -102,8 +109,10 @@ class Repository:
                 self._slots.setdefault(name, _Slot()).away = 0
             for name, versions in seen.bundles.items():
                 slot = self._slots[name]
-                if slot.tried != versions[0] and not self.leaving:
+                failed = again and slot.state == UNAVAILABLE
+                if (failed or slot.tried != versions[0]) and not self.leaving:
                     await self._load(slot, versions)
+            self._looked = True
 
     @property
     def ready(self) -> bool:
@@ -136,9 +145,11 @@ class Repository:
         """The model of a name: its folder's, or the one in the manifest where that is clear.
 
         Raises:
-            RequestError: UNKNOWN; REJECTED where it is loading.
+            RequestError: UNKNOWN; REJECTED where it is loading, or may be.
         """
         slot = self._slots.get(name) or self._by_manifest(name)
+        if slot is None and not self._looked:
+            raise RequestError(REJECTED, "the server starts, and models are being loaded", 1)
         if slot is None:
             raise RequestError(UNKNOWN, f"unknown model {shown(name)}")
         if slot.model is None:
@@ -185,7 +196,7 @@ class Repository:
         """
         self.draining = True
         for model in self.models:
-            self._retire(model, seconds)
+            self._retire(model, max(seconds, LEAST_SECONDS))
         if self._retiring:
             await asyncio.wait(self._retiring, timeout=seconds + CLOSE_SECONDS)
         self._loader.shutdown(wait=False, cancel_futures=True)

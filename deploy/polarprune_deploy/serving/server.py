@@ -2,7 +2,8 @@
 
 The ports are open before anything is loaded, so that liveness can be asked; readiness comes with
 the last model. SIGTERM and SIGINT drain: not ready at once, new requests still taken for the lame
-duck's seconds, then refused, those taken answered, exit 0. SIGHUP looks at the folder again.
+duck's seconds, then refused, those taken answered, exit 0; one more signal changes nothing. SIGHUP
+looks at the folder again, and tries again what could not be loaded.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polarprune.errors import (
     BackendUnavailable,
@@ -26,13 +27,21 @@ from polarprune.errors import (
     quote,
 )
 from polarprune.image_decoding import quiet_decoding
+from polarprune.terminal import print_error
 from polarprune_deploy.serving.authorization import read_token
 from polarprune_deploy.serving.bundle_folders import find_bundles
 from polarprune_deploy.serving.serve_options import FLUSH_SECONDS, ServeOptions
 from polarprune_deploy.serving.service_log import log_to_stderr
 
+if TYPE_CHECKING:
+    import uvicorn
+
+    from polarprune_deploy.serving.repository import Repository
+
+STOPS = (signal.SIGTERM, signal.SIGINT)
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2048
+LAST_WORDS_SECONDS = 0.25
 SWITCH_SECONDS = 0.0005
 
 log = logging.getLogger("polarprune.serve")
@@ -61,8 +70,12 @@ def serve(
     log_to_stderr()
     # Between two batches the engine's thread waits so long for Python's lock, at most.
     sys.setswitchinterval(SWITCH_SECONDS)
+    service = _Service(options, token, on_listening)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_Service(options, token, on_listening).run())
+        if runner.run(service.run()):
+            _end_process(service.failure)
+    if service.failure is not None:
+        raise PolarpruneError(service.failure)
 
 
 def _check_source(source: Path) -> None:
@@ -82,6 +95,16 @@ def _check_source(source: Path) -> None:
     raise BundleError(
         f"{source} is neither a bundle nor a folder of bundles; write one with: polarprune export"
     )
+
+
+def _end_process(failure: str | None) -> None:
+    """End now: Python would wait for a thread that nobody can call back, out of a runtime."""
+    log.warning("ending while a model is still being loaded or computes")
+    if failure is not None:
+        print_error(failure)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0 if failure is None else 1)
 
 
 def _check_packages(options: ServeOptions) -> None:
@@ -117,19 +140,29 @@ class _Service:
         self._options, self._token, self._on_listening = options, token, on_listening
         self._stopping = asyncio.Event()
         self._look_again = asyncio.Event()
-        self._failure: str | None = None
+        self._trouble = ""
+        self.failure: str | None = None
 
-    async def run(self) -> None:
+    async def run(self) -> bool:
+        """Whether a thread was left behind."""
+        loop = asyncio.get_running_loop()
+        for number in STOPS:
+            loop.add_signal_handler(number, self._stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, self._look_again.set)
+        try:
+            return await self._serve()
+        finally:
+            for number in STOPS:
+                loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_IGN)  # what ends need not be told again
+
+    async def _serve(self) -> bool:
         from polarprune_deploy.serving.held_bytes import Held
         from polarprune_deploy.serving.http_app import HttpApp
         from polarprune_deploy.serving.http_routes import make_metrics_routes, make_routes
         from polarprune_deploy.serving.repository import Repository
 
         options = self._options
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop)
-        loop.add_signal_handler(signal.SIGHUP, self._look_again.set)
         repository = Repository(options, self._break)
         held = Held(options.bounds)
         app = HttpApp(repository, options, self._token, make_routes(repository), held)
@@ -157,48 +190,57 @@ class _Service:
             log.info("draining")
             looking.cancel()
             await self._drain(repository)
-        if self._failure is not None:
-            raise PolarpruneError(self._failure)
         log.info("stopped")
+        return repository.stuck
 
-    async def _keep_looking(self, repository: Any) -> None:
+    async def _keep_looking(self, repository: "Repository") -> None:
         """Load what there is, then look again at intervals or when told."""
         seconds = self._options.poll_seconds or None
-        first = True
+        await self._look(repository)
+        if not repository.models:
+            reasons = [entry.reason for entry in repository.index()]
+            self._fail("; ".join(reasons) or self._trouble or "there is no bundle any more")
         while True:
-            try:
-                await repository.look()
-            except Exception as error:  # a folder on a network may fail in many ways
-                log.error("the folder cannot be looked at", exc_info=error)
-            if first and not repository.models:
-                self._failure = "; ".join(e.reason for e in repository.index()) or "nothing loaded"
-                self._stopping.set()
-            first = False
             try:
                 async with asyncio.timeout(seconds):
                     await self._look_again.wait()
             except TimeoutError:
-                continue
+                pass
+            told = self._look_again.is_set()
             self._look_again.clear()
+            await self._look(repository, again=told)
 
-    async def _drain(self, repository: Any) -> None:
+    async def _look(self, repository: "Repository", again: bool = False) -> None:
+        try:
+            await repository.look(again=again)
+        except Exception as error:  # a folder on a network may fail in many ways
+            trouble = f"the folder cannot be looked at ({type(error).__name__}: {error})"
+            if trouble != self._trouble:  # else it would be said every few seconds
+                log.error("the folder cannot be looked at", exc_info=error)
+            self._trouble = trouble
+        else:
+            self._trouble = ""
+
+    async def _drain(self, repository: "Repository") -> None:
         options = self._options
         repository.leaving = True  # not ready, and still serving
-        if self._failure is None and options.lame_duck_seconds:
+        if self.failure is None and options.lame_duck_seconds:
             await asyncio.sleep(options.lame_duck_seconds)
-        drained = await repository.close(0 if self._failure else options.drain_seconds)
+        drained = await repository.close(0 if self.failure else options.drain_seconds)
         if not drained:
             log.error("not all requests were answered in time")
 
-    def _stop(self) -> None:
-        self._stopping.set()
-
     def _break(self, model: str, error: BaseException) -> None:
-        self._failure = (
+        log.critical("engine failed", extra={"model": model, "error": str(error)})
+        self._fail(
             f"the engine of {model} failed so that no result can be trusted any more "
             f"({' '.join(str(error).split())[:200]}); the server ends, start it again"
         )
-        log.critical("engine failed", extra={"model": model, "error": str(error)})
+
+    def _fail(self, words: str) -> None:
+        """End with an error, the first that is told."""
+        if self.failure is None:
+            self.failure = words
         self._stopping.set()
 
 
@@ -226,8 +268,22 @@ async def _http_server(app: Any, host: str, port: int, options: ServeOptions) ->
     try:
         yield listener.getsockname()[1]
     finally:
+        await _let_go(server)
         server.should_exit = True
         await running
+
+
+async def _let_go(server: "uvicorn.Server") -> None:
+    """Take no connection more, and give those that are open a moment to ask and be answered.
+
+    Closed at once, a request that is just coming would be cut off without a word.
+    """
+    for each in server.servers:
+        each.close()
+    loop = asyncio.get_running_loop()
+    end = loop.time() + LAST_WORDS_SECONDS
+    while server.server_state.connections and loop.time() < end:
+        await asyncio.sleep(0.01)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -235,6 +291,9 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
+        # What Python adds to the system's words says the port again.
+        code = error.errno or 0  # below 0 where it is a name that is not found
+        reason = os.strerror(code) if code > 0 else error.strerror
         raise ConfigError(
-            f"port {port} of {host} cannot be listened on ({error.strerror}); choose another"
+            f"port {port} of {host} cannot be listened on ({reason}); choose another"
         ) from None

@@ -1,4 +1,4 @@
-"""What a client on a connection of its own sees while the server leaves."""
+"""What the real process does when it is told to look again, and to leave."""
 
 import http.client
 import signal
@@ -58,3 +58,20 @@ def test_connections_are_kept_until_the_server_leaves_and_each_then_ends_with_it
         assert ask(client, infer, BODY) == (200, "close")
         assert ask(prober, ready, "") == (503, "close")
     assert server.wait(20) == 0
+
+
+def test_sighup_tries_again_what_could_not_be_loaded(server: ServerProcess, tmp_path: Path) -> None:
+    broken = write_small_bundle(tmp_path / "served" / "broken")
+    (broken / "model.onnx").write_bytes(b"")
+    for times in (1, 2):
+        server.signal(signal.SIGHUP)
+        end = time.monotonic() + 20
+        while len(server.events("loading")) < 1 + times or len(failures(server)) < times:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    assert server.index()[0]["state"] == "UNAVAILABLE"
+    assert server.stop() == 0
+
+
+def failures(server: ServerProcess) -> list[str]:
+    return [e["message"] for e in server.events() if e["message"].startswith("not loaded")]

@@ -137,6 +137,28 @@ def test_a_single_bundle_is_served_under_its_folders_name_and_the_name_in_it(sto
     run(work())
 
 
+def test_before_the_first_look_is_over_no_name_is_said_to_be_unknown(
+    stock: Path, folder: Path
+) -> None:
+    put(stock / "0", folder / "a")
+
+    async def work() -> None:
+        served = Served(folder)
+        for name in ("a", "small", "nobody"):
+            with pytest.raises(RequestError, match="being loaded") as refusal:
+                served.repository.get(name)
+            assert refusal.value.kind == REJECTED
+            assert refusal.value.retry_after is not None
+        await served.repository.look()
+        assert await served.ask("small") == (0, "1")
+        with pytest.raises(RequestError) as refusal:
+            served.repository.get("nobody")
+        assert refusal.value.kind == UNKNOWN
+        assert await served.repository.close(SECONDS)
+
+    run(work())
+
+
 @pytest.mark.parametrize("way", ["swapped", "versions"])
 def test_a_bundle_that_is_replaced_under_load_loses_no_request_and_mixes_no_answer(
     way: str, stock: Path, folder: Path
@@ -278,6 +300,71 @@ def test_what_failed_is_not_tried_again_before_it_changes(
         shutil.copy(stock / "1" / "model.onnx", folder / "net" / "model.onnx")
         await served.repository.look()
         assert (await served.ask("net"))[0] == 1
+        assert await served.repository.close(SECONDS)
+
+    run(work())
+
+
+def test_what_failed_is_tried_again_when_somebody_says_so(
+    stock: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(stock / "0", folder / "a")
+    put(stock / "1", folder / "b")
+    load, loads, short_of_memory = repository.load_model, [], True
+
+    def load_model(path: Path, name: str, *args: Any) -> Any:
+        loads.append(name)
+        if name == "b" and short_of_memory:
+            raise MemoryError
+        return load(path, name, *args)
+
+    monkeypatch.setattr(repository, "load_model", load_model)
+
+    async def work() -> None:
+        nonlocal short_of_memory
+        served = Served(folder)
+        await served.repository.look()
+        short_of_memory = False
+        await served.repository.look()
+        assert served.states() == [("a", "1", "READY"), ("b", "1", "UNAVAILABLE")]
+        await served.repository.look(again=True)
+        assert served.states() == [("a", "1", "READY"), ("b", "1", "READY")]
+        await served.repository.look(again=True)
+        assert loads == ["a", "b", "b"]
+        assert await served.ask("b") == (1, "1")
+        assert await served.repository.close(SECONDS)
+
+    run(work())
+
+
+def test_a_bundle_that_may_be_read_at_last_is_loaded_though_its_content_has_not_changed(
+    stock: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(stock / "0", folder / "a")
+    open_path = Path.open
+
+    def may_open(path: Path, *args: Any, **more: Any) -> Any:
+        """The system's answer to everybody but root."""
+        if path.name == "model.onnx" and not path.stat().st_mode & 0o400:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return open_path(path, *args, **more)
+
+    monkeypatch.setattr(Path, "open", may_open)
+
+    async def work() -> None:
+        served = Served(folder)
+        await served.repository.look()
+        shutil.copytree(stock / "1", folder / ".new")
+        (folder / ".new" / "model.onnx").chmod(0)
+        shutil.rmtree(folder / "a")
+        (folder / ".new").rename(folder / "a")
+        await served.repository.look()
+        assert await served.ask("a") == (0, "1")
+        assert "Permission denied" in served.reason()
+        (folder / "a" / "model.onnx").chmod(0o644)
+        await served.repository.look()
+        assert await served.ask("a") == (1, "1")
+        assert served.states() == [("a", "1", "READY")]
         assert await served.repository.close(SECONDS)
 
     run(work())
@@ -654,6 +741,16 @@ def test_closing_answers_what_was_taken_also_by_models_that_were_replaced(
         assert await closing
         assert not served.repository.stuck
         assert [(await task)[0] for task in asking] == [1] * 8 + [2]
+
+    run(work())
+
+
+def test_closing_at_once_is_clean_where_nothing_waits(stock: Path) -> None:
+    async def work() -> None:
+        served = Served(stock)
+        await served.repository.look()
+        assert await served.repository.close(0)
+        assert not served.repository.stuck
 
     run(work())
 
