@@ -132,7 +132,7 @@ def judge_document(head: bytes, raw: bytes) -> Wanted:
     _hold(len(outputs) <= 1, "outputs")
     for output in outputs:
         _hold(isinstance(output, dict) and output.get("name") == "logits", "an output")
-        asked = _parameters(output)
+        asked = _of_tensor(output)
         _hold(not asked.get("classification"), "classification")
         binary = asked.get("binary_data", binary)
         _hold(isinstance(binary, bool), "binary_data")
@@ -149,7 +149,7 @@ def _images(tensor: Any, raw: bytes) -> Floats:
     shape = tensor.get("shape")
     _hold(isinstance(shape, list) and all(map(_is_whole, shape)), "shape")
     _hold(shape[1:] == SIDES and 1 <= shape[0] <= MOST, "shape")
-    size = _parameters(tensor).get("binary_data_size")
+    size = _of_tensor(tensor).get("binary_data_size")
     if size is not None:
         _hold("data" not in tensor, "both")
         _hold(_is_whole(size) and size == len(raw), "size")
@@ -191,7 +191,11 @@ def from_bytes(raw: bytes, count: int) -> Floats:
 def _parameters(holder: dict[str, Any]) -> dict[str, Any]:
     found = holder.get("parameters")
     _hold(found is None or isinstance(found, dict), "parameters")
-    parameters: dict[str, Any] = found or {}
+    return found or {}
+
+
+def _of_tensor(tensor: dict[str, Any]) -> dict[str, Any]:
+    parameters = _parameters(tensor)
     _hold("shared_memory_region" not in parameters, "shared memory")
     return parameters
 
