@@ -33,11 +33,11 @@ from polarprune_deploy.serving.classification import (
     why_not_classified,
 )
 from polarprune_deploy.serving.counters import Counters
-from polarprune_deploy.serving.image_queue import ImageQueue
 from polarprune_deploy.serving.image_uploads import uploaded_image
 from polarprune_deploy.serving.infer_requests import Signature
 from polarprune_deploy.serving.request_errors import BAD, REJECTED, RequestError
 from polarprune_deploy.serving.served_model import ModelFacts
+from polarprune_deploy.serving.thread_queue import ThreadQueue
 
 PATH = "/v2/models/digits/classify"
 
@@ -299,7 +299,7 @@ def test_an_image_is_prepared_anew_for_a_model_that_came_meanwhile(bundles: Path
     request = ImageRequest(encoded(Image.new("L", (8, 8), 255)), query=b"top=1")
 
     async def ask() -> dict[str, Any]:
-        return await classify(request, lambda: next(looks), new.answer, ImageQueue(1), 100)  # type: ignore[arg-type, return-value]
+        return await classify(request, lambda: next(looks), new.answer, ThreadQueue(1), 100)  # type: ignore[arg-type, return-value]
 
     answer = asyncio.run(ask())
     share = np.e / (np.e + 9)  # white is 1 for the new one, and 1.75 for the old
@@ -317,7 +317,7 @@ def test_scores_that_are_no_numbers_are_not_answered(bundles: Path) -> None:
 
     async def ask() -> None:
         request = ImageRequest(encoded(digit(0)[0]))
-        await classify(request, lambda: model, infinite, ImageQueue(1), 100)  # type: ignore[arg-type, return-value]
+        await classify(request, lambda: model, infinite, ThreadQueue(1), 100)  # type: ignore[arg-type, return-value]
 
     with pytest.raises(RequestError, match="no finite scores"):
         asyncio.run(ask())
@@ -350,7 +350,7 @@ def test_only_so_many_images_are_decoded_at_once_in_their_order() -> None:
     works = Works()
 
     async def ask() -> list[int]:
-        images = ImageQueue(2)
+        images = ThreadQueue(2)
         asked = [asyncio.create_task(images.run(works.work(number))) for number in range(7)]
         while len(works.started) < 2:
             await asyncio.sleep(0.001)
@@ -368,7 +368,7 @@ def test_who_leaves_the_line_is_never_decoded_and_holds_up_nobody() -> None:
     works = Works()
 
     async def ask() -> list[Any]:
-        images = ImageQueue(1)
+        images = ThreadQueue(1)
         asked = [asyncio.create_task(images.run(works.work(number))) for number in range(4)]
         while not works.started:
             await asyncio.sleep(0.001)
@@ -390,7 +390,7 @@ def test_who_waits_too_long_is_told_to_come_again() -> None:
     works = Works()
 
     async def ask() -> tuple[RequestError, int]:
-        images = ImageQueue(1, longest_wait=0.05)
+        images = ThreadQueue(1, longest_wait=0.05)
         first = asyncio.create_task(images.run(works.work(0)))
         while not works.started:
             await asyncio.sleep(0.001)
@@ -408,7 +408,7 @@ def test_a_sender_who_goes_while_waiting_for_a_decoder_is_counted(bundles: Path)
     model, works = Stub(facts(bundles, "digits")), Works()
 
     async def ask() -> None:
-        images = ImageQueue(1)
+        images = ThreadQueue(1)
         first = asyncio.create_task(images.run(works.work(0)))
         request = ImageRequest(encoded(digit(0)[0]))
         waiting = asyncio.create_task(
