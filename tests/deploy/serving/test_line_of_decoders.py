@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from polarprune_deploy.serving.image_queue import ImageQueue
 from polarprune_deploy.serving.request_errors import REJECTED, RequestError
+from polarprune_deploy.serving.thread_queue import ThreadQueue
 
 
 class Works:
@@ -38,7 +38,7 @@ def test_only_so_many_images_are_decoded_at_once_in_their_order() -> None:
     works = Works()
 
     async def ask() -> list[int]:
-        images = ImageQueue(2)
+        images = ThreadQueue(2)
         asked = [asyncio.create_task(images.run(works.work(number))) for number in range(7)]
         while len(works.started) < 2:
             await asyncio.sleep(0.001)
@@ -56,7 +56,7 @@ def test_who_leaves_the_line_is_never_decoded_and_holds_up_nobody() -> None:
     works = Works()
 
     async def ask() -> list[Any]:
-        images = ImageQueue(1)
+        images = ThreadQueue(1)
         asked = [asyncio.create_task(images.run(works.work(number))) for number in range(4)]
         while not works.started:
             await asyncio.sleep(0.001)
@@ -78,7 +78,7 @@ def test_who_waits_too_long_is_told_to_come_again() -> None:
     works = Works()
 
     async def ask() -> tuple[RequestError, int]:
-        images = ImageQueue(1, longest_wait=0.05)
+        images = ThreadQueue(1, longest_wait=0.05)
         first = asyncio.create_task(images.run(works.work(0)))
         while not works.started:
             await asyncio.sleep(0.001)
