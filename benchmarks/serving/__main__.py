@@ -20,6 +20,7 @@ STUDIES = {
     "litserve": "benchmarks.serving.litserve_rival",
     "overload": "benchmarks.serving.overload",
     "soak": "benchmarks.serving.soak",
+    "summary": "benchmarks.serving.summary",
     "throughput": "benchmarks.serving.throughput",
 }
 """Each module has a `main` that takes the words behind its name."""

@@ -31,6 +31,7 @@ def heavy_modules_after(statement: str) -> set[str]:
         "import polarprune.errors",
         "import polarprune.manifest",
         "from polarprune_deploy import load_runner",
+        "import polarprune_deploy.serving.http_app, polarprune_deploy.serving.http_routes",
         HELP,
     ],
 )

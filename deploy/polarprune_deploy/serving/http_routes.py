@@ -18,6 +18,7 @@ from polarprune_deploy.serving.model_documents import (
     server_document,
     statistics_documents,
 )
+from polarprune_deploy.serving.openapi import openapi_document
 from polarprune_deploy.serving.repository import Repository
 from polarprune_deploy.serving.request_errors import (
     BAD,
@@ -73,12 +74,16 @@ def make_routes(repository: Repository) -> Starlette:
     async def status(_: Request) -> Response:
         return JSONResponse(status_document(repository))
 
+    async def openapi(_: Request) -> Response:
+        return JSONResponse(openapi_document())
+
     async def page(_: Request) -> Response:
         return HTMLResponse(PAGE, headers=PAGE_HEADERS)
 
     app = Starlette(
         routes=[
             Route("/", page),
+            Route("/openapi.json", openapi),
             Route("/status", status),
             Route("/metrics", metrics),
             Route("/v2", server),

@@ -31,6 +31,8 @@ READY, LOADING, UNAVAILABLE = "READY", "LOADING", "UNAVAILABLE"
 LOOKS_AWAY = 2
 MOST_CLOSING = 1024
 """Models that are closed at a time; a thread each, made when it is needed."""
+LEAST_SECONDS = 0.1
+"""For an engine's thread to end that has nothing to do."""
 CLOSE_SECONDS = 2
 """To free engines, once all is answered."""
 LEAST_QUEUE, LONGEST_QUEUE = 16, 4096
@@ -194,7 +196,7 @@ class Repository:
         """
         self.draining = True
         for model in self.models:
-            self._retire(model, seconds)
+            self._retire(model, max(seconds, LEAST_SECONDS))
         if self._retiring:
             await asyncio.wait(self._retiring, timeout=seconds + CLOSE_SECONDS)
         self._loader.shutdown(wait=False, cancel_futures=True)

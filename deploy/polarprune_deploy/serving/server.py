@@ -299,8 +299,8 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         # What Python adds to the system's words says the port again.
-        known = error.errno is not None and error.errno > 0
-        reason = os.strerror(error.errno) if known else error.strerror
+        code = error.errno or 0  # below 0 where it is a name that is not found
+        reason = os.strerror(code) if code > 0 else error.strerror
         raise ConfigError(
             f"port {port} of {host} cannot be listened on ({reason}); choose another"
         ) from None

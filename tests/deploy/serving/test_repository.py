@@ -745,6 +745,16 @@ def test_closing_answers_what_was_taken_also_by_models_that_were_replaced(
     run(work())
 
 
+def test_closing_at_once_is_clean_where_nothing_waits(stock: Path) -> None:
+    async def work() -> None:
+        served = Served(stock)
+        await served.repository.look()
+        assert await served.repository.close(0)
+        assert not served.repository.stuck
+
+    run(work())
+
+
 def test_closing_is_bounded_though_an_engine_hangs(
     stock: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

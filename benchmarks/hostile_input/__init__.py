@@ -1,0 +1,1 @@
+"""What a server makes of hostile input over HTTP."""
