@@ -157,7 +157,7 @@ FAILURES = [
     (["verify"], 2, "error: Missing argument 'BUNDLE'"),
     (["collapse-onnx", "in.onnx"], 2, "error: Missing argument 'OUT.onnx'"),
     (["serve"], 2, "error: Missing argument 'FOLDER_OF_BUNDLES|BUNDLE'"),
-    (["serve", "absent"], 1, "error: absent is neither a bundle nor a folder of bundles"),
+    (["serve", "absent"], 1, "error: absent cannot be read (No such file or directory)"),
     (["serve", ".", "--http-port", "70000"], 1, "error: --http-port must be 0 to 65535"),
 ]
 
