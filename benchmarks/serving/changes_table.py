@@ -43,7 +43,7 @@ def _more(part: str, cases: list[Any]) -> str:
     match part:
         case "reloads" | "versions":
             stale = sum(case["old_answers_after_the_change"] for case in cases)
-            last = cases[-1]
+            last = max(cases, key=lambda case: int(case["n"]))
             during, outside = last["latency_ms_during"], last["latency_ms_outside"]
             words = (
                 f"{stale} old answers after a change; served in "

@@ -9,6 +9,7 @@ looks at the folder again, and tries again what could not be loaded.
 import asyncio
 import logging
 import os
+import select
 import signal
 import socket
 import sys
@@ -268,16 +269,22 @@ async def _http_server(app: Any, host: str, port: int, options: ServeOptions) ->
     try:
         yield listener.getsockname()[1]
     finally:
-        await _let_go(server)
+        await _let_go(server, listener)
         server.should_exit = True
         await running
 
 
-async def _let_go(server: "uvicorn.Server") -> None:
+async def _let_go(server: "uvicorn.Server", listener: socket.socket) -> None:
     """Take no connection more, and give those that are open a moment to ask and be answered.
 
     Closed at once, a request that is just coming would be cut off without a word.
     """
+    knocking = select.poll()
+    knocking.register(listener, select.POLLIN)
+    for _ in range(BACKLOG):  # who has knocked is let in, one in each turn of the loop
+        if not knocking.poll(0):
+            break
+        await asyncio.sleep(0)
     for each in server.servers:
         each.close()
     loop = asyncio.get_running_loop()
