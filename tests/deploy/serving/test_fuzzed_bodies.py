@@ -9,7 +9,7 @@ from tests.deploy.serving.hostile_server import HostileServer
 BODIES = 400
 
 
-def test_every_fuzzed_body_is_answered_rightly_or_refused(server: HostileServer, seed: int) -> None:
+def test_every_fuzzed_body_is_answered_rightly_or_refused(server: HostileServer) -> None:
     tally = Tally()
     Worker(server, tally, 1, 0).work(BODIES)
     assert not tally.kept
