@@ -42,7 +42,6 @@ LOOK_SECONDS = 1.0
 class Tally:
     """What the workers found; they share it."""
 
-    bodies: int
     lock: threading.Lock = field(default_factory=threading.Lock)
     done: int = 0
     connections: int = 0
@@ -169,9 +168,9 @@ def study(bodies: int, seed: int, workers: int) -> dict[str, Any]:
 
 
 def _study(server: HostileServer, bodies: int, seed: int, workers: int) -> dict[str, Any]:
-    warm = Tally(bodies=0)
+    warm = Tally()
     Worker(server, warm, seed, -1).work(max(200, bodies // 50))
-    tally, start = Tally(bodies), time.monotonic()
+    tally, start = Tally(), time.monotonic()
     share = -(-bodies // workers)
     threads = [
         threading.Thread(target=Worker(server, tally, seed, number).work, args=(share,))

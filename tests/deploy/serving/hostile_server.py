@@ -1,9 +1,4 @@
-"""A real server in a process of its own, whose every answer is held to what was promised.
-
-    python -m tests.deploy.serving.hostile_server BUNDLES '{"header_seconds": 0.5}' TOKEN_FILE
-
-serves with bounds that the command line has no options for.
-"""
+"""A real server in a process of its own, whose every answer is held to what was promised."""
 
 import json
 import os
@@ -19,8 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polarprune_deploy.serving.serve_options import Bounds, ServeOptions
-from polarprune_deploy.serving.server import serve
 from polarprune_export.onnx_session import open_session, run_session
 from tests.deploy.serving.raw_http import PATIENCE, Answer, RawConnection, request
 from tests.small_bundles import CLASSES, SIDE, write_small_bundle
@@ -34,6 +27,7 @@ MOST = 8
 LENGTH = "Inference-Header-Content-Length"
 INTERNALS = ("Traceback", 'File "', "site-packages", "polarprune_deploy", "0x7f", "object at")
 REFUSALS = frozenset(range(400, 500)) | {503}
+SERVE_WITH_BOUNDS = "tests.deploy.serving.serve_with_bounds"
 START_SECONDS = 60
 TOKEN = "correct-horse-battery-staple"
 SHORT_BOUNDS: dict[str, Any] = {
@@ -67,7 +61,13 @@ class HostileServer:
             verb = ("-m", "polarprune", "serve", str(folder), "--backend", "onnxruntime")
             words: Sequence[str] = (*verb, *ports, *options)
         else:
-            words = ("-m", __name__, str(folder), json.dumps(bounds), str(token_file or ""))
+            words = (
+                "-m",
+                SERVE_WITH_BOUNDS,
+                str(folder),
+                json.dumps(bounds),
+                str(token_file or ""),
+            )
         self.process = subprocess.Popen(
             [sys.executable, *words], stderr=subprocess.PIPE, text=True, env=os.environ | FAST
         )
@@ -228,14 +228,3 @@ def wait_until(condition: Any, seconds: float = PATIENCE) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
-
-
-if __name__ == "__main__":
-    source, given, token = sys.argv[1:]
-    serve(
-        ServeOptions(
-            source=Path(source), http_port=0, grpc_port=None, metrics_port=0,
-            backend="onnxruntime", token_file=Path(token) if token else None,
-            bounds=Bounds(**json.loads(given)),
-        )
-    )  # fmt: skip
