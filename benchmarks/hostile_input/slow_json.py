@@ -9,7 +9,7 @@ from typing import Any
 LARGEST_INTEGER = 2**63 - 1
 LONGEST_TEXT = 1 << 16
 DEEPEST = 32
-MOST_LISTS = 100_000
+MOST_LISTS, MOST_QUOTES = 100_000, 20_000
 SPACE = re.compile(r"[ \t\n\r]*")
 NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 PLAIN = re.compile(r'[^"\\\x00-\x1f]*')
@@ -29,6 +29,8 @@ def read_json(content: bytes) -> Any:
     """
     if content.count(b"[") + content.count(b"{") > MOST_LISTS:
         raise NotJson("too many lists")
+    if content.count(b'"') > MOST_QUOTES:
+        raise NotJson("too many texts")
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError:

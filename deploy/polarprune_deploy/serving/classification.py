@@ -13,11 +13,11 @@ from polarprune_deploy.input_making import host_dtype
 from polarprune_deploy.runners import Array
 from polarprune_deploy.serving.batcher import Named
 from polarprune_deploy.serving.image_inputs import CHANNELS, image_input
-from polarprune_deploy.serving.image_queue import ImageQueue
 from polarprune_deploy.serving.image_uploads import uploaded_image
 from polarprune_deploy.serving.infer_requests import InferRequest, shown
 from polarprune_deploy.serving.request_errors import BAD, CANCELED, RequestError
 from polarprune_deploy.serving.served_model import ModelFacts, ServedModel
+from polarprune_deploy.serving.thread_queue import ThreadQueue
 
 DEFAULT_TOP = 5
 MOST_QUERY_FIELDS = 16
@@ -42,7 +42,7 @@ async def classify(
     request: ImageRequest,
     find: Callable[[], ServedModel],
     infer: Callable[[ServedModel, InferRequest], Awaitable[Named]],
-    images: ImageQueue,
+    images: ThreadQueue,
     most_pixels: int,
 ) -> dict[str, Any]:
     """The most probable classes, best first.
@@ -112,7 +112,7 @@ def probabilities(scores: Array) -> Array:
 
 
 async def _decoded(
-    request: ImageRequest, model: ServedModel, images: ImageQueue, most_pixels: int
+    request: ImageRequest, model: ServedModel, images: ThreadQueue, most_pixels: int
 ) -> Array:
     refusal = why_not_classified(model.facts)
     if refusal is not None:

@@ -26,7 +26,6 @@ from polarprune_deploy.serving.http_bodies import (
     refuse_contradictions,
 )
 from polarprune_deploy.serving.http_infer import LENGTH_HEADER, encode_response, parse_infer
-from polarprune_deploy.serving.image_queue import ImageQueue
 from polarprune_deploy.serving.infer_requests import InferRequest
 from polarprune_deploy.serving.repository import Repository
 from polarprune_deploy.serving.request_errors import (
@@ -40,6 +39,7 @@ from polarprune_deploy.serving.request_errors import (
 from polarprune_deploy.serving.request_ids import RequestIds
 from polarprune_deploy.serving.serve_options import ServeOptions
 from polarprune_deploy.serving.served_model import ServedModel
+from polarprune_deploy.serving.thread_queue import ThreadQueue
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -76,7 +76,9 @@ class HttpApp:
         """
         self._repository, self._options, self._token = repository, options, token
         self._routes = routes
-        self._images = ImageQueue(min(MOST_DECODERS, os.cpu_count() or 1))
+        self._images = ThreadQueue(min(MOST_DECODERS, os.cpu_count() or 1))
+        # Python reads and writes JSON in one thread at a time anyway; more would only take memory.
+        self._documents = ThreadQueue(1, "long documents")
         self._held = held
         self._ids = RequestIds()
 
@@ -163,10 +165,11 @@ class HttpApp:
         signature = model.facts.signature
         length_header, bounds = headers.get(LENGTH_HEADER), self._options.bounds
         may_be_json = length_header is None or len(length_header) >= LONG_JSON_DIGITS
+        read = partial(parse_infer, body, length_header, signature, bounds)
         if may_be_json and len(body) > LONG_JSON:
-            asked = await asyncio.to_thread(parse_infer, body, length_header, signature, bounds)
+            asked = await self._while_connected(receive, self._documents.run(read))
         else:
-            asked = parse_infer(body, length_header, signature, bounds)
+            asked = read()
         outputs, model = await self._while_connected(
             receive, self._repository.infer(model, asked.request, version)
         )
@@ -174,7 +177,8 @@ class HttpApp:
         words = (asked, outputs, facts.name, facts.version, signature)
         try:
             if not asked.binary and sum(array.size for array in outputs.values()) > LONG_LIST:
-                content, length = await asyncio.to_thread(encode_response, *words)
+                write = partial(encode_response, *words)
+                content, length = await self._documents.run(write)
             else:
                 content, length = encode_response(*words)
         except RequestError as error:

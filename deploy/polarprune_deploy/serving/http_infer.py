@@ -31,8 +31,8 @@ from polarprune_deploy.serving.tensors import (
 )
 
 LENGTH_HEADER = b"inference-header-content-length"
-MOST_LISTS = 100_000
-"""Empty ones take twenty times their bytes in memory."""
+MOST_LISTS, MOST_TEXTS = 100_000, 10_000
+"""In one document; small ones take twenty times their bytes in memory."""
 REMEMBERED_HEADS, LONGEST_REMEMBERED = 256, 2048
 """Heads, and bytes of one: a client sends the same before each tensor."""
 UNKNOWN_LENGTH = "Inference-Header-Content-Length must be a whole number within the body, got"
@@ -174,10 +174,12 @@ def _raw_request(body: bytes, signature: Signature) -> HttpInferRequest:
 
 
 def _document(content: bytes, largest: int) -> dict[str, Any]:
-    if content.count(b"[") + content.count(b"{") > MOST_LISTS:
+    lists, quotes = content.count(b"[") + content.count(b"{"), content.count(b'"')
+    if lists > MOST_LISTS or quotes > 2 * MOST_TEXTS:
         raise RequestError(
-            TOO_LARGE, f"the JSON of a request may hold {MOST_LISTS} lists and objects at most"
-        )
+            TOO_LARGE, f"the JSON of a request may hold {MOST_LISTS} lists and {MOST_TEXTS} texts "
+            "at most",
+        )  # fmt: skip
     try:
         document = parse_strict(content, largest)
     except ValueError as error:  # of the encoding too

@@ -155,7 +155,7 @@ class Repository:
         if slot.model is None:
             if slot.state == LOADING:
                 raise RequestError(REJECTED, f"model {name} is being loaded", 1)
-            raise RequestError(REJECTED, f"model {name} is not available: {slot.reason}", 5)
+            raise RequestError(REJECTED, f"model {name} is not available; the index says why", 5)
         if version not in ("", slot.model.facts.version):
             raise RequestError(
                 UNKNOWN,
@@ -220,7 +220,10 @@ class Repository:
         if failure is None:
             slot.state = READY
             return
-        slot.state, slot.reason = UNAVAILABLE, failure
+        # Strangers see the index; where things lie here is not theirs to know.
+        above = self._options.source.parent
+        known = failure.replace(f"{above}/", "") if above.name else failure
+        slot.state, slot.reason = UNAVAILABLE, known
         for bundle in older:
             if slot.model is None:
                 await self._replace(slot, bundle)

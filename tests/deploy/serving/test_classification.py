@@ -5,7 +5,7 @@ import json
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -33,11 +33,11 @@ from polarprune_deploy.serving.classification import (
     why_not_classified,
 )
 from polarprune_deploy.serving.counters import Counters
-from polarprune_deploy.serving.image_queue import ImageQueue
 from polarprune_deploy.serving.image_uploads import uploaded_image
 from polarprune_deploy.serving.infer_requests import Signature
-from polarprune_deploy.serving.request_errors import BAD, REJECTED, RequestError
+from polarprune_deploy.serving.request_errors import BAD, RequestError
 from polarprune_deploy.serving.served_model import ModelFacts
+from polarprune_deploy.serving.thread_queue import ThreadQueue
 
 PATH = "/v2/models/digits/classify"
 
@@ -299,7 +299,7 @@ def test_an_image_is_prepared_anew_for_a_model_that_came_meanwhile(bundles: Path
     request = ImageRequest(encoded(Image.new("L", (8, 8), 255)), query=b"top=1")
 
     async def ask() -> dict[str, Any]:
-        return await classify(request, lambda: next(looks), new.answer, ImageQueue(1), 100)  # type: ignore[arg-type, return-value]
+        return await classify(request, lambda: next(looks), new.answer, ThreadQueue(1), 100)  # type: ignore[arg-type, return-value]
 
     answer = asyncio.run(ask())
     share = np.e / (np.e + 9)  # white is 1 for the new one, and 1.75 for the old
@@ -317,108 +317,32 @@ def test_scores_that_are_no_numbers_are_not_answered(bundles: Path) -> None:
 
     async def ask() -> None:
         request = ImageRequest(encoded(digit(0)[0]))
-        await classify(request, lambda: model, infinite, ImageQueue(1), 100)  # type: ignore[arg-type, return-value]
+        await classify(request, lambda: model, infinite, ThreadQueue(1), 100)  # type: ignore[arg-type, return-value]
 
     with pytest.raises(RequestError, match="no finite scores"):
         asyncio.run(ask())
 
 
-class Works:
-    """Blocking work that is let go by hand, and notes when it runs."""
-
-    def __init__(self) -> None:
-        self.going = threading.Semaphore(0)
-        self.started: list[int] = []
-        self.most = self.now = 0
-        self._lock = threading.Lock()
-
-    def work(self, number: int) -> Callable[[], int]:
-        def run() -> int:
-            with self._lock:
-                self.started.append(number)
-                self.now += 1
-                self.most = max(self.most, self.now)
-            assert self.going.acquire(timeout=30)
-            with self._lock:
-                self.now -= 1
-            return number
-
-        return run
-
-
-def test_only_so_many_images_are_decoded_at_once_in_their_order() -> None:
-    works = Works()
-
-    async def ask() -> list[int]:
-        images = ImageQueue(2)
-        asked = [asyncio.create_task(images.run(works.work(number))) for number in range(7)]
-        while len(works.started) < 2:
-            await asyncio.sleep(0.001)
-        for _ in range(7):
-            works.going.release()
-        return await asyncio.gather(*asked)
-
-    assert asyncio.run(ask()) == list(range(7))
-    assert works.most == 2
-    assert sorted(works.started[:2]) == [0, 1]
-    assert all(abs(place - number) <= 1 for place, number in enumerate(works.started))
-
-
-def test_who_leaves_the_line_is_never_decoded_and_holds_up_nobody() -> None:
-    works = Works()
-
-    async def ask() -> list[Any]:
-        images = ImageQueue(1)
-        asked = [asyncio.create_task(images.run(works.work(number))) for number in range(4)]
-        while not works.started:
-            await asyncio.sleep(0.001)
-        asked[0].cancel()  # it runs: its thread is kept until it is done
-        asked[1].cancel()
-        await asyncio.sleep(0.01)
-        assert works.started == [0]
-        for _ in range(3):
-            works.going.release()
-        return await asyncio.gather(*asked, return_exceptions=True)
-
-    found = asyncio.run(ask())
-    assert [type(one) for one in found[:2]] == [asyncio.CancelledError] * 2
-    assert found[2:] == [2, 3]
-    assert works.started == [0, 2, 3]
-
-
-def test_who_waits_too_long_is_told_to_come_again() -> None:
-    works = Works()
-
-    async def ask() -> tuple[RequestError, int]:
-        images = ImageQueue(1, longest_wait=0.05)
-        first = asyncio.create_task(images.run(works.work(0)))
-        while not works.started:
-            await asyncio.sleep(0.001)
-        with pytest.raises(RequestError, match="too many images wait") as caught:
-            await images.run(works.work(1))
-        works.going.release()
-        return caught.value, await first
-
-    error, first = asyncio.run(ask())
-    assert (error.kind, error.retry_after, first) == (REJECTED, 1, 0)
-    assert works.started == [0]
-
-
 def test_a_sender_who_goes_while_waiting_for_a_decoder_is_counted(bundles: Path) -> None:
-    model, works = Stub(facts(bundles, "digits")), Works()
+    model, running, done = Stub(facts(bundles, "digits")), threading.Event(), threading.Event()
+
+    def work() -> None:
+        running.set()
+        assert done.wait(30)
 
     async def ask() -> None:
-        images = ImageQueue(1)
-        first = asyncio.create_task(images.run(works.work(0)))
+        images = ThreadQueue(1)
+        first = asyncio.create_task(images.run(work))
         request = ImageRequest(encoded(digit(0)[0]))
         waiting = asyncio.create_task(
             classify(request, lambda: model, model.answer, images, 100)  # type: ignore[arg-type, return-value]
         )
-        while not works.started:
+        while not running.is_set():
             await asyncio.sleep(0.001)
         waiting.cancel()
-        assert isinstance((await asyncio.gather(waiting, return_exceptions=True))[0], BaseException)
-        works.going.release()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        done.set()
         await first
 
     asyncio.run(ask())

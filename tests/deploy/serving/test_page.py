@@ -6,7 +6,6 @@ import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -14,27 +13,14 @@ from urllib.request import urlopen
 import numpy as np
 import pytest
 from page_server import PageServer, page_server
-from PIL import Image
-from served_digits import NAMES, digits, encoded, expected_probabilities, write_digits
+from page_visits import PATIENCE_MS, Visit, card, digit, drop, expect, see, sync_api, visits
+from served_digits import NAMES, encoded, expected_probabilities, write_digits
 
 from polarprune.manifest import CertificateLink, read_manifest, write_manifest
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is absent")
-expect = sync_api.expect
-
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-PATIENCE_MS = 30_000
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>alert(1)</script>"
-TOKEN = "a token of this test alone"
-
-
-@dataclass
-class Visit:
-    """A page, and what it complained of or asked for meanwhile."""
-
-    page: Any
-    complaints: list[str] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
+TOKEN = "a-token-of-this-test-alone"
 
 
 @pytest.fixture(scope="module")
@@ -72,54 +58,7 @@ def server(bundles: Path) -> Iterator[PageServer]:
 
 @pytest.fixture
 def visit(browser: Any, server: PageServer) -> Iterator[Visit]:
-    yield from _visit(browser, server.url)
-
-
-def _visit(browser: Any, url: str, **options: Any) -> Iterator[Visit]:
-    """A visitor with a browser of his own; the page must not complain in its console."""
-    context = browser.new_context(**options)
-    page = context.new_page()
-    page.set_default_timeout(PATIENCE_MS)
-    visit = Visit(page)
-    page.on("pageerror", lambda error: visit.complaints.append(str(error)))
-    page.on("console", lambda message: visit.complaints.append(message.text))
-    page.on("request", lambda request: visit.asked.append(request.url))
-    page.goto(url)
-    yield visit
-    # The browser notes each answer that is no success; the page has words for those.
-    noted = [words for words in visit.complaints if not words.startswith("Failed to load resource")]
-    context.close()
-    assert not noted
-
-
-def see(locator: Any, words: str | re.Pattern[str]) -> None:
-    expect(locator).to_contain_text(words, timeout=PATIENCE_MS)
-
-
-def card(page: Any, name: str) -> Any:
-    """What the page shows of a model."""
-    return page.locator("section.model", has=page.get_by_role("heading", name=name, exact=True))
-
-
-def digit(number: int) -> tuple[Image.Image, str]:
-    """A test image, and the name of what it shows."""
-    pixels, labels = digits()
-    return Image.fromarray(pixels[number]), NAMES[labels[number]]
-
-
-def drop(page: Any, name: str, content: bytes) -> None:
-    """Let a file fall on the page."""
-    held = page.evaluate_handle(
-        """([name, text]) => {
-            const bytes = Uint8Array.from(atob(text), (one) => one.charCodeAt(0));
-            const held = new DataTransfer();
-            held.items.add(new File([bytes], name, { type: "image/png" }));
-            return held;
-        }""",
-        [name, base64.b64encode(content).decode()],
-    )
-    page.dispatch_event("body", "dragenter", {"dataTransfer": held})
-    page.dispatch_event("#drop", "drop", {"dataTransfer": held})
+    yield from visits(browser, server.url)
 
 
 def test_a_dropped_image_is_named_with_its_probability(visit: Visit, bundles: Path) -> None:
@@ -324,7 +263,7 @@ def test_light_and_dark_follow_the_system_and_words_stand_out(browser: Any, serv
 
     papers = []
     for scheme in ("light", "dark"):
-        for visit in _visit(browser, server.url, color_scheme=scheme):
+        for visit in visits(browser, server.url, color_scheme=scheme):
             see(visit.page.locator("#models"), "Version 1 is not available")
             found = visit.page.evaluate(
                 """() => [".soft", ".bad", ".warn", "h2", "dd"].map((kind) => {
@@ -345,17 +284,16 @@ def test_light_and_dark_follow_the_system_and_words_stand_out(browser: Any, serv
 def test_the_token_is_asked_for_and_kept_in_the_tab_alone(
     browser: Any, bundles: Path, tmp_path: Path
 ) -> None:
-    token = TOKEN.replace(" ", "-")
-    (tmp_path / "token").write_text(token)
+    (tmp_path / "token").write_text(TOKEN)
     with page_server(bundles / "digits", "--token-file", str(tmp_path / "token")) as server:
-        for visit in _visit(browser, server.url):
+        for visit in visits(browser, server.url):
             page = visit.page
             see(page.locator("#state"), "token needed")
             expect(page.get_by_label("This server wants a token")).to_be_focused()
             page.keyboard.type("another-token")
             page.keyboard.press("Enter")
             see(page.locator("#token-words"), "not the token that the server wants")
-            page.locator("#token").fill(token)
+            page.locator("#token").fill(TOKEN)
             page.keyboard.press("Enter")
             see(page.locator("#state"), "ready")
             expect(page.locator("#ask-token")).to_be_hidden()
@@ -366,7 +304,7 @@ def test_the_token_is_asked_for_and_kept_in_the_tab_alone(
             see(opened.value.locator("body"), "nv_inference_request_success")
             page.reload()
             see(page.locator("#state"), "ready")
-            assert token not in page.content()
+            assert TOKEN not in page.content()
             assert page.evaluate("() => [localStorage.length, document.cookie]") == [0, ""]
             other = page.context.new_page()
             other.goto(server.url)
@@ -379,7 +317,7 @@ def test_a_new_version_a_stop_and_a_server_that_is_gone_are_shown(
     write_digits(tmp_path / "digits" / "1")
     options = ("--lame-duck-seconds", "4", "--poll-seconds", "0.2")
     with page_server(tmp_path, *options) as server:
-        for visit in _visit(browser, server.url):
+        for visit in visits(browser, server.url):
             page = visit.page
             see(page.locator("#state"), "ready")
             see(card(page, "digits"), "version 1")

@@ -897,3 +897,26 @@ def test_what_is_no_folder_cannot_be_looked_into(tmp_path: Path) -> None:
         with pytest.raises(OSError, match="directory"):
             find_bundles(tmp_path / name)
     assert find_bundles(tmp_path).bundles == {}
+
+
+def test_strangers_are_not_told_where_bundles_lie(tmp_path: Path) -> None:
+    bundle = write_small_bundle(tmp_path / "hidden" / "bundles" / "small")
+    (bundle / "model.onnx").write_bytes(b"garbage")
+
+    async def look() -> tuple[str, str]:
+        repository = Repository(ServeOptions(bundle.parent, backend="onnxruntime"), fail)
+        await repository.look()
+        (entry,) = repository.index()
+        with pytest.raises(RequestError) as refused:
+            repository.get("small")
+        await repository.close(5)
+        return entry.reason, str(refused.value)
+
+    reason, words = asyncio.run(look())
+    assert "model.onnx" in reason
+    for told in (reason, words):
+        assert "hidden" not in told
+
+
+def fail(model: str, error: BaseException) -> None:
+    raise AssertionError(f"{model} failed: {error}")

@@ -1,7 +1,8 @@
-"""A few threads that decode images, and the line before them.
+"""A few threads for work that would hold up everybody else, and the line before them.
 
-Decoding takes up to a second and half a gigabyte of an image at the bound, so that only so many run
-at once. Who waits in line for longer than a bound is told to come again.
+To decode an image at the bound takes up to a second and half a gigabyte, and to read JSON at the
+bound is not much better, so that only so many run at once. Who waits in line for longer than a
+bound is told to come again.
 """
 
 import asyncio
@@ -17,19 +18,22 @@ LONGEST_WAIT = 5.0
 Result = TypeVar("Result")
 
 
-class ImageQueue:
+class ThreadQueue:
     """First come, first served; used from one event loop."""
 
-    def __init__(self, threads: int, longest_wait: float = LONGEST_WAIT) -> None:
+    def __init__(
+        self, threads: int, what: str = "images", longest_wait: float = LONGEST_WAIT
+    ) -> None:
         """No thread is started yet.
 
         Args:
-            threads: that decode, at most.
+            threads: at most.
+            what: is worked on, in words.
             longest_wait: seconds in line.
         """
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="images")
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=what)
         self._free = asyncio.Semaphore(threads)
-        self._longest_wait = longest_wait
+        self._what, self._longest_wait = what, longest_wait
 
     async def run(self, work: Callable[[], Result]) -> Result:
         """What the work gives, done in a thread once one is free.
@@ -44,7 +48,7 @@ class ImageQueue:
             async with asyncio.timeout(self._longest_wait):
                 await self._free.acquire()
         except TimeoutError:
-            raise RequestError(REJECTED, "too many images wait to be decoded", 1) from None
+            raise RequestError(REJECTED, f"too many {self._what} wait for their turn", 1) from None
         loop = asyncio.get_running_loop()
 
         def release(_: "Future[Result]") -> None:
@@ -53,4 +57,9 @@ class ImageQueue:
 
         started = self._pool.submit(work)
         started.add_done_callback(release)
-        return await asyncio.wrap_future(started)
+        try:
+            return await asyncio.wrap_future(started)
+        finally:
+            # A failure's traceback holds this frame, which would hold the failure: all that the
+            # work had read would stay until a far collection of garbage.
+            del started
