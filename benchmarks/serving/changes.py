@@ -16,15 +16,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serving.changes_table import print_changes
+from benchmarks.serving.changes_table import PARTS, changes_lines
 from benchmarks.serving.damaged_disks import study_damages, study_full_disk
 from benchmarks.serving.kills import study_kills, study_terms
 from benchmarks.serving.pair_of_bundles import Pair, make_pair
 from benchmarks.serving.reloads import study_reloads, study_versions
-from benchmarks.serving.study_records import RESULTS, add_study
+from benchmarks.serving.study_records import RESULTS, add_study, write_markdown
 
 STUDY = "changes"
-PARTS = ("reloads", "versions", "terms", "kills", "damages", "full disk")
 
 
 def main(words: list[str]) -> None:
@@ -53,7 +52,9 @@ def main(words: list[str]) -> None:
             found = asyncio.run(_study(part, pair, folder, options))
         header = {"network": next(iter(pair.known.values())).manifest.name, "seed": options.seed}
         add_study(STUDY, name, header | found, options.record)
-    print_changes(json.loads((options.record / f"{STUDY}.json").read_text()))
+    lines = changes_lines(json.loads((options.record / f"{STUDY}.json").read_text()))
+    write_markdown(options.record / f"{STUDY}.md", lines)
+    print("\n".join(lines))
 
 
 async def _study(part: str, pair: Pair, scratch: Path, options: argparse.Namespace) -> Any:

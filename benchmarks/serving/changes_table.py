@@ -6,37 +6,48 @@ from typing import Any
 from benchmarks.serving.change_clients import BROKEN, REFUSED, WRONG
 
 RIGHT = ("A", "B")
+PARTS = ("reloads", "versions", "terms", "kills", "damages", "full disk")
 
 
-def print_changes(record: dict[str, Any]) -> None:
-    """The table for people."""
-    print(
-        f"{'part':12s} {'n':>4s} {'requests':>9s} {'right':>8s} {'wrong':>6s} {'broken':>7s} "
-        f"{'no conn.':>8s} {'other statuses':16s} what else"
-    )
+def changes_lines(record: dict[str, Any]) -> list[str]:
+    """The table for people, in Markdown."""
+    heads = ("part", "n", "requests", "right", "wrong", "connection broken", "no connection",
+             "other statuses", "what else")  # fmt: skip
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for part, cases in _parts(record["cases"]).items():
         outcomes: Counter[str] = Counter()
         for case in cases:
             outcomes.update(case["outcomes"])
         statuses = {k: v for k, v in sorted(outcomes.items()) if k.isdigit()}
-        words = ", ".join(f"{status}: {count}" for status, count in statuses.items()) or "none"
-        print(
-            f"{part:12s} {sum(case['n'] for case in cases):4d} {sum(outcomes.values()):9d} "
-            f"{sum(outcomes[label] for label in RIGHT):8d} {outcomes[WRONG]:6d} "
-            f"{outcomes[BROKEN]:7d} {outcomes[REFUSED]:8d} {words:16s} {_verdict(cases)}; "
-            f"{_more(part, cases)}"
+        cells = (
+            part,
+            f"{sum(case['n'] for case in cases)}",
+            f"{sum(outcomes.values()):,}",
+            f"{sum(outcomes[label] for label in RIGHT):,}",
+            f"{outcomes[WRONG]}",
+            f"{outcomes[BROKEN]}",
+            f"{outcomes[REFUSED]:,}",
+            ", ".join(f"{status}: {count:,}" for status, count in statuses.items()) or "none",
+            f"{_verdict(cases)}; {_more(part, cases)}",
         )
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _parts(cases: dict[str, Any]) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {part: [] for part in PARTS}
+    for name, case in cases.items():
+        found["reloads" if name.startswith("reloads ") else name].append(case)
+    return {part: cases for part, cases in found.items() if cases}
 
 
 def _verdict(cases: list[Any]) -> str:
     return "as it should" if all(c["as_it_should"] for c in cases) else "NOT AS IT SHOULD"
 
 
-def _parts(cases: dict[str, Any]) -> dict[str, list[Any]]:
-    parts: dict[str, list[Any]] = {}
-    for name, case in cases.items():
-        parts.setdefault("reloads" if name.startswith("reloads ") else name, []).append(case)
-    return parts
+def _share(outcomes: dict[str, int]) -> str:
+    right = sum(outcomes.get(label, 0) for label in RIGHT)
+    return f"{right:,} of {sum(outcomes.values()):,}"
 
 
 def _more(part: str, cases: list[Any]) -> str:
@@ -56,14 +67,16 @@ def _more(part: str, cases: list[Any]) -> str:
         case "terms":
             (case,) = cases
             return (
-                f"sent before: {case['sent_before']}; exit codes {case['exit_codes']} in "
-                f"{case['exit_seconds']['median']} to {case['exit_seconds']['most']} s"
+                f"right of those sent before the signal: {_share(case['sent_before'])}, in the "
+                f"lame duck's time: {_share(case['sent_in_lame_duck'])}; exit codes "
+                f"{case['exit_codes']} after {case['exit_seconds']['median']} s, "
+                f"{case['exit_seconds']['most']} at most"
             )
         case "kills":
             (case,) = cases
             return (
                 f"{case['broken_without_a_kill']} broken without a kill; ready again in "
-                f"{case['ready_seconds']['median']} to {case['ready_seconds']['most']} s"
+                f"{case['ready_seconds']['median']} s, {case['ready_seconds']['most']} at most"
             )
         case _:
             (case,) = cases

@@ -22,7 +22,8 @@ from benchmarks.serving.image_messages import make_pictures
 from benchmarks.serving.known_answers import compute_known, draw_images
 from benchmarks.serving.server_process import ServerProcess
 from benchmarks.serving.soak_load import PATIENCE_SECONDS, SoakLoad
-from benchmarks.serving.soak_record import Soak, account, describe_soak, print_soak, write_record
+from benchmarks.serving.soak_record import Soak, account, describe_soak, soak_lines, write_record
+from benchmarks.serving.study_records import write_markdown
 from polarprune.manifest import read_manifest
 from polarprune_deploy.load.schedule import poisson_arrivals
 
@@ -86,7 +87,9 @@ async def _soak(options: argparse.Namespace) -> None:
                 soak.log_levels[level] = soak.log_levels.get(level, 0) + 1
     document = describe_soak(soak)
     write_record(options.record, document)
-    print_soak(document)
+    lines = soak_lines(document)
+    write_markdown(options.record.with_suffix(".md"), lines)
+    print("\n".join(lines))
 
 
 async def _run(soak: Soak, server: ServerProcess) -> None:

@@ -121,11 +121,11 @@ def describe_soak(soak: Soak) -> dict[str, Any]:
 
 
 def write_record(path: Path, document: dict[str, Any]) -> None:
-    """With the trend of memory after the warm-up, which takes a second; whole or not at all."""
+    """With the trend of memory after the warm-up; whole or not at all."""
     server = document["server"]
     taken = [row[:2] for row in server["samples"] if row[0] >= server["warm_up_seconds"]]
     seconds, rss = np.array(taken, np.float64).reshape(-1, 2).T
-    trend = memory_trend(seconds, rss, document["seed"])
+    trend = memory_trend(seconds, rss)
     server["trend_kb_per_hour"] = None if trend is None else dataclasses.asdict(trend)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
@@ -133,29 +133,46 @@ def write_record(path: Path, document: dict[str, Any]) -> None:
     unfinished.replace(path)
 
 
-def print_soak(record: dict[str, Any]) -> None:
-    """The table for people."""
+def soak_lines(record: dict[str, Any]) -> list[str]:
+    """The tables for people, in Markdown."""
+    latency, server = record["latency_ms"], record["server"]
+    trend = server["trend_kb_per_hour"]
+    grows = "" if trend is None else (
+        f"{trend['slope']:,.0f} kB an hour [{trend['low']:,.0f}, {trend['high']:,.0f}] after "
+        f"{server['warm_up_seconds']:.0f} s of warm-up"
+    )  # fmt: skip
+    wrong_sums = [line["what"] for line in record["accounts"] if not line["adds_up"]]
+    sums = f"{len(record['accounts'])} sums of server and clients"
+    lines = [
+        f"{record['seconds']:,.0f} s, {record['n']:,} requests ({record['rate']:g} a second): "
+        f"{record['right']:,} right answers to {record['images']:,} images, {record['wrong']} "
+        f"wrong, {record['lost']} lost, {record['unexpected_statuses']} unexpected statuses, "
+        f"{record['hostile_handled']:,} hostile requests as due.",
+        f"Largest deviation {record['largest_deviation']:.2g} of the largest value (allowed "
+        f"{record['tolerance_of_largest']:g}). Latency p50 {latency.get('p50')} ms, p99 "
+        f"{latency.get('p99')} ms, client, server and other work on one machine.",
+        f"Resident memory: {grows}.",
+        f"{sums}: {'all add up' if not wrong_sums else 'NOT ' + ', '.join(wrong_sums)}. "
+        f"Exit code {record['server_exit_code']}.",
+        "",
+        "| server | resident kB | threads | descriptors |",
+        "|---|---|---|---|",
+    ]
+    for when in ("first", "after_warm_up", "last", "without_clients"):
+        state = server[when] or {}
+        cells = [f"{state.get(key, '-')}" for key in ("rss_kb", "threads", "descriptors")]
+        lines.append(f"| {' | '.join([when.replace('_', ' '), *cells])} |")
     for kind in ("sound", "hostile"):
-        print(f"{kind:28s} {'sent':>8s} {'as due':>8s} {'wrong':>6s} {'lost':>6s}  other statuses")
+        lines += [
+            "",
+            f"| {kind} | sent | as due | wrong | lost | other statuses |",
+            "|---" * 6 + "|",
+        ]
         for name, row in record[kind].items():
             others = ", ".join(f"{key}: {count}" for key, count in row["statuses"].items())
-            print(
-                f"  {name:26s} {row['sent']:8d} {row['right']:8d} {row['wrong']:6d} "
-                f"{row['lost']:6d}  {others}"
-            )
-    for line in record["accounts"]:
-        verdict = "adds up" if line["adds_up"] else "DOES NOT ADD UP"
-        print(f"{line['what']}: {line['server']} ({line['least']} to {line['most']}) {verdict}")
-    latency, server = record["latency_ms"], record["server"]
-    print(f"latency ms: {latency}; largest deviation {record['largest_deviation']:.2g}")
-    print(f"memory kB an hour: {server['trend_kb_per_hour']}")
-    print(f"at the start {server['first']}\nat the end   {server['last']}")
-    print(f"without clients {server['without_clients']}; log {record['server_log_lines']}")
-    print(
-        f"{record['seconds']:.0f} s, {record['n']} requests: {record['wrong']} wrong, "
-        f"{record['lost']} lost, {record['unexpected_statuses']} unexpected statuses; "
-        f"exit code {record['server_exit_code']}"
-    )
+            counts = [f"{row[key]}" for key in ("sent", "right", "wrong", "lost")]
+            lines.append(f"| {' | '.join([name, *counts, others or 'none'])} |")
+    return lines
 
 
 def _open(tally: Tally) -> int:

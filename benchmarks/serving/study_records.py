@@ -24,6 +24,11 @@ def add_study(name: str, case: str, found: dict[str, Any], folder: Path = RESULT
     return path
 
 
+def write_markdown(path: Path, lines: Sequence[str]) -> None:
+    """A table beside its record."""
+    path.write_text("\n".join(lines) + "\n")
+
+
 def machine() -> dict[str, Any]:
     """Processor and versions; no names, no paths."""
     from importlib.metadata import version
