@@ -1,7 +1,7 @@
 """Schemathesis over the OpenAPI description of a real server: do the two agree, whatever is sent?
 
-    python -m venv /tmp/schemathesis && /tmp/schemathesis/bin/pip install schemathesis
-    python -m benchmarks.hostile_input schemathesis --tool /tmp/schemathesis/bin/schemathesis
+    python -m venv VENV && VENV/bin/pip install schemathesis
+    python -m benchmarks.hostile_input schemathesis --tool VENV/bin/schemathesis
 
 It is no dependency of ours. Two runs: over the description as it is served, with all of its checks
 but one; and over one that is narrowed to the model that is served, where that check can hold too:
