@@ -16,7 +16,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from polarprune_deploy.load.model_metadata import read_model
 
 from benchmarks.serving.bare_loops import BareLoop
 from benchmarks.serving.ideal_batcher import ideal_latencies
@@ -25,6 +24,7 @@ from benchmarks.serving.study_records import add_study, ratio_with_interval
 from polarprune_deploy.load.endpoint import parse_endpoint
 from polarprune_deploy.load.load_plan import LoadPlan
 from polarprune_deploy.load.measuring import measure
+from polarprune_deploy.load.model_metadata import read_model
 from polarprune_deploy.load.samples import Outcome
 from polarprune_deploy.load.schedule import poisson_arrivals
 from polarprune_deploy.load.targets import Target, look_at

@@ -156,11 +156,11 @@ def load_runner(
     return onnx_runner(network if name is None else replace(network, name=name), how)
 
 
-def onnx_runner(network: NetworkBytes, how: How) -> Runner:
-    """ONNX Runtime over verified bytes."""
+def onnx_runner(network: NetworkBytes, how: How, *, spinning: bool = True) -> Runner:
+    """ONNX Runtime over verified bytes; `spinning` as for `OnnxRuntimeRunner`."""
     from polarprune_deploy.runner_onnxruntime import OnnxRuntimeRunner
 
-    return OnnxRuntimeRunner(network, device=how.device, threads=how.threads)
+    return OnnxRuntimeRunner(network, device=how.device, threads=how.threads, spinning=spinning)
 
 
 def engine_runner(engine: EngineBytes, how: How) -> Runner:

@@ -39,7 +39,20 @@ class OnnxRuntimeRunner:
 
     backend = "onnxruntime"
 
-    def __init__(self, network: NetworkBytes, *, device: str = "cpu", threads: int | None = None):
+    def __init__(
+        self,
+        network: NetworkBytes,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        spinning: bool = True,
+    ) -> None:
+        """Load.
+
+        Args:
+            spinning: whether workers wait for each other busily inside a run: faster by itself,
+                slower where others want the cores too.
+        """
         ort = _onnxruntime(device)
         self._network = network
         self._ort = ort
@@ -49,9 +62,9 @@ class OnnxRuntimeRunner:
         self.settings: dict[str, str | int | float] = {
             "provider": PROVIDERS[device],
             "intra_op_threads": usable_cpus() if threads is None else threads,
-            # Workers spin inside a run, as a server's would, but not after it: the next network in
-            # an interleaved round would otherwise share its cores with them.
-            "spinning": "inside a run only",
+            # Not after a run: the next network in an interleaved round would otherwise share its
+            # cores with them.
+            "spinning": "inside a run only" if spinning else "never",
         }
         self.precision = network.precision or _stated_precision(network.data)
         start = time.perf_counter_ns()
@@ -70,7 +83,8 @@ class OnnxRuntimeRunner:
         options.intra_op_num_threads = self.settings["intra_op_threads"]
         options.inter_op_num_threads = 1
         options.log_severity_level = ERRORS_ONLY
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+        spins = "0" if self.settings["spinning"] == "never" else "1"
+        options.add_session_config_entry("session.intra_op.allow_spinning", spins)
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if self.device != "cpu":
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
@@ -114,7 +128,10 @@ class OnnxRuntimeRunner:
     def twin(self) -> "OnnxRuntimeRunner":
         """A second session over the same bytes, with threads of its own."""
         return OnnxRuntimeRunner(
-            self._network, device=self.device, threads=int(self.settings["intra_op_threads"])
+            self._network,
+            device=self.device,
+            threads=int(self.settings["intra_op_threads"]),
+            spinning=self.settings["spinning"] != "never",
         )
 
     def close(self) -> None:

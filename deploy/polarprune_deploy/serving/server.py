@@ -31,6 +31,7 @@ from polarprune.image_decoding import quiet_decoding
 from polarprune.terminal import print_error
 from polarprune_deploy.serving.authorization import read_token
 from polarprune_deploy.serving.bundle_folders import find_bundles
+from polarprune_deploy.serving.garbage import set_aside_what_is_loaded
 from polarprune_deploy.serving.serve_options import FLUSH_SECONDS, ServeOptions
 from polarprune_deploy.serving.service_log import log_to_stderr
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     import uvicorn
 
     from polarprune_deploy.serving.repository import Repository
+    from polarprune_deploy.serving.served_model import ServedModel
 
 STOPS = (signal.SIGTERM, signal.SIGINT)
 KEEP_ALIVE_SECONDS = 75
@@ -142,6 +144,7 @@ class _Service:
         self._stopping = asyncio.Event()
         self._look_again = asyncio.Event()
         self._trouble = ""
+        self._serving: list[ServedModel] = []
         self.failure: str | None = None
 
     async def run(self) -> bool:
@@ -221,6 +224,9 @@ class _Service:
             self._trouble = trouble
         else:
             self._trouble = ""
+        if self._serving != repository.models:
+            self._serving = repository.models
+            set_aside_what_is_loaded()
 
     async def _drain(self, repository: "Repository") -> None:
         options = self._options
