@@ -85,6 +85,27 @@ def soak_lines() -> list[str]:
     ]
 
 
+def words() -> str:
+    """The README's sentence."""
+    full = {case["network"]: case for case in cases("throughput").values()}
+    beside = max(next(iter(cases("litserve").values()))["rows"], key=lambda row: row["clients"])
+    soak = json.loads((RESULTS / "soak.json").read_text())
+    fuzz = json.loads(HOSTILE.read_text())["cases"]["fuzz"]
+    shares = ", ".join(
+        f"{name} {interval(case['full'])} (one client: p50 {interval(case['alone'])} times a bare "
+        "run's)"
+        for name, case in sorted(full.items(), reverse=True)
+    )
+    return (
+        "`serve`, client and server on two cores: share of the bare network's images a second "
+        f"with full batches: {shares}; ResNet-20 and {beside['clients']} clients: "
+        f"{interval(beside['times'])} times LitServe's requests a second; an hour with "
+        f"{100 * soak['hostile_share']:g} % hostile requests: {soak['right']:,} right answers, "
+        f"{soak['wrong']} wrong, {soak['lost']} lost; {fuzz['bodies']:,} fuzzed bodies: "
+        f"{fuzz['unexpected']} unexpected answers ([all](benchmarks/results/serving.md))."
+    )
+
+
 def document() -> str:
     """The page."""
     some = next(iter(cases("throughput").values()))["machine"]

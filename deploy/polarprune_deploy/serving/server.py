@@ -31,6 +31,7 @@ from polarprune.image_decoding import quiet_decoding
 from polarprune.terminal import print_error
 from polarprune_deploy.serving.authorization import read_token
 from polarprune_deploy.serving.bundle_folders import find_bundles
+from polarprune_deploy.serving.descriptors import allow_descriptors
 from polarprune_deploy.serving.garbage import set_aside_what_is_loaded
 from polarprune_deploy.serving.serve_options import FLUSH_SECONDS, ServeOptions
 from polarprune_deploy.serving.service_log import log_to_stderr
@@ -71,6 +72,8 @@ def serve(
     import uvloop
 
     log_to_stderr()
+    if not allow_descriptors(options.bounds.connections):
+        log.warning("fewer files may be open than connections are allowed; raise ulimit -n")
     # Between two batches the engine's thread waits so long for Python's lock, at most.
     sys.setswitchinterval(SWITCH_SECONDS)
     service = _Service(options, token, on_listening)
