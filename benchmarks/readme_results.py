@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks.latency_target import ROWS as LATENCY_ROWS
 from benchmarks.pareto_settings import EPOCHS
 from benchmarks.recorded_runs import mean_of, read_results
+from benchmarks.serving.summary import words as serving_words
 from benchmarks.unet_membrane import TARGETS
 
 HERE = Path(__file__).parent
@@ -92,7 +93,7 @@ def explained_line() -> list[str]:
     return [
         f"Latency that such a table foresees for {found['n']} random cuts of ResNet-50 at batch 1: "
         f"{words}. `bench --explain` says why a network is not faster, and what would pay: "
-        "[real ones](benchmarks/results/explained.md)."
+        f"[real ones](benchmarks/results/explained.md). {serving_words()}"
     ]
 
 
