@@ -17,13 +17,13 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from polarprune_deploy.load.model_metadata import read_model
 
 from benchmarks.serving.server_process import ServerProcess
 from benchmarks.serving.study_records import add_study
 from polarprune_deploy.load.endpoint import parse_endpoint
 from polarprune_deploy.load.load_plan import LoadPlan
 from polarprune_deploy.load.measuring import measure
+from polarprune_deploy.load.model_metadata import read_model
 from polarprune_deploy.load.samples import Outcome
 from polarprune_deploy.load.targets import Target, look_at
 
