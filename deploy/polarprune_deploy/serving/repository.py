@@ -117,9 +117,13 @@ class Repository:
     @property
     def ready(self) -> bool:
         """Whether every model serves what its folder was last seen to hold, or an older state."""
-        serving = [slot.model is not None for slot in self._slots.values()]
         away = self.leaving or self.draining or self.broken
-        return bool(serving) and all(serving) and not away
+        return bool(self._slots) and not self.missing and not away
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of which no version serves: while there is one, the server is not ready."""
+        return sorted(name for name, slot in self._slots.items() if slot.model is None)
 
     @property
     def models(self) -> list[ServedModel]:

@@ -271,6 +271,7 @@ def test_a_bundle_that_does_not_hold_changes_nothing_until_it_is_repaired(
         unavailable = [e for e in served.repository.index() if e.state == "UNAVAILABLE"]
         assert [entry.name for entry in unavailable] == ["fresh", "net"]
         assert all(words in entry.reason and "\n" not in entry.reason for entry in unavailable)
+        assert served.repository.missing == ["fresh"]
         assert not served.repository.ready, "one of two does not serve at all"
         with pytest.raises(RequestError, match="model fresh is not available") as refused:
             served.repository.get("fresh")
@@ -650,7 +651,8 @@ def test_an_engine_that_cannot_run_here_is_refused_or_its_onnx_file_served(
         for served in (strict, lenient):
             await served.repository.look()
         assert "the engine of net cannot be served here" in strict.reason()
-        assert "--fallback, or --backend onnxruntime" in strict.reason()
+        assert strict.reason().endswith("; or serve its ONNX file: --fallback")
+        assert "--device cpu" not in strict.reason(), "engines run on no CPU"
         assert (await lenient.ask("net"))[0] == 0
         assert lenient.repository.get("net").facts.platform == "onnxruntime_onnx"
         for served in (strict, lenient):
