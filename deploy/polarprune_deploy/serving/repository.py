@@ -317,6 +317,11 @@ class Repository:
             for name in seen.misnamed
         }
         words |= {
+            f"the folder {shown(name)} holds a bundle, and its name is no version: rename it to 1, "
+            "2, ..."
+            for name in seen.misplaced
+        }
+        words |= {
             f"the folder {shown(name)} cannot be read ({reason}); what serves from it goes on"
             for name, reason in seen.unreadable.items()
         }

@@ -101,6 +101,11 @@ def _check_source(source: Path) -> None:
             f"the folder {quote(seen.misnamed[0])} holds a bundle, and its name cannot be a "
             "model's; rename it to letters, digits, dots, - and _"
         )
+    if seen.misplaced:
+        raise BundleError(
+            f"the folder {quote(seen.misplaced[0])} holds a bundle, and its name is no version; "
+            "rename it to 1, 2, ..."
+        )
     for name, reason in seen.unreadable.items():
         raise BundleError(f"{source / name} cannot be read ({reason}); give a folder of bundles")
     raise BundleError(
@@ -330,7 +335,11 @@ async def _let_go(server: "uvicorn.Server", listener: socket.socket) -> None:
 def _listen(host: str, port: int, option: str) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        # "::" is every address, the old kind too: so gRPC understands it.
+        both = host == "::" and socket.has_dualstack_ipv6()
+        return socket.create_server(
+            (host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both
+        )
     except OSError as error:
         # What Python adds to the system's words says the port again.
         code = error.errno or 0  # below 0 where it is a name that is not found

@@ -505,6 +505,26 @@ def test_names_that_are_not_plain_are_said_once_and_hidden_ones_ignored(
     assert all("cannot be a model's name" in words and "\n" not in words for words in warned)
 
 
+def test_bundles_beside_the_versions_of_a_model_are_said_once_to_be_none(
+    stock: Path, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for place in ("net/2", "net/v3", "net/.4", "only/01"):
+        put(stock / "0", folder / place)
+    (folder / "net" / "notes").mkdir()
+
+    async def work() -> None:
+        served = Served(folder)
+        await served.repository.look()
+        await served.repository.look()
+        assert served.states() == [("net", "2", "READY")]
+        assert await served.repository.close(SECONDS)
+
+    run(work())
+    warned = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert [words.split("'")[1] for words in warned] == ["net/v3", "only/01"]
+    assert all("its name is no version: rename it to 1, 2, ..." in words for words in warned)
+
+
 def test_the_largest_version_is_served_and_asked_for_by_its_number(
     stock: Path, folder: Path
 ) -> None:

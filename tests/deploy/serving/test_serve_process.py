@@ -295,6 +295,17 @@ def test_a_model_that_does_not_load_keeps_the_server_from_being_ready_and_is_nam
         assert server.end(signal.SIGTERM) == 0
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+def test_all_addresses_of_ipv6_are_those_of_ipv4_too(folder: Path) -> None:
+    with Server(folder, "--host", "::") as server:
+        port = server.wait_for("listening")["http"]
+        for address in ("127.0.0.1", "::1"):
+            with socket.create_connection((address, port), timeout=SECONDS) as connection:
+                connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert connection.recv(64).startswith(b"HTTP/1.1 200")
+        assert server.end(signal.SIGTERM) == 0
+
+
 def test_where_nothing_loads_each_model_is_named(folder: Path) -> None:
     (folder / "net" / "model.onnx").write_bytes(b"garbage")
     shutil.copytree(folder / "net", folder / "other")
@@ -334,6 +345,8 @@ def test_what_is_no_bundle_is_refused_in_one_line(serve: Any, folder: Path, tmp_
     shutil.copytree(folder / "net", misnamed)
     assert "its name cannot be a model's" in serve(str(misnamed.parent))
     assert "its name cannot be a model's" in serve(str(misnamed))
+    shutil.copytree(folder / "net", tmp_path / "third" / "net" / "v1")
+    assert "'net/v1' holds a bundle, and its name is no version" in serve(str(tmp_path / "third"))
 
 
 def test_a_token_file_that_is_none_is_refused_in_one_line(
