@@ -117,7 +117,7 @@ def _open_runner(
             if not options.fallback:
                 raise type(error)(
                     f"the engine of {folder.name} cannot be served here: {error}; or serve its "
-                    "ONNX file: --fallback, or --backend onnxruntime"
+                    "ONNX file: --fallback"
                 ) from error
             say(f"{folder.name}: its engine cannot run here ({error}); its ONNX file is served")
     how = How("onnxruntime", options.device, options.threads)
@@ -133,8 +133,8 @@ def _open_engine(
     engine = manifest.engine
     wanted = engine.runtime if options.backend == "auto" and engine is not None else options.backend
     if engine is None or engine.runtime != wanted:
-        held = "no engine" if engine is None else f"an engine for {engine.runtime}"
-        raise BundleError(f"the bundle holds {held}, not one for {wanted}")
+        held = "no engine" if engine is None else f"one for {engine.runtime}, none for {wanted}"
+        raise BundleError(f"the bundle holds {held}; use --backend auto")
     how = How(engine.runtime, "cuda", None, options.mode)
     check_how(how)
     data = read_verified(folder, manifest, engine.file)

@@ -118,9 +118,13 @@ class Repository:
     @property
     def ready(self) -> bool:
         """Whether every model serves what its folder was last seen to hold, or an older state."""
-        serving = [slot.model is not None for slot in self._slots.values()]
         away = self.leaving or self.draining or self.broken
-        return bool(serving) and all(serving) and not away
+        return bool(self._slots) and not self.missing and not away
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of which no version serves: while there is one, the server is not ready."""
+        return sorted(name for name, slot in self._slots.items() if slot.model is None)
 
     @property
     def models(self) -> list[ServedModel]:
@@ -312,6 +316,11 @@ class Repository:
             f"the folder {shown(name)} holds a bundle, and cannot be a model's name: rename it to "
             "letters, digits, dots, - and _"
             for name in seen.misnamed
+        }
+        words |= {
+            f"the folder {shown(name)} holds a bundle, and its name is no version: rename it to 1, "
+            "2, ..."
+            for name in seen.misplaced
         }
         words |= {
             f"the folder {shown(name)} cannot be read ({reason}); what serves from it goes on"
