@@ -1,7 +1,7 @@
 """LitServe with a bundle's ONNX file: what is measured beside us. Runs in a venv of its own.
 
     pip install litserve onnxruntime numpy
-    python litserve_app.py model.onnx PORT BATCH THREADS WINDOW_MS
+    python litserve_app.py model.onnx PORT BATCH THREADS WINDOW_MS WORKERS
 
 Its requests are JSON with the tensor's bytes in base64 (it reads JSON or forms, no raw bytes), its
 answers likewise: cheaper for it than lists of numbers.
@@ -53,10 +53,10 @@ class OnnxApi(litserve.LitAPI):
 
 def main() -> None:
     """Serve until killed."""
-    path, port, batch, threads, window = sys.argv[1:6]
+    path, port, batch, threads, window, workers = sys.argv[1:7]
     api = OnnxApi(path, int(threads), int(batch), float(window) / 1000)
     server = litserve.LitServer(
-        api, accelerator="cpu", workers_per_device=1, fast_queue="--zmq" in sys.argv
+        api, accelerator="cpu", workers_per_device=int(workers), fast_queue="--zmq" in sys.argv
     )
     server.run(host="127.0.0.1", port=int(port), num_api_servers=1, generate_client_file=False,
                log_level="error")  # fmt: skip

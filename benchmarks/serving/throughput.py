@@ -2,10 +2,11 @@
 
     python -m benchmarks.serving throughput --bundle resnet20-bundle [--threads N]
 
-In rounds, in turn: the server under a closed loop that keeps its batches full, and the same session
-in a loop at the same batch size; then one client, and the session at batch 1. Then Poisson arrivals
-at half of the measured throughput, against a simulated batcher that costs nothing. Client and
-server share the machine's cores; while the bare loop runs both are idle.
+In rounds, in turn: the server under a closed loop that keeps its batches full, and bare loops at
+the same batch size: as many at once as the server computes, each on one core, and one on all cores.
+Then one client, and the session on all cores at batch 1. Then Poisson arrivals at half of the
+measured throughput, against a simulated batcher that costs nothing and computes one batch at a time
+on all cores. Client and server share the machine's cores; while a bare loop runs both are idle.
 """
 
 import argparse
@@ -48,8 +49,10 @@ def study(bundle: Path, threads: int | None, rounds: int, seconds: float) -> dic
         endpoint = parse_endpoint(server.url)
         target = look_at(endpoint, read_model(endpoint), batch=None)
         bare = BareLoop(bundle, threads)
-        clients = max(4, 2 * size)
-        full, alone = _in_turn(target, bare, size, clients, rounds, seconds)
+        config = json.loads(server.ask(f"/v2/models/{model['name']}/config")[1])
+        at_once = config["instance_group"][0]["count"]
+        clients = max(4, 2 * size * at_once)
+        full, alone = _in_turn(target, bare, size, at_once, clients, rounds, seconds)
         rate = 0.5 * median(full["server"])
         tails = [_tail(target, bare, size, rate, seconds, seed) for seed in range(TAILS)]
         statistics = json.loads(server.ask("/v2/models/stats")[1])["model_stats"][0]
@@ -58,10 +61,15 @@ def study(bundle: Path, threads: int | None, rounds: int, seconds: float) -> dic
         "network": model["network"],
         "runs": model["runs"],
         "batch": model["batch"],
+        "at_once": at_once,
         "clients": clients,
         "rounds": rounds,
         "seconds_a_block": seconds,
-        "full": {**full, **ratio_with_interval(full["server"], full["bare"])},
+        "full": {
+            **full,
+            **ratio_with_interval(full["server"], full["bare"]),
+            "of_one_on_all_cores": ratio_with_interval(full["server"], full["bare_one"]),
+        },
         "alone": {**alone, **ratio_with_interval(alone["server_p50_ms"], alone["bare_p50_ms"])},
         "poisson": {
             "rate": rate,
@@ -76,9 +84,15 @@ def study(bundle: Path, threads: int | None, rounds: int, seconds: float) -> dic
 
 
 def _in_turn(
-    target: Target, bare: BareLoop, size: int, clients: int, rounds: int, seconds: float
+    target: Target,
+    bare: BareLoop,
+    size: int,
+    at_once: int,
+    clients: int,
+    rounds: int,
+    seconds: float,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    full: dict[str, list[float]] = {"server": [], "bare": [], "client_cpu_us": []}
+    full: dict[str, list[float]] = {"server": [], "bare": [], "bare_one": [], "client_cpu_us": []}
     alone: dict[str, list[float]] = {"server_p50_ms": [], "bare_p50_ms": []}
     for number in range(rounds):
         plan = LoadPlan(seconds=seconds, seed=number)
@@ -93,14 +107,17 @@ def _in_turn(
             alone["server_p50_ms"].append(median(single.latencies_ms(Outcome.OK)))
 
         def bare_side() -> None:
-            full["bare"].append(bare.throughput(size, seconds))
+            one = bare.throughput(size, seconds)
+            full["bare_one"].append(one)
+            full["bare"].append(one if at_once == 1 else bare.throughput(size, seconds, at_once))
             alone["bare_p50_ms"].append(1e3 * median(bare.seconds_of_runs(1, seconds)))
 
         sides = [server_side, bare_side]
         for side in sides if number % 2 else reversed(sides):
             side()
         print(
-            f"round {number}: {full['server'][-1]:.0f} of {full['bare'][-1]:.0f} images/s; alone "
+            f"round {number}: {full['server'][-1]:.0f} of {full['bare'][-1]:.0f} images/s (one on "
+            f"all cores {full['bare_one'][-1]:.0f}); alone "
             f"{alone['server_p50_ms'][-1]:.2f} against {alone['bare_p50_ms'][-1]:.2f} ms",
             flush=True,
         )
