@@ -18,7 +18,7 @@ from polarprune_deploy.serving.held_bytes import Held
 from polarprune_deploy.serving.repository import Repository
 from polarprune_deploy.serving.serve_options import ServeOptions
 from polarprune_deploy.triton_protocol import message_class
-from tests.deploy.serving.served import MODEL, Images, some_images
+from tests.deploy.serving.served_bundle import MODEL, Images, some_images
 
 SERVICE = "inference.GRPCInferenceService"
 PATIENCE = 30.0

@@ -21,7 +21,7 @@ from tests.deploy.serving.grpc_here import (
     refused,
     until,
 )
-from tests.deploy.serving.served import Reference, some_images
+from tests.deploy.serving.served_bundle import Reference, some_images
 
 
 def test_a_stream_reads_no_more_than_may_be_in_flight(
