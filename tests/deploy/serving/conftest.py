@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.serving.hostile_server import SHORT_BOUNDS, TOKEN, HostileServer
+from tests.deploy.serving.live_repository import BIAS
 from tests.deploy.serving.served_bundle import BODY_MB, MODEL, Reference, make_folder
+from tests.small_bundles import write_small_bundle
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +45,19 @@ def strict_server(
     with HostileServer(bundle_folder, *options, hurt=bounds, token=TOKEN) as started:
         started.wait_ready()
         yield started
+
+
+@pytest.fixture(scope="session")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bundles 0, 1, 2, ... whose answers differ by `BIAS`."""
+    folder = tmp_path_factory.mktemp("stock")
+    for number in range(6):
+        write_small_bundle(folder / str(number), number * BIAS, with_engine=False)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What is served; nothing yet."""
+    (tmp_path / "models").mkdir()
+    return tmp_path / "models"
