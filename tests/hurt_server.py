@@ -15,9 +15,10 @@ from typing import Any
 
 from polarprune import cli
 from polarprune_deploy.serving import repository, server
-from polarprune_deploy.serving.batcher import Named
-from polarprune_deploy.serving.model_loading import LoadedModel, load_model
+from polarprune_deploy.serving.model_loading import load_model
 from polarprune_deploy.serving.serve_options import ServeOptions
+from polarprune_deploy.serving.served_model import LoadedModel
+from polarprune_deploy.serving.tickets import Named
 
 LARGE = 1e20
 STICKY = "CUDA error: an illegal memory access was encountered"
@@ -74,7 +75,8 @@ def hurt_engines(way: str) -> None:
         if way == "held":
             threading.Event().wait()
         loaded = load_model(*args)
-        return replace(loaded, engine=HurtEngine(loaded.engine, hurt))  # type: ignore[arg-type]
+        engine = HurtEngine(loaded.engine, hurt)
+        return LoadedModel(loaded.facts, engine)  # type: ignore[arg-type]
 
     repository.load_model = load  # type: ignore[assignment]
     server.FLUSH_SECONDS = 1  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
 """`polarprune deploy kserve`: a folder with all that Docker and KServe need for a bundle.
 
 kserve/inferenceservice.yaml
-kserve/Dockerfile, kserve/bundle/     the image of `polarprune serve`, or
+kserve/Dockerfile, kserve/bundles/    the image of `polarprune serve`, or
 kserve/model-repository/              with --runtime triton
 """
 
@@ -11,6 +11,7 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import polarprune
 from polarprune.errors import BackendUnavailable, ConfigError, Refused
@@ -25,10 +26,12 @@ from polarprune_deploy.kserve_service import KServeOptions, inference_service, s
 from polarprune_deploy.server_image import ServerImage, check_wheel_name, dockerfile
 from polarprune_deploy.triton_config import TritonOptions
 from polarprune_deploy.triton_repository import MODEL_NAME, write_triton_repository
-from polarprune_deploy.whole_folders import whole_folder
+from polarprune_deploy.whole_folders import check_outside, whole_folder
 
 SERVICE_FILE, DOCKERFILE = "inferenceservice.yaml", "Dockerfile"
 BUNDLES_FOLDER, REPOSITORY_FOLDER = "bundles", "model-repository"
+BUILD_WHEEL = "pip wheel --no-deps --wheel-dir dist ."
+"""In a clone."""
 DIGITS_OF_TAG = 12
 """Of the manifest's digest in an image's tag: other bundles are other images."""
 
@@ -65,6 +68,7 @@ def write_kserve(
     yaml = _yaml()
     bundle, out = Path(bundle), Path(out)
     read = read_bundle_model(bundle, public_key)
+    check_outside(out, bundle)
     content = checked_manifest_bytes(bundle, read.manifest)
     digest = hashlib.sha256(content).hexdigest()
     name = options.name or service_name(read.manifest.name)
@@ -113,9 +117,9 @@ def _check_wheel(wheel: Path | str | None, options: KServeOptions) -> Path | Non
     wheel = Path(wheel)
     check_wheel_name(wheel.name)
     if not wheel.is_file():
-        raise ConfigError(
-            f"--wheel: {wheel} does not exist; build it with: python -m build --wheel"
-        )
+        raise ConfigError(f"--wheel: {wheel} does not exist; build it with: {BUILD_WHEEL}")
+    if not is_zipfile(wheel):
+        raise ConfigError(f"--wheel: {wheel} is no wheel; build it with: {BUILD_WHEEL}")
     return wheel
 
 
@@ -138,6 +142,11 @@ def _add_image(
         )
     else:
         shutil.copyfile(wheel, place / wheel.name)
+    if options.image is None:
+        remarks.append(
+            "The image's name has no registry to push it to; give --image registry/name:tag for "
+            "one that the cluster pulls from."
+        )
     image = ServerImage(
         drain_seconds=options.drain_seconds,
         wheel=None if wheel is None else wheel.name,

@@ -81,7 +81,7 @@ def check_how(how: How) -> None:
             raise ConfigError(f"{runtime} runs on GPUs alone; give --device cuda")
         import_engine_runtime(runtime)
     if runtime in ("torch", *ENGINE_BACKENDS) and how.device == "cuda":
-        require_gpu()
+        require_gpu("--device cpu" if runtime == "torch" else "--backend onnxruntime")
 
 
 def import_engine_runtime(runtime: str) -> Any:
@@ -101,8 +101,11 @@ def import_engine_runtime(runtime: str) -> Any:
         ) from error
 
 
-def require_gpu() -> None:
+def require_gpu(otherwise: str = "--device cpu") -> None:
     """Raise unless torch sees a GPU.
+
+    Args:
+        otherwise: the option that does without one.
 
     Raises:
         BackendUnavailable: it does not.
@@ -110,7 +113,7 @@ def require_gpu() -> None:
     import torch
 
     if not torch.cuda.is_available():
-        raise BackendUnavailable("no GPU is here that torch can use; use --device cpu")
+        raise BackendUnavailable(f"no GPU is here that torch can use; use {otherwise}")
 
 
 def load_runner(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import polarprune
 from polarprune.errors import BundleError, ConfigError, Refused, quote
 from polarprune.manifest import Manifest, is_bundle
+from polarprune.run_folder import RUN_FILE
 from polarprune_deploy.checked_manifest import checked_manifest_bytes
 from polarprune_deploy.triton_config import (
     CONFIG_FILE,
@@ -31,6 +32,7 @@ from polarprune_deploy.triton_config import (
 )
 from polarprune_deploy.triton_source import TritonSource, choose_source
 from polarprune_deploy.whole_folders import (
+    check_outside,
     choose_workshop,
     is_empty_folder,
     scratch_folder,
@@ -82,7 +84,7 @@ def write_triton_repository(
     config = model_config(name, read.manifest, source, options)
     labels = class_labels(read.manifest, source)
     origin = _origin(bundle, read, source)
-    _check_repository(out)
+    _check_repository(out, bundle)
     model, remarks = out / name, list(source.remarks)
     if not model.exists() or is_empty_folder(model):
         version = version or 1
@@ -168,11 +170,13 @@ def _certificate(manifest: Manifest) -> str:
     return f"links that hold: {len(passed)}; the last: {last.stage} against {last.against}{error}"
 
 
-def _check_repository(out: Path) -> None:
+def _check_repository(out: Path, bundle: Path) -> None:
+    check_outside(out, bundle)
     if out.exists() and not out.is_dir():
         raise Refused(f"{out} is a file; give a folder for the repository")
-    if is_bundle(out):
-        raise Refused(f"{out} is a bundle; give another folder for the repository")
+    for kind, is_one in (("bundle", is_bundle(out)), ("run", (out / RUN_FILE).is_file())):
+        if is_one:
+            raise Refused(f"{out} is a {kind}; give another folder for the repository")
 
 
 def _check_model(model: Path, config: Any, labels: str | None) -> Any:

@@ -23,7 +23,8 @@ def whole_folder(place: Path, workshop: Path | None = None) -> Iterator[Path]:
         PolarpruneError: it cannot be written.
     """
     if place.is_symlink() or (place.exists() and not is_empty_folder(place)):
-        raise Refused(f"{place} is there already and is not empty; give another folder")
+        state = "not empty" if place.is_dir() else "no folder"
+        raise Refused(f"{place} is there already and is {state}; give another folder")
     with scratch_folder(place, workshop) as scratch:
         yield scratch
         made = not place.parent.exists()
@@ -57,6 +58,16 @@ def scratch_folder(place: Path, workshop: Path | None = None) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_outside(place: Path, bundle: Path) -> None:
+    """Refuse a place in the bundle that is read: nothing is added to what was certified.
+
+    Raises:
+        Refused: it is in there.
+    """
+    if bundle.resolve() in place.resolve().parents:
+        raise Refused(f"{place} is in the bundle {bundle}; give a folder outside of it")
 
 
 def is_empty_folder(place: Path) -> bool:

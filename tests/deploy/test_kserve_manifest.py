@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import jsonschema
 import pytest
@@ -162,11 +163,25 @@ def test_the_bundle_is_fetched_where_a_storage_uri_is_given(small: Path, tmp_pat
     assert copying in answer["steps"]
 
 
+def test_an_image_that_no_registry_has_is_said_to_need_one(small: Path, tmp_path: Path) -> None:
+    unnamed = write_kserve(small, tmp_path / "unnamed")
+    named = write_kserve(small, tmp_path / "named", KServeOptions(image="r.example/small:1"))
+    on_triton = write_kserve(small, tmp_path / "triton", KServeOptions(**ON_TRITON))
+    assert any("has no registry" in remark for remark in unnamed["remarks"])
+    for answer in (named, on_triton):
+        assert not any("registry" in remark for remark in answer["remarks"])
+
+
 def test_a_wheel_goes_into_the_image(small: Path, tmp_path: Path) -> None:
     wheel = tmp_path / f"polarprune-{polarprune.__version__}-py3-none-any.whl"
-    wheel.write_bytes(b"a wheel")
+    wheel.write_bytes(b"half of one")
+    with pytest.raises(ConfigError, match="is no wheel; build it with"):
+        write_kserve(small, tmp_path / "kserve", wheel=wheel)
+    assert not (tmp_path / "kserve").exists()
+    with ZipFile(wheel, "w") as content:
+        content.writestr("polarprune/__init__.py", "")
     write_kserve(small, tmp_path / "kserve", wheel=wheel)
-    assert (tmp_path / "kserve" / wheel.name).read_bytes() == b"a wheel"
+    assert (tmp_path / "kserve" / wheel.name).read_bytes() == wheel.read_bytes()
     docker = read_dockerfile(tmp_path / "kserve")
     assert json.loads(docker["COPY"][0]) == [wheel.name, "./"]
     assert docker["RUN"][-1].endswith(f'"./{wheel.name}"')
@@ -408,10 +423,11 @@ def test_a_bundle_that_was_changed_is_refused(spoil: Any, small: Path, tmp_path:
 def test_a_folder_with_something_in_it_is_left_alone(small: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     write_kserve(small, tmp_path / "empty")
+    (tmp_path / "file").write_text("")
     before = tree(tmp_path)
-    for taken in (tmp_path / "empty", small, small / "model.onnx"):
-        with pytest.raises(Refused, match="is there already"):
-            write_kserve(small, taken)
+    for taken, state in (("empty", "not empty"), ("small", "not empty"), ("file", "no folder")):
+        with pytest.raises(Refused, match=f"is there already and is {state}; give another folder"):
+            write_kserve(small, tmp_path / taken)
     assert tree(tmp_path) == before
 
 

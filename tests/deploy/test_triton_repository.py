@@ -27,6 +27,7 @@ from tritonclient.grpc import model_config_pb2 as theirs
 
 from polarprune.errors import BundleError, ConfigError, PolarpruneError, Refused
 from polarprune.manifest import BatchProfile, TensorSpec, read_manifest, write_manifest
+from polarprune_deploy.kserve_manifest import write_kserve
 from polarprune_deploy.triton_config import TritonOptions
 from polarprune_deploy.triton_repository import write_triton_repository
 
@@ -518,6 +519,10 @@ def in_the_way(repository: Path, small: Path, kind: str) -> str:
     if kind == "a bundle":
         shutil.copytree(small, repository)
         return "is a bundle"
+    if kind == "a run":
+        repository.mkdir()
+        (repository / "run.json").write_text("{}")
+        return "is a run"
     if kind == "a file of the model's name":
         repository.mkdir()
         model.write_text("")
@@ -547,6 +552,7 @@ def in_the_way(repository: Path, small: Path, kind: str) -> str:
     [
         "a file",
         "a bundle",
+        "a run",
         "a file of the model's name",
         "a folder without a configuration",
         "a configuration that is none",
@@ -562,6 +568,17 @@ def test_what_is_in_the_way_stays_and_is_named(kind: str, small: Path, tmp_path:
     with pytest.raises(Refused, match=message) as refused:
         write_triton_repository(small, repository)
     assert "\n" not in str(refused.value)
+    assert tree(tmp_path) == before
+
+
+def test_nothing_is_added_to_the_bundle_that_is_read(small: Path, tmp_path: Path) -> None:
+    before = tree(tmp_path)
+    (tmp_path / "elsewhere").symlink_to(small)
+    for inside in (small / "repository", small / "a" / "b", tmp_path / "elsewhere" / "c"):
+        for write in (write_triton_repository, write_kserve):
+            with pytest.raises(Refused, match="is in the bundle"):
+                write(small, inside)
+    (tmp_path / "elsewhere").unlink()
     assert tree(tmp_path) == before
 
 

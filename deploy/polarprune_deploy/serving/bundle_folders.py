@@ -44,11 +44,13 @@ class Seen:
         bundles: of each model all versions, the newest first.
         unreadable: names of what may be models, with the reason why nobody can tell.
         misnamed: folders with bundles whose names cannot be those of models.
+        misplaced: those in a model's folder whose names are no versions.
     """
 
     bundles: dict[str, tuple[Found, ...]]
     unreadable: dict[str, str]
     misnamed: tuple[str, ...]
+    misplaced: tuple[str, ...] = ()
 
 
 def find_bundles(source: Path) -> Seen:
@@ -66,35 +68,40 @@ def find_bundles(source: Path) -> Seen:
     bundles: dict[str, tuple[Found, ...]] = {}
     unreadable: dict[str, str] = {}
     misnamed: list[str] = []
+    misplaced: list[str] = []
     for name in sorted(os.listdir(source)):
         if name.startswith("."):
             continue
         try:
-            versions = _versions(name, source / name)
+            versions, others = _versions(name, source / name)
         except OSError as error:
             unreadable[name] = error.strerror or type(error).__name__
             continue
+        misplaced += [os.path.join(name, other) for other in others]
         if versions and PLAIN_NAME.fullmatch(name):
             bundles[name] = versions
         elif versions:
             misnamed.append(name)
-    return Seen(bundles, unreadable, tuple(misnamed))
+    return Seen(bundles, unreadable, tuple(misnamed), tuple(misplaced))
 
 
-def _versions(name: str, folder: Path) -> tuple[Found, ...]:
-    """Those of one model, the newest first.
+def _versions(name: str, folder: Path) -> tuple[tuple[Found, ...], list[str]]:
+    """Those of one model, the newest first, and folders with bundles that are no versions.
 
     Raises:
         OSError: nobody can tell.
     """
     if _is_bundle(folder):
-        return (_found(name, "1", folder),)
+        return (_found(name, "1", folder),), []
     try:
-        numbers = [int(entry) for entry in os.listdir(folder) if VERSION.fullmatch(entry)]
+        entries = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
-        return ()
+        return (), []
+    numbers = [int(entry) for entry in entries if VERSION.fullmatch(entry)]
     newest_first = [str(number) for number in sorted(numbers, reverse=True)]
-    return tuple(_found(name, n, folder / n) for n in newest_first if _is_bundle(folder / n))
+    versions = tuple(_found(name, n, folder / n) for n in newest_first if _is_bundle(folder / n))
+    others = [e for e in sorted(entries) if not e.startswith(".") and not VERSION.fullmatch(e)]
+    return versions, [e for e in others if os.path.isfile(folder / e / MANIFEST_NAME)]
 
 
 def _is_bundle(folder: Path) -> bool:

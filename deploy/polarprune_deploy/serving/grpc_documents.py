@@ -23,7 +23,6 @@ from polarprune_deploy.serving.model_documents import (
 from polarprune_deploy.serving.repository import READY, Repository
 from polarprune_deploy.serving.request_errors import (
     BAD,
-    REJECTED,
     UNSUPPORTED,
     RequestError,
 )
@@ -76,11 +75,10 @@ def _refusal(error: RequestError) -> Answer:
 
 
 def _model_ready(repository: Repository, request: Any) -> dict[str, Any]:
+    """No model of that name is not ready, as Triton says, so that who waits for one can ask."""
     try:
         repository.get(request.name, request.version)
-    except RequestError as error:
-        if error.kind != REJECTED:
-            raise
+    except RequestError:
         return {"ready": False}
     return {"ready": not repository.leaving and not repository.broken}
 

@@ -146,6 +146,6 @@ def _bind(server: Any, host: str, port: int) -> int:
     except RuntimeError:
         raise ConfigError(
             f"port {port} of {host} cannot be listened on for gRPC (it is taken, or not allowed); "
-            "choose another"
+            "choose another --grpc-port"
         ) from None
     return bound

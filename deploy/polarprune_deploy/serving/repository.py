@@ -17,15 +17,16 @@ from typing import Any, TypeVar
 
 from polarprune.errors import PolarpruneError, first_line
 from polarprune_deploy.serving.batch_policy import BatchPolicy
-from polarprune_deploy.serving.batcher import Named, QueueLimits
+from polarprune_deploy.serving.batcher import QueueLimits
 from polarprune_deploy.serving.bundle_folders import Found, Seen, find_bundles
 from polarprune_deploy.serving.counters import Counters
 from polarprune_deploy.serving.engine_failures import is_fatal
 from polarprune_deploy.serving.infer_requests import InferRequest, shown
-from polarprune_deploy.serving.model_loading import LoadedModel, load_model
+from polarprune_deploy.serving.model_loading import load_model
 from polarprune_deploy.serving.request_errors import REJECTED, UNKNOWN, RequestError
 from polarprune_deploy.serving.serve_options import ServeOptions
-from polarprune_deploy.serving.served_model import ServedModel
+from polarprune_deploy.serving.served_model import LoadedModel, ServedModel
+from polarprune_deploy.serving.tickets import Named
 
 READY, LOADING, UNAVAILABLE = "READY", "LOADING", "UNAVAILABLE"
 LOOKS_AWAY = 2
@@ -117,9 +118,13 @@ class Repository:
     @property
     def ready(self) -> bool:
         """Whether every model serves what its folder was last seen to hold, or an older state."""
-        serving = [slot.model is not None for slot in self._slots.values()]
         away = self.leaving or self.draining or self.broken
-        return bool(serving) and all(serving) and not away
+        return bool(self._slots) and not self.missing and not away
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of which no version serves: while there is one, the server is not ready."""
+        return sorted(name for name, slot in self._slots.items() if slot.model is None)
 
     @property
     def models(self) -> list[ServedModel]:
@@ -270,7 +275,7 @@ class Repository:
 
         milliseconds = self._options.timeout_ms
         return ServedModel(
-            facts, loaded.engine, limits, counters,
+            loaded, limits, counters,
             timeout=None if milliseconds is None else milliseconds / 1000,
             loop=loop, is_fatal=is_fatal, on_fatal=fatal,
         )  # fmt: skip
@@ -313,6 +318,11 @@ class Repository:
             for name in seen.misnamed
         }
         words |= {
+            f"the folder {shown(name)} holds a bundle, and its name is no version: rename it to 1, "
+            "2, ..."
+            for name in seen.misplaced
+        }
+        words |= {
             f"the folder {shown(name)} cannot be read ({reason}); what serves from it goes on"
             for name, reason in seen.unreadable.items()
         }
@@ -331,5 +341,4 @@ class Repository:
 
 def _a_second(policy: BatchPolicy) -> int:
     """Requests of one image that are computed in about a second: nobody waits much longer."""
-    seconds = policy.seconds_for(policy.size) / policy.size
-    return max(LEAST_QUEUE, 2 * policy.size, min(LONGEST_QUEUE, round(1 / seconds)))
+    return max(LEAST_QUEUE, 2 * policy.size, min(LONGEST_QUEUE, round(1 / policy.seconds_an_image)))

@@ -7,6 +7,11 @@ from polarprune.errors import ConfigError
 from polarprune_deploy.loading import DEVICES
 
 LARGEST_PORT = 65_535
+OPTIONAL_PORTS = ("grpc_port", "metrics_port")
+LONGEST = 1e6
+"""Seconds, or milliseconds."""
+OF_BOUNDS = {"body_bytes": ("--max-body-mb", 1 << 20), "queue_requests": ("--queue", 1)}
+"""The bounds that are options of the command, and what these count in."""
 BACKENDS = ("auto", "onnxruntime", "tensorrt", "tensorrt_rtx")
 MODES = ("eager", "graph")
 FLUSH_SECONDS = 5
@@ -87,15 +92,18 @@ class ServeOptions:
         for name in ("http_port", "grpc_port", "metrics_port"):
             port = getattr(self, name)
             if port is not None and not 0 <= port <= LARGEST_PORT:
-                raise ConfigError(f"--{name.replace('_', '-')} must be 0 to 65535, got {port}")
+                off = ", or -1 for none" if name in OPTIONAL_PORTS else ""
+                raise ConfigError(f"--{name.replace('_', '-')} must be 0 to 65535{off}, got {port}")
         taken = [p for p in (self.http_port, self.grpc_port, self.metrics_port) if p]
         if len(set(taken)) != len(taken):
             raise ConfigError(f"the ports must differ, got {', '.join(map(str, taken))}")
         for name in ("poll_seconds", "lame_duck_seconds", "drain_seconds", "window_ms"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value < 1e6:
-                raise ConfigError(f"--{name.replace('_', '-')} must not be negative, got {value}")
-        for name in ("batch_size", "timeout_ms"):
+            if value is not None and not 0 <= value <= LONGEST:
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} must be from 0 to {LONGEST:.0f}, got {value}"
+                )
+        for name in ("threads", "batch_size", "timeout_ms"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
@@ -108,4 +116,5 @@ class ServeOptions:
                 raise ConfigError(f"--{name} must be one of {', '.join(allowed)}, got {value!r}")
         for name, value in vars(self.bounds).items():
             if value is not None and value <= 0:
-                raise ConfigError(f"the bound {name} must be above 0, got {value}")
+                option, unit = OF_BOUNDS.get(name, (f"the bound {name}", 1))
+                raise ConfigError(f"{option} must be above 0, got {value // unit}")

@@ -7,6 +7,7 @@ looks at the folder again, and tries again what could not be loaded.
 """
 
 import asyncio
+import errno
 import logging
 import os
 import select
@@ -47,6 +48,10 @@ KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2048
 LAST_WORDS_SECONDS = 0.25
 SWITCH_SECONDS = 0.0005
+NOT_READY = (
+    "not ready: no version of these serves; the index says why; repair them or take them out of "
+    "the folder (SIGHUP: try again)"
+)
 
 log = logging.getLogger("polarprune.serve")
 
@@ -95,6 +100,11 @@ def _check_source(source: Path) -> None:
         raise BundleError(
             f"the folder {quote(seen.misnamed[0])} holds a bundle, and its name cannot be a "
             "model's; rename it to letters, digits, dots, - and _"
+        )
+    if seen.misplaced:
+        raise BundleError(
+            f"the folder {quote(seen.misplaced[0])} holds a bundle, and its name is no version; "
+            "rename it to 1, 2, ..."
         )
     for name, reason in seen.unreadable.items():
         raise BundleError(f"{source / name} cannot be read ({reason}); give a folder of bundles")
@@ -148,6 +158,7 @@ class _Service:
         self._look_again = asyncio.Event()
         self._trouble = ""
         self._serving: list[ServedModel] = []
+        self._missing: list[str] | None = None
         self.failure: str | None = None
 
     async def run(self) -> bool:
@@ -177,12 +188,12 @@ class _Service:
             stack.enter_context(quiet_decoding())
             ports = {}
             ports["http"] = await stack.enter_async_context(
-                _http_server(app, options.host, options.http_port, options)
+                _http_server(app, options.http_port, "--http-port", options)
             )
             if options.metrics_port is not None:
                 metrics = make_metrics_routes(repository)
                 ports["metrics"] = await stack.enter_async_context(
-                    _http_server(metrics, options.host, options.metrics_port, options)
+                    _http_server(metrics, options.metrics_port, "--metrics-port", options)
                 )
             if options.grpc_port is not None:
                 from polarprune_deploy.serving.grpc_server import grpc_server
@@ -205,8 +216,7 @@ class _Service:
         seconds = self._options.poll_seconds or None
         await self._look(repository)
         if not repository.models:
-            reasons = [entry.reason for entry in repository.index()]
-            self._fail("; ".join(reasons) or self._trouble or "there is no bundle any more")
+            self._fail(_reasons(repository) or self._trouble or "there is no bundle any more")
         while True:
             try:
                 async with asyncio.timeout(seconds):
@@ -230,6 +240,18 @@ class _Service:
         if self._serving != repository.models:
             self._serving = repository.models
             set_aside_what_is_loaded()
+        self._say_whether_ready(repository)
+
+    def _say_whether_ready(self, repository: "Repository") -> None:
+        """When it changes: one model that does not serve keeps a whole server out of service."""
+        missing = repository.missing
+        if missing == self._missing or not repository.models or repository.leaving:
+            return
+        self._missing = missing
+        if missing:
+            log.warning(NOT_READY, extra={"models": missing})
+        else:
+            log.info("ready")
 
     async def _drain(self, repository: "Repository") -> None:
         options = self._options
@@ -254,8 +276,16 @@ class _Service:
         self._stopping.set()
 
 
+def _reasons(repository: "Repository") -> str:
+    """Why nothing serves, of each model."""
+    entries = repository.index()
+    if len(entries) == 1:
+        return entries[0].reason
+    return "; ".join(f"{entry.name}: {entry.reason}" for entry in entries)
+
+
 @asynccontextmanager
-async def _http_server(app: Any, host: str, port: int, options: ServeOptions) -> Any:
+async def _http_server(app: Any, port: int, option: str, options: ServeOptions) -> Any:
     """Listen with uvicorn; at the end the open requests get their answers."""
     import uvicorn
 
@@ -268,7 +298,7 @@ async def _http_server(app: Any, host: str, port: int, options: ServeOptions) ->
         timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=FLUSH_SECONDS,
     )  # fmt: skip
     server = uvicorn.Server(config)
-    listener = _listen(host, port)
+    listener = _listen(options.host, port, option)
     # Not `serve`, which would take the signals.
     running = asyncio.create_task(server._serve([listener]))
     while not server.started:
@@ -302,14 +332,19 @@ async def _let_go(server: "uvicorn.Server", listener: socket.socket) -> None:
         await asyncio.sleep(0.01)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, option: str) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        # "::" is every address, the old kind too: so gRPC understands it.
+        both = host == "::" and socket.has_dualstack_ipv6()
+        return socket.create_server(
+            (host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both
+        )
     except OSError as error:
         # What Python adds to the system's words says the port again.
         code = error.errno or 0  # below 0 where it is a name that is not found
         reason = os.strerror(code) if code > 0 else error.strerror
+        other = option if code in (errno.EADDRINUSE, errno.EACCES) else "--host"
         raise ConfigError(
-            f"port {port} of {host} cannot be listened on ({reason}); choose another"
+            f"port {port} of {host} cannot be listened on ({reason}); choose another {other}"
         ) from None

@@ -88,6 +88,8 @@ def test_health_and_documents_are_those_of_http(
     assert client.is_server_live()
     assert client.is_server_ready()
     assert client.is_model_ready(MODEL, "1")
+    assert not client.is_model_ready(MODEL, "2")
+    assert not client.is_model_ready("nobody")
     assert client.get_server_metadata().version == polarprune.__version__
     path = f"/v2/models/{MODEL}"
     metadata = client.get_model_metadata(MODEL, as_json=True)
@@ -132,7 +134,6 @@ def test_every_request_is_counted_once(
     [
         ("NOT_FOUND", "unknown model 'no'", lambda c: c.get_model_metadata("no")),
         ("NOT_FOUND", "has version 1, not '2'", lambda c: c.get_model_config(MODEL, "2")),
-        ("NOT_FOUND", "unknown model 'no'", lambda c: c.is_model_ready("no")),
         ("NOT_FOUND", "unknown model 'no'", lambda c: c.get_inference_statistics("no")),
         ("INVALID_ARGUMENT", "not by requests", lambda c: c.load_model(MODEL)),
         ("INVALID_ARGUMENT", "not by requests", lambda c: c.unload_model(MODEL)),

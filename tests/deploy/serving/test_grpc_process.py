@@ -76,7 +76,7 @@ def test_a_taken_port_is_one_line(server: Served, bundle_folder: Path) -> None:
     (line,) = ended.stderr.splitlines()
     assert line == (
         f"error: port {server.ports['grpc']} of 127.0.0.1 cannot be listened on for gRPC "
-        "(it is taken, or not allowed); choose another"
+        "(it is taken, or not allowed); choose another --grpc-port"
     )
 
 

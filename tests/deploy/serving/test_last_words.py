@@ -41,7 +41,7 @@ def test_who_is_connected_is_answered_after_the_server_stopped_listening(
 
     async def work() -> bytes:
         options = ServeOptions(Path(), http_port=0)
-        service = server._http_server(app, "127.0.0.1", 0, options)
+        service = server._http_server(app, 0, "--http-port", options)
         port = await service.__aenter__()
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         ending = asyncio.create_task(service.__aexit__(None, None, None))
@@ -67,7 +67,7 @@ def test_who_has_knocked_is_let_in_before_the_server_stops_listening(
 
     async def work() -> list[bytes]:
         options = ServeOptions(Path(), http_port=0)
-        service = server._http_server(app, "127.0.0.1", 0, options)
+        service = server._http_server(app, 0, "--http-port", options)
         port = await service.__aenter__()
         # The system shakes their hands; the server has had no turn yet in which to see them.
         knocking = [socket.create_connection(("127.0.0.1", port)) for _ in range(20)]
@@ -89,7 +89,7 @@ def test_who_has_knocked_is_let_in_before_the_server_stops_listening(
 def test_the_silent_are_not_waited_for_beyond_the_bound() -> None:
     async def work() -> bytes:
         options = ServeOptions(Path(), http_port=0)
-        service = server._http_server(app, "127.0.0.1", 0, options)
+        service = server._http_server(app, 0, "--http-port", options)
         reader, writer = await asyncio.open_connection("127.0.0.1", await service.__aenter__())
         await service.__aexit__(None, None, None)
         rest = await reader.read()

@@ -46,6 +46,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     write_digits(folder / "hostile", name=HOSTILE, classes=(HOSTILE,) * 10, certificate=(link,))
     write_digits(folder / "tensors", preprocessing=None)
+    write_digits(folder / "unnamed", classes=())
     write_digits(folder / "broken")
     (folder / "broken" / "model.onnx").write_bytes(b"garbage")
     return folder
@@ -183,6 +184,10 @@ def test_a_model_that_takes_no_images_says_why(visit: Visit) -> None:
     expect(visit.page.locator("#drop")).to_be_hidden()
     visit.page.select_option("#model", "digits")
     expect(visit.page.locator("#drop")).to_be_visible()
+
+
+def test_classes_that_have_no_names_are_not_said_to_be_none(visit: Visit) -> None:
+    see(card(visit.page, "unnamed").locator("dl.facts"), "8 x 8 pixels, classes without names")
 
 
 def test_names_are_shown_as_text_whatever_they_hold(visit: Visit) -> None:

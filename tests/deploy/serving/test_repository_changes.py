@@ -108,6 +108,7 @@ def test_a_bundle_that_does_not_hold_changes_nothing_until_it_is_repaired(
         unavailable = [e for e in served.repository.index() if e.state == "UNAVAILABLE"]
         assert [entry.name for entry in unavailable] == ["fresh", "net"]
         assert all(words in entry.reason and "\n" not in entry.reason for entry in unavailable)
+        assert served.repository.missing == ["fresh"]
         assert not served.repository.ready, "one of two does not serve at all"
         with pytest.raises(RequestError, match="model fresh is not available") as refused:
             served.repository.get("fresh")

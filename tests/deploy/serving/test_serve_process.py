@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.serving.server_process import Answer
 from polarprune import cli
+from polarprune_deploy.serving.server import NOT_READY
 from polarprune_export.onnx_session import open_session, run_session
 from tests.hurt_server import STICKY
 from tests.served import Served
@@ -272,9 +273,15 @@ def test_what_cannot_be_served_ends_in_one_line(folder: Path, tmp_path: Path) ->
         taken = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         port = str(taken.getsockname()[1])
         cases = {
-            "cannot be listened on (Address already in use); choose another": [
+            "cannot be listened on (Address already in use); choose another --http-port": [
                 Served(folder, "--http-port", port),
+            ],
+            "cannot be listened on (Address already in use); choose another --metrics-port": [
                 Served(folder, "--metrics-port", port),
+            ],
+            # An address of TEST-NET-1, which no machine has.
+            "(Cannot assign requested address); choose another --host": [
+                Served(folder, "--host", "192.0.2.1"),
             ],
             "the manifest says": [Served(broken)],
         }
@@ -286,6 +293,45 @@ def test_what_cannot_be_served_ends_in_one_line(folder: Path, tmp_path: Path) ->
                 (event,) = server.events("no JSON")
                 assert event["line"].startswith("error: ")
                 assert words in event["line"]
+
+
+def test_a_model_that_does_not_load_keeps_the_server_from_being_ready_and_is_named(
+    folder: Path,
+) -> None:
+    for name in ("bad", "worse"):
+        shutil.copytree(folder / "net", folder / name)
+        (folder / name / "model.onnx").write_bytes(b"garbage")
+    with Served(folder, "--poll-seconds", "0.1") as server:
+        warned = server.wait_for(NOT_READY)
+        assert (warned["level"], warned["models"]) == ("warning", ["bad", "worse"])
+        assert server.ask("/v2/health/ready").status == 503
+        assert infer(server, "net", IMAGES[:1]).status == 200
+        for name in ("bad", "worse"):
+            shutil.copyfile(folder / "net" / "model.onnx", folder / name / "model.onnx")
+        server.wait_for("ready")
+        assert server.ask("/v2/health/ready").status == 200
+        assert end(server, signal.SIGTERM) == 0
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+def test_all_addresses_of_ipv6_are_those_of_ipv4_too(folder: Path) -> None:
+    with Served(folder, "--host", "::") as server:
+        port = server.wait_for("listening")["http"]
+        for address in ("127.0.0.1", "::1"):
+            with socket.create_connection((address, port), timeout=SECONDS) as connection:
+                connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert connection.recv(64).startswith(b"HTTP/1.1 200")
+        assert end(server, signal.SIGTERM) == 0
+
+
+def test_where_nothing_loads_each_model_is_named(folder: Path) -> None:
+    (folder / "net" / "model.onnx").write_bytes(b"garbage")
+    shutil.copytree(folder / "net", folder / "other")
+    with Served(folder) as server:
+        assert server.wait(SECONDS) == 1
+        (event,) = server.events("no JSON")
+    for name in ("net", "other"):
+        assert f"{name}: {folder.name}/{name}/model.onnx has 7 bytes" in event["line"]
 
 
 @pytest.fixture
@@ -317,6 +363,8 @@ def test_what_is_no_bundle_is_refused_in_one_line(serve: Any, folder: Path, tmp_
     shutil.copytree(folder / "net", misnamed)
     assert "its name cannot be a model's" in serve(str(misnamed.parent))
     assert "its name cannot be a model's" in serve(str(misnamed))
+    shutil.copytree(folder / "net", tmp_path / "third" / "net" / "v1")
+    assert "'net/v1' holds a bundle, and its name is no version" in serve(str(tmp_path / "third"))
 
 
 def test_a_token_file_that_is_none_is_refused_in_one_line(
@@ -334,7 +382,13 @@ def test_options_out_of_range_are_refused_in_one_line(serve: Any, folder: Path) 
         ("--backend must be one of", "--backend", "torch"),
         ("--http-port must be 0 to 65535", "--http-port", "70000"),
         ("the ports must differ", "--http-port", "8002"),
-        ("--drain-seconds must not be negative", "--drain-seconds", "-1"),
+        ("--grpc-port must be 0 to 65535, or -1 for none, got -2", "--grpc-port", "-2"),
+        ("--drain-seconds must be from 0 to 1000000, got -1", "--drain-seconds", "-1"),
+        ("--drain-seconds must be from 0 to 1000000, got inf", "--drain-seconds", "inf"),
+        ("--window-ms must be from 0 to 1000000, got nan", "--window-ms", "nan"),
+        ("--threads must be at least 1, got 0", "--threads", "0"),
+        ("--queue must be above 0, got 0", "--queue", "0"),
+        ("--max-body-mb must be above 0, got -1", "--max-body-mb", "-1"),
         ("--batch-size must be at least 1", "--batch-size", "0"),
     ):
         assert words in serve(str(folder), *options)

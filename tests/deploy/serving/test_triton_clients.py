@@ -1,7 +1,9 @@
 """Triton's own HTTP clients, unchanged, against a real server and ONNX Runtime itself."""
 
 import asyncio
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,6 +55,19 @@ def test_outputs_are_those_of_onnxruntime(
     assert (response["model_name"], response["model_version"]) == (MODEL, "1")
     assert response["id"] == "seven"
     assert ("data" in result.get_output("logits")) == (binary_out is False)
+
+
+def test_the_manuals_example_runs_as_it_stands(served: Served, reference: Reference) -> None:
+    manual = (Path(__file__).parents[3] / "deploy" / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", manual, re.M | re.S)
+    (block,) = [block for block in blocks if "tritonclient" in block]
+    assert block.count("127.0.0.1:8000") == 1
+    names: dict[str, Any] = {}
+    code = block.replace("127.0.0.1:8000", address(served)).replace('"bundle"', repr(MODEL))
+    exec(code, names)
+    names["client"].close()
+    found = names["result"].as_numpy("logits")
+    np.testing.assert_allclose(found, reference(names["images"]), **CLOSE)
 
 
 @pytest.mark.parametrize("answer", [None, "gzip", "deflate"])
