@@ -36,7 +36,7 @@ check: .venv/check.stamp
 	$(bin)/ruff check
 	$(bin)/mypy
 	$(bin)/lint-imports
-	OMP_NUM_THREADS=1 $(bin)/pytest -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(bin)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 install: .venv/check.stamp
 

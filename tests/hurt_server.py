@@ -1,19 +1,22 @@
-"""`polarprune serve` with engines that are hurt in the way that the first argument says.
+"""`polarprune serve` as no user has it; the first argument says in which way.
 
 slow: a batch takes 30 ms longer. sticky: an image with a value above 1e20 breaks the device, which
 gives nothing but zeros from then on. hang: such an image is computed for ever. held: no bundle is
-ever loaded to the end.
+ever loaded to the end. A JSON object: bounds that the command line has no options for.
 """
 
+import json
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from polarprune import cli
 from polarprune_deploy.serving import repository, server
 from polarprune_deploy.serving.model_loading import load_model
+from polarprune_deploy.serving.serve_options import ServeOptions
 from polarprune_deploy.serving.served_model import LoadedModel
 from polarprune_deploy.serving.tickets import Named
 
@@ -64,8 +67,8 @@ class Sticky:
         return self.broken
 
 
-def main() -> None:
-    way = sys.argv.pop(1)
+def hurt_engines(way: str) -> None:
+    """Every engine, from now on."""
     hurt: Callable[[bool], bool] = {"slow": slow, "hang": hang, "sticky": Sticky()}.get(way, hang)
 
     def load(*args: Any) -> LoadedModel:
@@ -77,6 +80,24 @@ def main() -> None:
 
     repository.load_model = load  # type: ignore[assignment]
     server.FLUSH_SECONDS = 1  # type: ignore[attr-defined]
+
+
+def change_bounds(changes: dict[str, Any]) -> None:
+    """Of what is served from now on."""
+    serve = server.serve
+
+    def serve_within(options: ServeOptions) -> None:
+        serve(replace(options, bounds=replace(options.bounds, **changes)))
+
+    server.serve = serve_within  # type: ignore[assignment]
+
+
+def main() -> None:
+    way = sys.argv.pop(1)
+    if way.startswith("{"):
+        change_bounds(json.loads(way))
+    else:
+        hurt_engines(way)
     cli.main()
 
 

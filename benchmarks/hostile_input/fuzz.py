@@ -27,6 +27,7 @@ from benchmarks.hostile_input.requests_sent import Sent
 from benchmarks.hostile_input.verdicts import UNEXPECTED, Verdict, give_verdict
 from tests.deploy.serving.hostile_server import HostileServer
 from tests.deploy.serving.raw_http import Answer, Hung, RawConnection
+from tests.deploy.serving.served_bundle import make_folder
 
 PIPELINED_SHARE, MOST_PIPELINED = 0.1, 5
 PIPELINABLE = ("good", "json", "bytes")
@@ -139,7 +140,7 @@ class Worker:
         return self._server.connect()
 
     def _judge(self, sent: Sent, answer: Answer | None, why: str, seconds: float) -> None:
-        verdict = give_verdict(sent, answer, self._server.session)
+        verdict = give_verdict(sent, answer, self._server.reference.session)
         if (verdict.word == UNEXPECTED and answer is None) or why not in ("", "ended"):
             verdict = Verdict(UNEXPECTED, why)
         self._tally.add(sent, answer, verdict, seconds)
@@ -159,8 +160,9 @@ def _answer(connection: RawConnection, sent: Sent) -> tuple[Answer | None, str]:
 def study(bodies: int, seed: int, workers: int) -> dict[str, Any]:
     """Send the bodies and tell what came of them."""
     with tempfile.TemporaryDirectory() as folder:
-        server = HostileServer(Path(folder))
+        server = HostileServer(make_folder(Path(folder) / "bundles"))
         try:
+            server.wait_ready()
             found = _study(server, bodies, seed, workers)
         finally:
             code = server.stop()
@@ -202,7 +204,7 @@ def _study(server: HostileServer, bodies: int, seed: int, workers: int) -> dict[
         "good_seconds": _quantiles(tally.good_seconds),
         "resident_bytes": _thinned(memory),
         "trouble_afterwards": _trouble(server),
-        "server_failures": [entry["message"] for entry in server.failures()][:20],
+        "server_failures": server.failures()[:20],
     }
 
 

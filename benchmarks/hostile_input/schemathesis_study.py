@@ -22,6 +22,7 @@ from typing import Any
 from benchmarks.hostile_input.record import RECORD, add_case
 from polarprune_deploy.serving.openapi import openapi_document
 from tests.deploy.serving.hostile_server import HostileServer
+from tests.deploy.serving.served_bundle import make_folder
 
 LEFT_OUT = "positive_data_acceptance"
 CONFIG = '[parameters]\nmodel = "small"\nversion = "1"\n'
@@ -106,13 +107,13 @@ def study(tool: Path, examples: int, seed: int) -> dict[str, Any]:
     """Both runs over one server."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        server = HostileServer(folder / "bundles")
-        url = f"http://127.0.0.1:{server.port}"
+        server = HostileServer(make_folder(folder / "bundles"))
         narrowed = folder / "narrowed.json"
         narrowed.write_text(json.dumps(narrowed_document()))
         often = ["--seed", str(seed), "--max-examples", str(examples)]
-        before = server.resident_bytes()
         try:
+            server.wait_ready()
+            url, before = server.url, server.resident_bytes()
             served = run_tool(
                 tool, folder, [f"{url}/openapi.json", *often, "--exclude-checks", LEFT_OUT]
             )
@@ -129,7 +130,7 @@ def study(tool: Path, examples: int, seed: int) -> dict[str, Any]:
         "served_description": served,
         "narrowed_description": narrow,
         "resident_bytes": [before, after],
-        "server_failures": [entry["message"] for entry in server.failures()],
+        "server_failures": server.failures(),
         "exit_code": code,
     }
 

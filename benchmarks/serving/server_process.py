@@ -7,17 +7,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from polarprune.errors import ServerError
 
 HOST = "127.0.0.1"
 LOOK_SECONDS = 0.005
+PATIENCE_SECONDS = 60.0
 LONGEST_TAIL = 300
+SERVER = ("-m", "polarprune")
 
 
 @dataclass(frozen=True)
@@ -38,23 +40,38 @@ class ProcessState:
     cpu_seconds: float
 
 
+class Answer(NamedTuple):
+    """What came back."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str]
+
+    @property
+    def document(self) -> Any:
+        """The body, which is JSON."""
+        return json.loads(self.body)
+
+
 class ServerProcess:
     """`polarprune serve` on free ports of 127.0.0.1; its log goes to a file."""
 
     def __init__(
-        self, source: Path, log: Path, *options: str, under: Sequence[str] = ()
+        self, source: Path, log: Path, *options: str, under: Sequence[str] = (),
+        program: Sequence[str] = SERVER,
     ) -> None:  # fmt: skip
         """Start it; `source` and `options` are the verb's own words.
 
         Args:
             log: where its stderr goes, appended.
             under: words in front of the command: another program that becomes it.
+            program: Python's words for the server, which takes those of `polarprune`.
         """
         self.log = log
         self._read_from = log.stat().st_size if log.exists() else 0
         self._events: list[dict[str, Any]] = []
         self.started = time.monotonic()
-        command = [*under, sys.executable, "-m", "polarprune", "serve", str(source)]
+        command = [*under, sys.executable, *program, "serve", str(source)]
         for port in ("--http-port", "--grpc-port", "--metrics-port"):
             if port not in options:
                 command += [port, "0"]
@@ -124,23 +141,27 @@ class ServerProcess:
                 self._events.append({"message": "no JSON", "line": words})
         return [e for e in self._events if message is None or e.get("message") == message]
 
-    def ask(self, path: str, verb: str = "GET", port: str = "http") -> tuple[int, bytes]:
-        """Status and body of one question, on a connection of its own.
+    def ask(
+        self, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None, *,
+        port: str = "http",
+    ) -> Answer:  # fmt: skip
+        """The answer to a GET, or to a POST where there is a body, on a connection of its own.
 
         Raises:
             OSError: nobody answers.
         """
-        connection = http.client.HTTPConnection(HOST, self.ports[port], timeout=30)
+        connection = http.client.HTTPConnection(HOST, self.ports[port], timeout=PATIENCE_SECONDS)
         try:
-            connection.request(verb, path)
+            verb = "GET" if body is None else "POST"
+            connection.request(verb, path, body, dict(headers or {}))
             answer = connection.getresponse()
-            return answer.status, answer.read()
+            return Answer(answer.status, answer.read(), dict(answer.headers.items()))
         finally:
             connection.close()
 
     def index(self) -> list[dict[str, str]]:
         """The lines of the repository's index."""
-        entries: list[dict[str, str]] = json.loads(self.ask("/v2/repository/index", "POST")[1])
+        entries: list[dict[str, str]] = self.ask("/v2/repository/index", b"").document
         return entries
 
     def state(self) -> ProcessState:
@@ -186,10 +207,27 @@ class ServerProcess:
         self.signal(signal.SIGTERM)
         return self.wait(seconds)
 
+    def wait_for(
+        self, message: str, times: int = 1, seconds: float = PATIENCE_SECONDS, **about: str
+    ) -> dict[str, Any]:
+        """The event with this message, and more about it, once there are so many.
+
+        Raises:
+            ServerError: it ended before, or there are not in time.
+        """
+
+        def found() -> list[dict[str, Any]]:
+            return [e for e in self.events(message) if about.items() <= e.items()]
+
+        self._wait(lambda: len(found()) >= times, seconds, f"says {message!r}")
+        return found()[times - 1]
+
     def _wait(self, condition: Callable[[], Any], seconds: float, words: str) -> None:
         end = time.monotonic() + seconds
-        while not condition():
-            code = self.process.poll()
+        while True:
+            code = self.process.poll()  # before the look, which finds its last words
+            if condition():
+                return
             if code is not None or time.monotonic() > end:
                 what = f"after {seconds:g} s" if code is None else f"it ended with {code}"
                 tail = self.log.read_bytes()[-LONGEST_TAIL:].decode("utf-8", "replace")

@@ -5,12 +5,8 @@ import dataclasses
 import json
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +29,7 @@ from onnx import TensorProto
 from small_bundles import write_small_bundle
 
 import polarprune
+from benchmarks.serving.server_process import ServerProcess
 from polarprune.errors import (
     BackendUnavailable,
     BundleError,
@@ -193,17 +190,16 @@ def test_a_wheel_goes_into_the_image(small: Path, tmp_path: Path) -> None:
 WITHOUT = """
 import sys
 for name in {absent}: sys.modules[name] = None
-sys.argv = ["polarprune", "serve", *{arguments}]
+sys.argv[0] = "polarprune"
 from polarprune.cli import main
 main()
 """
 
 
-def in_the_container(folder: Path) -> list[str]:
-    """The command of the container, on free ports of this machine and without the node's paths."""
+def in_the_container(folder: Path, log: Path) -> ServerProcess:
+    """The container's command, started on free ports of this machine, without the node's paths."""
     (container,) = read_service(folder)["spec"]["predictor"]["containers"]
     arguments = container["args"]
-    arguments[0] = str(folder / "bundles")
     for option, value in (
         ("--host", "127.0.0.1"),
         ("--http-port", "0"),
@@ -213,7 +209,8 @@ def in_the_container(folder: Path) -> list[str]:
     ):
         arguments[arguments.index(option) + 1] = value
     absent = [name.replace("-", "_").replace("pyyaml", "yaml") for name in NOT_SERVED]
-    return [sys.executable, "-c", WITHOUT.format(absent=absent, arguments=arguments)]
+    program = ("-c", WITHOUT.format(absent=absent))
+    return ServerProcess(folder / "bundles", log, *arguments[1:], program=program)
 
 
 def is_healthy(folder: Path, port: int) -> bool:
@@ -224,40 +221,20 @@ def is_healthy(folder: Path, port: int) -> bool:
     return answer.returncode == 0
 
 
-def status_of(address: str) -> int:
-    try:
-        with urllib.request.urlopen(address, timeout=5) as answer:
-            return answer.status
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code
-
-
 def test_the_containers_command_serves_the_bundle_without_what_the_image_leaves_out(
     small: Path, tmp_path: Path
 ) -> None:
     write_kserve(small, tmp_path / "kserve")
     (container,) = read_service(tmp_path / "kserve")["spec"]["predictor"]["containers"]
-    command = in_the_container(tmp_path / "kserve")
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
-        stop = threading.Timer(60, server.kill)
-        stop.start()
-        try:
-            lines = (json.loads(line) for line in server.stderr or () if line.startswith("{"))
-            ports = next(line for line in lines if line["message"] == "listening")
-            next(line for line in lines if line["message"] == "serving")
-            address = f"http://127.0.0.1:{ports['http']}"
-            for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-                assert status_of(address + container[probe]["httpGet"]["path"]) == 200, probe
-            assert status_of(f"{address}/v2/models/small") == 200
-            assert status_of(f"http://127.0.0.1:{ports['metrics']}/metrics") == 200
-            assert is_healthy(tmp_path / "kserve", ports["http"])
-            server.send_signal(signal.SIGTERM)
-            assert server.wait(30) == 0
-            assert not is_healthy(tmp_path / "kserve", ports["http"])
-        finally:
-            stop.cancel()
-            server.kill()
+    with in_the_container(tmp_path / "kserve", tmp_path / "log") as server:
+        server.wait_for("serving")
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            assert server.ask(container[probe]["httpGet"]["path"]).status == 200, probe
+        assert server.ask("/v2/models/small").status == 200
+        assert server.ask("/metrics", port="metrics").status == 200
+        assert is_healthy(tmp_path / "kserve", server.ports["http"])
+        assert server.stop(30) == 0
+        assert not is_healthy(tmp_path / "kserve", server.ports["http"])
 
 
 def test_the_image_installs_what_serving_declares_in_the_releases_that_are_here() -> None:

@@ -16,7 +16,7 @@ from polarprune_deploy import load_runner
 from polarprune_deploy.input_making import random_inputs
 from polarprune_deploy.latency import compare_latency
 from polarprune_deploy.runner_torch import TorchRunner, fresh_compilation
-from polarprune_deploy.runners import RefillableRun
+from tests.deploy.refilled_runs import check_refills
 
 
 def network() -> nn.Module:
@@ -198,15 +198,4 @@ def test_other_inputs_are_copied_in_and_nobody_elses_array_is_written(
     shape: tuple[int, ...], precision: str
 ) -> None:
     net = nn.Sequential(nn.Flatten(), nn.ReLU())
-    runner = TorchRunner(net, shape, name="mine", threads=1, precision=precision)
-    generator = np.random.default_rng(0)
-    first, second = (random_inputs(runner, 2, generator) for _ in range(2))
-    given = {name: array.copy() for name, array in first.items()}
-    prepared = runner.prepare(first)
-    assert isinstance(prepared, RefillableRun)
-    for inputs in (second, given, second):
-        prepared.refill(inputs)
-        prepared()
-        expected = runner.run(inputs)["logits"]
-        np.testing.assert_array_equal(prepared.outputs()["logits"], expected)
-    np.testing.assert_array_equal(first["input"], given["input"])
+    check_refills(TorchRunner(net, shape, name="mine", threads=1, precision=precision))

@@ -17,7 +17,7 @@ import polarprune_deploy
 from polarprune.errors import BackendUnavailable, BundleError, ConfigError
 from polarprune_deploy import load_runner
 from polarprune_deploy.latency import compare_latency, random_inputs
-from polarprune_deploy.runners import RefillableRun
+from tests.deploy.refilled_runs import check_refills
 
 
 def plain_convolutions(path: Path, images: np.ndarray) -> np.ndarray:
@@ -302,15 +302,4 @@ def test_an_unknown_public_name_is_an_attribute_error() -> None:
 def test_other_inputs_are_copied_in_and_nobody_elses_array_is_written(
     convolutions: Callable[..., Path],
 ) -> None:
-    runner = load_runner(convolutions(1), threads=1)
-    generator = np.random.default_rng(0)
-    first, second = (random_inputs(runner, 2, generator) for _ in range(2))
-    given = {name: array.copy() for name, array in first.items()}
-    prepared = runner.prepare(first)
-    assert isinstance(prepared, RefillableRun)
-    for inputs in (second, given, second):
-        prepared.refill(inputs)
-        prepared()
-        for name, expected in runner.run(inputs).items():
-            np.testing.assert_array_equal(prepared.outputs()[name], expected)
-    np.testing.assert_array_equal(first["input"], given["input"])
+    check_refills(load_runner(convolutions(1), threads=1))

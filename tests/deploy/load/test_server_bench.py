@@ -1,12 +1,8 @@
 """`bench --server` from end to end: rows, records, words, refusals, and our own server."""
 
 import json
-import os
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +21,7 @@ from polarprune_deploy.load.server_bench import bench_server, check_right, compa
 from polarprune_deploy.load.targets import look_at
 from polarprune_deploy.load.traffic import run_loop
 from tests.oip_stub import METADATA, Stub
+from tests.served import Served
 from tests.small_bundles import write_small_bundle
 
 MakeStub = Callable[..., Stub]
@@ -227,36 +224,9 @@ def our_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`polarprune serve` with a small bundle, in a process of its own."""
     folder = tmp_path_factory.mktemp("served")
     write_small_bundle(folder / "small")
-    command = [
-        sys.executable, "-m", "polarprune", "serve", str(folder), "--backend", "onnxruntime",
-        "--threads", "1", "--http-port", "0", "--grpc-port", "-1", "--metrics-port", "-1",
-    ]  # fmt: skip
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ) as process:
-        assert process.stderr is not None
-        try:
-            port = next(
-                entry["http"]
-                for line in process.stderr
-                if (entry := json.loads(line))["message"] == "listening"
-            )
-            url = f"http://127.0.0.1:{port}"
-            _wait_until_ready(url, process)
-            yield url
-        finally:
-            process.terminate()
-            process.communicate(timeout=60)
-
-
-def _wait_until_ready(url: str, process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + 60
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{url}/v2/health/ready", timeout=10):
-                return
-        except urllib.error.HTTPError as error:
-            error.close()
-        time.sleep(0.05)
-    raise AssertionError("the server did not become ready")
+    with Served(folder) as server:
+        server.wait_ready()
+        yield server.url
 
 
 def test_our_own_server_stands_the_load(our_server: str) -> None:

@@ -18,7 +18,7 @@ from polarprune_deploy.serving.held_bytes import Held
 from polarprune_deploy.serving.repository import Repository
 from polarprune_deploy.serving.serve_options import ServeOptions
 from polarprune_deploy.triton_protocol import message_class
-from tests.deploy.serving.served import MODEL, Images, some_images
+from tests.deploy.serving.served_bundle import MODEL, Images, some_images
 
 SERVICE = "inference.GRPCInferenceService"
 PATIENCE = 30.0
@@ -87,6 +87,8 @@ async def grpc_here(
     chosen = ServeOptions(source, backend="onnxruntime", threads=1, **{"grpc_port": 0} | options)
     repository = Repository(chosen, lambda name, error: None)
     await repository.look()
+    # Batches are computed in the engine's thread alone, where a test may hold them up.
+    repository.get(MODEL).batcher._in_place = False
     held = Held(chosen.bounds)
     async with AsyncExitStack() as server:
         port = await server.enter_async_context(grpc_server(repository, chosen, token, held))

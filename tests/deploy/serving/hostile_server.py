@@ -1,34 +1,21 @@
 """A real server in a process of its own, whose every answer is held to what was promised."""
 
 import json
-import os
-import subprocess
-import sys
-import threading
 import time
-from collections import deque
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from polarprune_export.onnx_session import open_session, run_session
 from tests.deploy.serving.raw_http import PATIENCE, Answer, RawConnection, request
-from tests.small_bundles import CLASSES, SIDE, write_small_bundle
+from tests.deploy.serving.served_bundle import MODEL, MOST, Images, Reference, some_images
+from tests.served import Served
+from tests.small_bundles import CLASSES
 
-Images = NDArray[np.float32]
-
-MODEL = "small"
 INFER = f"/v2/models/{MODEL}/infer"
-MOST = 8
-"""Images in one request, as the bundle says."""
 LENGTH = "Inference-Header-Content-Length"
 INTERNALS = ("Traceback", 'File "', "site-packages", "polarprune_deploy", "0x7f", "object at")
 REFUSALS = frozenset(range(400, 500)) | {503}
-SERVE_WITH_BOUNDS = "tests.deploy.serving.serve_with_bounds"
-START_SECONDS = 60
 TOKEN = "correct-horse-battery-staple"
 SHORT_BOUNDS: dict[str, Any] = {
     "header_seconds": 1.0,
@@ -39,77 +26,28 @@ SHORT_BOUNDS: dict[str, Any] = {
 }
 
 
-class HostileServer:
-    """`polarprune serve` over the small bundle, and the same network without it."""
+class HostileServer(Served):
+    """A server of the small bundle, and what it must answer to whom."""
 
     def __init__(
-        self, folder: Path, *options: str, bounds: dict[str, Any] | None = None,
-        token_file: Path | None = None,
-    ) -> None:  # fmt: skip
-        """Start it, and wait until it is ready.
+        self, folder: Path, *options: str, hurt: str | None = None, token: str | None = None
+    ) -> None:
+        """Start it.
 
         Args:
-            folder: for the bundle.
-            options: of the command line.
-            bounds: serves with these instead of by the command line.
+            folder: that holds the small bundle.
+            options, hurt: of `Served`.
+            token: that it wants.
         """
-        bundle = write_small_bundle(folder / MODEL)
-        self.session = open_session((bundle / "model.onnx").read_bytes(), threads=1)
-        self.token = None if token_file is None else token_file.read_text().strip()
-        if bounds is None:
-            ports = ("--http-port", "0", "--grpc-port", "-1", "--metrics-port", "0")
-            verb = ("-m", "polarprune", "serve", str(folder), "--backend", "onnxruntime")
-            words: Sequence[str] = (*verb, *ports, *options)
-        else:
-            words = (
-                "-m",
-                SERVE_WITH_BOUNDS,
-                str(folder),
-                json.dumps(bounds),
-                str(token_file or ""),
-            )
-        self.process = subprocess.Popen(
-            [sys.executable, *words], stderr=subprocess.PIPE, text=True, env=os.environ | FAST
-        )
-        self.log: deque[dict[str, Any]] = deque(maxlen=1000)
-        self._serving = threading.Event()
-        self._reader = threading.Thread(target=self._read_log, daemon=True)
-        self._reader.start()
-        if not self._serving.wait(START_SECONDS) or self.process.poll() is not None:
-            self.stop()
-            raise AssertionError(f"the server did not start: {list(self.log)}")
-
-    def _read_log(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            entry = json.loads(line)
-            if entry["message"] == "listening":
-                self.port, self.metrics_port = entry["http"], entry["metrics"]
-            self.log.append(entry)
-            if entry["message"] == "serving":
-                self._serving.set()
-        self._serving.set()
-
-    def stop(self) -> int:
-        """SIGTERM; the exit code."""
-        self.process.terminate()
-        try:
-            return self.process.wait(PATIENCE)
-        finally:
-            self.process.kill()
-            self._reader.join(PATIENCE)
-            if self.process.stderr is not None:
-                self.process.stderr.close()
-
-    def failures(self) -> list[dict[str, Any]]:
-        """What the log holds of the server's own failures."""
-        return [entry for entry in self.log if entry["level"] in ("error", "critical")]
+        super().__init__(folder, *options, hurt=hurt)
+        self.reference = Reference(folder / MODEL)
+        self.token = token
 
     def connect(self, **more: Any) -> RawConnection:
         """A connection to it."""
-        return RawConnection(self.port, **more)
+        return RawConnection(self.ports["http"], **more)
 
-    def ask(self, raw: bytes, method: str = "POST") -> Answer | None:
+    def send(self, raw: bytes, method: str = "POST") -> Answer | None:
         """The first answer to some bytes on a connection of their own, checked; None for none."""
         with self.connect() as connection:
             connection.send(raw)
@@ -124,7 +62,7 @@ class HostileServer:
         Raises:
             AssertionError: it is not.
         """
-        answer = self.ask(request(path, body, headers=(headers or {}) | self.authorization))
+        answer = self.send(request(path, body, headers=(headers or {}) | self.authorization))
         assert answer is not None, "no answer"
         assert answer.status in REFUSALS, answer
         words: str = json.loads(answer.body)["error"]
@@ -147,29 +85,14 @@ class HostileServer:
         assert answer.status == 200, answer
         found = read_logits(answer)
         assert found.shape == (len(images), CLASSES)
-        (wanted,) = run_session(self.session, images, chunk=MOST)
-        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found, self.reference(images), rtol=1e-4, atol=1e-5)
 
     def check_well(self, seed: int = 0) -> None:
         """It runs, has not failed, and answers a good request with the right numbers."""
-        assert self.process.poll() is None, f"the server ended: {list(self.log)[-5:]}"
+        assert self.process.poll() is None, f"the server ended: {self.events()[-5:]}"
         assert not self.failures(), self.failures()
-        images = some_images(1 + seed % MOST, seed)
-        self.check_logits(images, self.ask(self.good_request(images)))
-
-    def resident_bytes(self) -> int:
-        """Of the server's process."""
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-FAST = {"OMP_NUM_THREADS": "1"}
-
-
-def some_images(count: int, seed: int = 0) -> Images:
-    """Noise."""
-    generator = np.random.default_rng(seed)
-    return generator.standard_normal((count, 3, SIDE, SIDE)).astype(np.float32)
+        images = some_images(seed, 1 + seed % MOST)
+        self.check_logits(images, self.send(self.good_request(images)))
 
 
 def binary_body(images: Images, **more: Any) -> tuple[bytes, int]:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from page_server import PageServer, page_server
 from PIL import Image
 from served_digits import (
     NAMES,
@@ -38,6 +37,7 @@ from polarprune_deploy.serving.infer_requests import Signature
 from polarprune_deploy.serving.request_errors import BAD, RequestError
 from polarprune_deploy.serving.served_model import ModelFacts
 from polarprune_deploy.serving.thread_queue import ThreadQueue
+from tests.served import Served
 
 PATH = "/v2/models/digits/classify"
 
@@ -53,12 +53,20 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(bundles: Path) -> Iterator[PageServer]:
-    with page_server(bundles) as running:
+def server(bundles: Path) -> Iterator[Served]:
+    with Served(bundles) as running:
+        running.wait_ready()
         yield running
         assert running.process.poll() is None
-    assert running.process.returncode == 0
-    assert {line["level"] for line in running.log} == {"info"}, "a request made noise in the log"
+    assert {line["level"] for line in running.events()} == {"info"}, (
+        "a request made noise in the log"
+    )
+
+
+def ask(server: Served, path: str, body: bytes) -> tuple[int, Any]:
+    """Status and JSON of one answer."""
+    answer = server.ask(path, body)
+    return answer.status, answer.document
 
 
 def digit(number: int) -> tuple[Image.Image, int]:
@@ -67,10 +75,10 @@ def digit(number: int) -> tuple[Image.Image, int]:
     return Image.fromarray(pixels[number]), int(labels[number])
 
 
-def test_answer_names_the_classes_best_first(server: PageServer, bundles: Path) -> None:
+def test_answer_names_the_classes_best_first(server: Served, bundles: Path) -> None:
     image, label = digit(1)
     wanted = expected_probabilities(bundles / "digits", image)
-    status, answer = server.ask(PATH, encoded(image))
+    status, answer = ask(server, PATH, encoded(image))
     assert status == 200
     assert list(answer) == ["model_name", "model_version", "classes"]
     assert (answer["model_name"], answer["model_version"]) == ("digits", "1")
@@ -82,20 +90,20 @@ def test_answer_names_the_classes_best_first(server: PageServer, bundles: Path) 
     np.testing.assert_allclose(found, wanted[order], rtol=1e-5)
 
 
-def test_all_classes_have_probabilities_that_sum_to_one(server: PageServer) -> None:
-    _, answer = server.ask(f"{PATH}?top=10", encoded(digit(0)[0]))
+def test_all_classes_have_probabilities_that_sum_to_one(server: Served) -> None:
+    _, answer = ask(server, f"{PATH}?top=10", encoded(digit(0)[0]))
     assert sum(one["probability"] for one in answer["classes"]) == pytest.approx(1, abs=1e-12)
-    _, more = server.ask(f"{PATH}?top=99&unknown=1", encoded(digit(0)[0]))
+    _, more = ask(server, f"{PATH}?top=99&unknown=1", encoded(digit(0)[0]))
     assert more == answer
 
 
-def test_a_hundred_images_at_once_get_each_its_own_answer(
-    server: PageServer, bundles: Path
-) -> None:
+def test_a_hundred_images_at_once_get_each_its_own_answer(server: Served, bundles: Path) -> None:
     images = [digit(number)[0] for number in range(100)]
     wanted = [expected_probabilities(bundles / "digits", image) for image in images]
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda image: server.ask(f"{PATH}?top=10", encoded(image)), images))
+        answers = list(
+            pool.map(lambda image: ask(server, f"{PATH}?top=10", encoded(image)), images)
+        )
     for (status, answer), shares in zip(answers, wanted, strict=True):
         assert status == 200
         found = {one["index"]: one["probability"] for one in answer["classes"]}
@@ -104,30 +112,30 @@ def test_a_hundred_images_at_once_get_each_its_own_answer(
 
 @pytest.mark.parametrize("size", [(40, 33), (25, 64), (7, 9)])
 def test_images_of_other_sizes_are_brought_to_size(
-    server: PageServer, bundles: Path, size: tuple[int, int]
+    server: Served, bundles: Path, size: tuple[int, int]
 ) -> None:
     image = digit(3)[0].resize(size, Image.Resampling.BICUBIC)
     wanted = expected_probabilities(bundles / "digits", image)
-    _, answer = server.ask(f"{PATH}?top=10", encoded(image))
+    _, answer = ask(server, f"{PATH}?top=10", encoded(image))
     found = {one["index"]: one["probability"] for one in answer["classes"]}
     # Pixels are rounded twice on their way, the reference's are not.
     np.testing.assert_allclose([found[i] for i in range(10)], wanted, atol=0.02)
 
 
-def test_a_bundle_with_embedded_preprocessing_gets_pixels(server: PageServer) -> None:
+def test_a_bundle_with_embedded_preprocessing_gets_pixels(server: Served) -> None:
     for number in range(5):
         content = encoded(digit(number)[0])
-        _, plain = server.ask(PATH, content)
-        _, embedded = server.ask("/v2/models/embedded/classify", content)
+        _, plain = ask(server, PATH, content)
+        _, embedded = ask(server, "/v2/models/embedded/classify", content)
         assert embedded["model_name"] == "embedded"
         for one, other in zip(plain["classes"], embedded["classes"], strict=True):
             assert other["name"] == one["name"]
             assert other["probability"] == pytest.approx(one["probability"], rel=1e-5)
 
 
-def test_classes_without_names_are_numbered(server: PageServer) -> None:
+def test_classes_without_names_are_numbered(server: Served) -> None:
     image, label = digit(1)
-    _, answer = server.ask("/v2/models/nameless/versions/1/classify?top=1", encoded(image))
+    _, answer = ask(server, "/v2/models/nameless/versions/1/classify?top=1", encoded(image))
     assert answer["classes"][0]["name"] == str(label)
 
 
@@ -146,19 +154,27 @@ def test_classes_without_names_are_numbered(server: PageServer) -> None:
     ],
 )
 def test_what_cannot_be_classified_is_refused_in_one_line(
-    server: PageServer, path: str, body: bytes, status: int, words: str
+    server: Served, path: str, body: bytes, status: int, words: str
 ) -> None:
-    found, answer = server.ask(path, body)
+    found, answer = ask(server, path, body)
     assert (found, list(answer)) == (status, ["error"])
     assert words in answer["error"]
     assert "\n" not in answer["error"]
 
 
-def test_the_server_has_no_torch(server: PageServer) -> None:
+def test_a_body_beyond_the_bound_that_is_set_where_none_is_given_is_refused(
+    server: Served,
+) -> None:
+    answer = server.ask(PATH, b"", {"Content-Length": str((64 << 20) + 1)})
+    assert answer.status == 413
+    assert "67108864 bytes at most" in answer.document["error"]
+
+
+def test_the_server_has_no_torch(server: Served) -> None:
     maps = Path(f"/proc/{server.process.pid}/maps")
     if not maps.exists():
         pytest.skip("this system does not tell what a process has loaded")
-    assert server.ask(PATH, encoded(digit(0)[0]))[0] == 200
+    assert ask(server, PATH, encoded(digit(0)[0]))[0] == 200
     loaded = maps.read_text()
     assert "onnxruntime" in loaded
     assert "libtorch" not in loaded
@@ -169,7 +185,7 @@ def test_the_server_has_no_torch(server: PageServer) -> None:
     [("--data-binary", "@{image}"), ("-F", "image=@{image}"), ("-T", "{image}", "-X", "POST")],
 )
 def test_curl_sends_images_in_each_of_its_ways(
-    server: PageServer, tmp_path: Path, arguments: tuple[str, ...]
+    server: Served, tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is absent")

@@ -1,7 +1,6 @@
 """Triton's own gRPC clients against a real server, and ONNX Runtime itself as the reference."""
 
 import asyncio
-import json
 import queue
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +14,8 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
 import polarprune
-from tests.deploy.serving.served import MODEL, MOST, Images, Reference, Served, some_images
+from tests.deploy.serving.served_bundle import MODEL, MOST, Images, Reference, some_images
+from tests.served import Served
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 """The same sums in another order: images are computed in batches with strangers'."""
@@ -23,13 +23,13 @@ PATIENCE = 30.0
 
 
 @pytest.fixture(scope="module")
-def client(served: Served) -> Iterator[triton.InferenceServerClient]:
-    with triton.InferenceServerClient(address(served)) as opened:
+def client(server: Served) -> Iterator[triton.InferenceServerClient]:
+    with triton.InferenceServerClient(address(server)) as opened:
         yield opened
 
 
-def address(served: Served) -> str:
-    return f"127.0.0.1:{served.grpc}"
+def address(server: Served) -> str:
+    return server.address("grpc")
 
 
 def tensor(images: Images) -> triton.InferInput:
@@ -63,12 +63,12 @@ def test_compressed_requests_give_the_same(
     np.testing.assert_allclose(logits(result), reference(images), **CLOSE)
 
 
-def test_typed_contents_give_what_raw_ones_give(served: Served, reference: Reference) -> None:
+def test_typed_contents_give_what_raw_ones_give(server: Served, reference: Reference) -> None:
     images = some_images(5, 2)
     request = service_pb2.ModelInferRequest(model_name=MODEL)
     described = request.inputs.add(name="input", datatype="FP32", shape=images.shape)
     described.contents.fp32_contents.extend(images.reshape(-1).tolist())
-    response = raw_infer(served, request)
+    response = raw_infer(server, request)
     found = np.frombuffer(response.raw_output_contents[0], np.float32).reshape(2, -1)
     np.testing.assert_allclose(found, reference(images), **CLOSE)
 
@@ -80,10 +80,10 @@ def test_only_outputs_that_are_asked_for_come(client: triton.InferenceServerClie
 
 
 def test_health_and_documents_are_those_of_http(
-    client: triton.InferenceServerClient, served: Served
+    client: triton.InferenceServerClient, server: Served
 ) -> None:
     def http(path: str) -> Any:
-        return json.loads(served.ask(path)[1])
+        return server.ask(path).document
 
     assert client.is_server_live()
     assert client.is_server_ready()
@@ -108,7 +108,7 @@ def test_health_and_documents_are_those_of_http(
 
 
 def test_every_request_is_counted_once(
-    client: triton.InferenceServerClient, served: Served
+    client: triton.InferenceServerClient, server: Served
 ) -> None:
     def counts() -> tuple[int, int, int]:
         (found,) = client.get_inference_statistics(MODEL, "1").model_stats
@@ -125,7 +125,7 @@ def test_every_request_is_counted_once(
     with pytest.raises(InferenceServerException):
         client.infer("nobody", [tensor(some_images(0))])
     assert np.subtract(counts(), before).tolist() == [1, 2, 3]
-    stats = json.loads(served.ask(f"/v2/models/{MODEL}/stats")[1])["model_stats"][0]
+    stats = server.ask(f"/v2/models/{MODEL}/stats").document["model_stats"][0]
     assert stats["inference_stats"]["fail"]["count"] == counts()[1]
 
 
@@ -160,14 +160,14 @@ def test_other_methods_refuse_in_words(
 
 
 def test_hundreds_of_concurrent_requests_each_get_their_own_answer(
-    served: Served, reference: Reference
+    server: Served, reference: Reference
 ) -> None:
     count = 400
     rows = [1 + seed % 3 for seed in range(count)]
     images = [some_images(seed, n) for seed, n in enumerate(rows)]
 
     async def ask_all() -> list[Any]:
-        async with triton_aio.InferenceServerClient(address(served)) as client:
+        async with triton_aio.InferenceServerClient(address(server)) as client:
             return await asyncio.gather(
                 *(
                     client.infer(MODEL, [tensor(part)], request_id=str(number))
@@ -209,7 +209,7 @@ def test_a_stream_answers_in_order_and_goes_on_after_errors(
     assert answers.empty()
 
 
-def test_an_asyncio_stream_gets_its_answers(served: Served, reference: Reference) -> None:
+def test_an_asyncio_stream_gets_its_answers(server: Served, reference: Reference) -> None:
     images = [some_images(seed) for seed in range(20)]
 
     async def stream() -> list[Any]:
@@ -217,7 +217,7 @@ def test_an_asyncio_stream_gets_its_answers(served: Served, reference: Reference
             for part in images:
                 yield {"model_name": MODEL, "inputs": [tensor(part)]}
 
-        async with triton_aio.InferenceServerClient(address(served)) as client:
+        async with triton_aio.InferenceServerClient(address(server)) as client:
             return [answer async for answer in client.stream_infer(requests())]
 
     answers = asyncio.run(stream())
@@ -226,8 +226,8 @@ def test_an_asyncio_stream_gets_its_answers(served: Served, reference: Reference
     np.testing.assert_allclose(found, reference(np.concatenate(images)), **CLOSE)
 
 
-def raw_infer(served: Served, request: Any) -> Any:
-    with grpc.insecure_channel(address(served)) as channel:
+def raw_infer(server: Served, request: Any) -> Any:
+    with grpc.insecure_channel(address(server)) as channel:
         infer = channel.unary_unary(
             "/inference.GRPCInferenceService/ModelInfer",
             request_serializer=service_pb2.ModelInferRequest.SerializeToString,
@@ -236,8 +236,8 @@ def raw_infer(served: Served, request: Any) -> Any:
         return infer(request, timeout=PATIENCE)
 
 
-def test_request_ids_are_echoed_or_made(served: Served) -> None:
-    with grpc.insecure_channel(address(served)) as channel:
+def test_request_ids_are_echoed_or_made(server: Served) -> None:
+    with grpc.insecure_channel(address(server)) as channel:
         live = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
 
         def echoed(given: str) -> str:

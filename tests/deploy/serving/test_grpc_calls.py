@@ -25,7 +25,7 @@ from tests.deploy.serving.grpc_here import (
     refused,
     until,
 )
-from tests.deploy.serving.served import MOST, Reference, some_images
+from tests.deploy.serving.served_bundle import MOST, Reference, some_images
 
 SHORT = 0.15
 """Seconds of a deadline that is to pass."""

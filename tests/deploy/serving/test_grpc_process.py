@@ -16,7 +16,8 @@ from polarprune_deploy.serving.serve_options import ServeOptions
 from polarprune_deploy.serving.server import serve
 from polarprune_deploy.triton_protocol import message_class
 from tests.deploy.serving.grpc_here import PATIENCE, infer_request, logits_of
-from tests.deploy.serving.served import Reference, Served, some_images
+from tests.deploy.serving.served_bundle import Reference, some_images
+from tests.served import Served
 
 SENDERS = 8
 READY = "/inference.GRPCInferenceService/ServerReady"
@@ -40,8 +41,8 @@ def test_sigterm_under_load_loses_no_answer(bundle_folder: Path, reference: Refe
             np.testing.assert_allclose(logits_of(content), expected[number], rtol=1e-5, atol=1e-6)
             answered[number] += 1
 
-    async def run(served: Served) -> None:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{served.grpc}") as channel:
+    async def run(server: Served) -> None:
+        async with grpc.aio.insecure_channel(server.address("grpc")) as channel:
             idle = channel.stream_stream(STREAM)()
             await idle.write(infer_request(images[0]))
             await idle.read()
@@ -52,28 +53,29 @@ def test_sigterm_under_load_loses_no_answer(bundle_folder: Path, reference: Refe
             async with asyncio.timeout(PATIENCE):
                 while min(answered) < 20:
                     await asyncio.sleep(0.005)
-            served.process.send_signal(signal.SIGTERM)
+            server.process.send_signal(signal.SIGTERM)
             await asyncio.gather(*senders)
             with pytest.raises(grpc.aio.AioRpcError, match="the server stops"):
                 await idle.read()
 
-    with Served(bundle_folder, ("--queue", "4096")) as served:
-        asyncio.run(run(served))
+    with Served(bundle_folder, "--grpc-port", "0", "--queue", "4096") as server:
+        server.wait_ready()
+        asyncio.run(run(server))
     assert ends == [(grpc.StatusCode.UNAVAILABLE, "the server stops")] * SENDERS
-    messages = [line["message"] for line in served.log]
+    messages = [line["message"] for line in server.events()]
     assert messages[-2:] == ["draining", "stopped"]
 
 
-def test_a_taken_port_is_one_line(served: Served, bundle_folder: Path) -> None:
+def test_a_taken_port_is_one_line(server: Served, bundle_folder: Path) -> None:
     command = [sys.executable, "-m", "polarprune", "serve", str(bundle_folder), "--http-port", "0"]
     ended = subprocess.run(
-        [*command, "--metrics-port", "-1", "--grpc-port", str(served.grpc)],
+        [*command, "--metrics-port", "-1", "--grpc-port", str(server.ports["grpc"])],
         capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert (ended.returncode, ended.stdout) == (1, "")
     (line,) = ended.stderr.splitlines()
     assert line == (
-        f"error: port {served.grpc} of 127.0.0.1 cannot be listened on for gRPC "
+        f"error: port {server.ports['grpc']} of 127.0.0.1 cannot be listened on for gRPC "
         "(it is taken, or not allowed); choose another --grpc-port"
     )
 

@@ -10,7 +10,8 @@ import pytest
 from google.protobuf import text_format
 
 from polarprune_deploy.triton_protocol import message_class
-from tests.deploy.serving.served import BODY_MB, MODEL, Reference, Served, some_images
+from tests.deploy.serving.served_bundle import BODY_MB, MODEL, Reference, some_images
+from tests.served import Served
 
 Request = message_class("ModelInferRequest")
 Response = message_class("ModelInferResponse")
@@ -26,9 +27,9 @@ SIZE = 4 * 3 * 8 * 8
 
 
 @pytest.fixture(scope="module")
-def channel(served: Served) -> Iterator[grpc.Channel]:
+def channel(server: Served) -> Iterator[grpc.Channel]:
     unbounded = [("grpc.max_send_message_length", -1), ("grpc.max_metadata_size", MIB)]
-    with grpc.insecure_channel(f"127.0.0.1:{served.grpc}", options=unbounded) as opened:
+    with grpc.insecure_channel(server.address("grpc"), options=unbounded) as opened:
         yield opened
 
 
@@ -183,17 +184,17 @@ def test_no_message_and_an_empty_one_are_refused(channel: grpc.Channel) -> None:
     ids=["inputs", "tensors", "parameters", "sides", "values", "large rest", "large"],
 )  # fmt: skip
 def test_messages_that_would_become_gigabytes_do_not(
-    channel: grpc.Channel, served: Served, code: str, content: bytes
+    channel: grpc.Channel, server: Served, code: str, content: bytes
 ) -> None:
-    with served.growth_below(8 * BODY):
+    with server.growth_below(8 * BODY):
         assert refusal(channel, content)[0] == code
 
 
 def test_a_message_that_unpacks_beyond_the_bound_is_refused(
-    channel: grpc.Channel, served: Served
+    channel: grpc.Channel, server: Served
 ) -> None:
     bomb = message(GOOD, [100 * MIB]).SerializeToString()
-    with served.growth_below(4 * BODY):
+    with server.growth_below(4 * BODY):
         code, _ = refusal(channel, bomb, compression=grpc.Compression.Gzip)
     assert code == "RESOURCE_EXHAUSTED"
 
@@ -218,5 +219,5 @@ def test_garbage_to_the_other_methods_is_refused(channel: grpc.Channel) -> None:
         assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_nothing_of_all_this_was_unforeseen(served: Served) -> None:
-    assert [line for line in served.log if line.get("level") == "error"] == []
+def test_nothing_of_all_this_was_unforeseen(server: Served) -> None:
+    assert server.failures() == []

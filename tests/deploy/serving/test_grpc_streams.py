@@ -21,7 +21,16 @@ from tests.deploy.serving.grpc_here import (
     refused,
     until,
 )
-from tests.deploy.serving.served import Reference, some_images
+from tests.deploy.serving.served_bundle import Images, Reference, some_images
+
+
+async def waiting_stream(here: Here, images: list[Images]) -> Any:
+    """A stream of requests, all of which wait for the engine."""
+    stream = here.method("ModelStreamInfer", "stream_stream")()
+    for part in images:
+        await stream.write(infer_request(part))
+    await until(lambda: here.model.batcher.pending == len(images))
+    return stream
 
 
 def test_a_stream_reads_no_more_than_may_be_in_flight(
@@ -63,10 +72,7 @@ def test_a_stream_that_goes_cancels_what_it_asked(
         async with grpc_here(bundle_folder) as here:
             gate = Gate().hold(monkeypatch)
             first = await engine_is_busy(here, gate)
-            stream = here.method("ModelStreamInfer", "stream_stream")()
-            for part in images:
-                await stream.write(infer_request(part))
-            await until(lambda: here.model.batcher.pending == len(images))
+            stream = await waiting_stream(here, images)
             stream.cancel()
             canceled = here.model.counters.snapshot
             await until(lambda: canceled().failures["CANCELED"] == len(images))
@@ -87,10 +93,7 @@ def test_at_the_end_streams_get_the_answers_they_are_owed_and_are_closed(
         async with grpc_here(bundle_folder) as here:
             gate = Gate().hold(monkeypatch)
             first = await engine_is_busy(here, gate)
-            stream = here.method("ModelStreamInfer", "stream_stream")()
-            for part in images:
-                await stream.write(infer_request(part))
-            await until(lambda: here.model.batcher.pending == len(images))
+            stream = await waiting_stream(here, images)
             closing = asyncio.create_task(here.repository.close(PATIENCE))
             await asyncio.sleep(0)
             gate.opened.set()

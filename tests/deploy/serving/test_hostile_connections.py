@@ -19,12 +19,12 @@ from tests.deploy.serving.hostile_server import (
     HostileServer,
     binary_body,
     check_kind,
-    some_images,
     wait_until,
 )
 from tests.deploy.serving.raw_http import request
+from tests.deploy.serving.served_bundle import some_images
 
-IMAGES = some_images(3, seed=5)
+IMAGES = some_images(5, 3)
 BODY, JSON_BYTES = binary_body(IMAGES)
 HEADER_SECONDS, BODY_SECONDS = SHORT_BOUNDS["header_seconds"], SHORT_BOUNDS["body_seconds"]
 CONNECTIONS = SHORT_BOUNDS["connections"]
@@ -44,7 +44,7 @@ def _well_afterwards(strict_server: HostileServer) -> Iterator[None]:
 
 
 def _is_let_in(server: HostileServer) -> bool:
-    answer = server.ask(GET + b"\r\n")
+    answer = server.send(GET + b"\r\n")
     return answer is not None and answer.status == 200
 
 
@@ -157,7 +157,7 @@ def test_who_waits_to_be_asked_for_the_body_is_asked_only_if_it_is_wanted(
             assert answer is not None
             assert answer.status == status
             assert answer.headers["connection"] == "close"
-    unknown = strict_server.ask(strict_server.good_request(IMAGES, {"Expect": "200-ok"}))
+    unknown = strict_server.send(strict_server.good_request(IMAGES, {"Expect": "200-ok"}))
     strict_server.check_logits(IMAGES, unknown)
 
 
@@ -251,7 +251,7 @@ def test_good_clients_are_served_in_time_beside_many_half_open_ones(
     try:
         with strict_server.connect() as connection:
             for seed in range(100):
-                images = some_images(1 + seed % 8, seed)
+                images = some_images(seed, 1 + seed % 8)
                 start = time.monotonic()
                 connection.send(strict_server.good_request(images))
                 strict_server.check_logits(images, connection.answer())
@@ -295,7 +295,7 @@ def test_nothing_but_the_token_lets_a_request_in(
     for raw in (request(INFER, BODY, headers=headers),
                 request("/v2/models/small", method="GET", headers=headers),
                 request("/nowhere", method="GET", headers=headers)):  # fmt: skip
-        answer = strict_server.ask(raw.replace(b"GIVEN", (given or "").encode("latin-1")))
+        answer = strict_server.send(raw.replace(b"GIVEN", (given or "").encode("latin-1")))
         assert answer is not None
         assert answer.status == 401
         assert answer.headers["www-authenticate"] == "Bearer"
@@ -305,14 +305,14 @@ def test_nothing_but_the_token_lets_a_request_in(
 def test_the_token_lets_in_whatever_the_case_of_its_scheme(strict_server: HostileServer) -> None:
     for scheme in ("Bearer", "bearer", "BEARER"):
         raw = strict_server.good_request(IMAGES, {"Authorization": f"{scheme} {TOKEN}"})
-        strict_server.check_logits(IMAGES, strict_server.ask(raw))
+        strict_server.check_logits(IMAGES, strict_server.send(raw))
 
 
 def test_two_tokens_are_one_too_many(strict_server: HostileServer) -> None:
     raw = strict_server.good_request(IMAGES)
     for other in (TOKEN, "wrong"):
         line = f"Authorization: Bearer {other}\r\nHost: ".encode()
-        answer = strict_server.ask(raw.replace(b"Host: ", line))
+        answer = strict_server.send(raw.replace(b"Host: ", line))
         assert answer is not None
         assert answer.status == 400
 
@@ -324,6 +324,6 @@ def test_health_and_the_page_need_no_token_under_their_own_names_alone(
                          ("/?x=/v2", 200), ("//", 401), ("/v2/health/live/", 401),
                          ("/v2/health/live/../../models/small", 401), ("/v2/health", 401),
                          ("/v2/health/live%2f..", 404)):  # fmt: skip
-        answer = strict_server.ask(request(path, method="GET"))
+        answer = strict_server.send(request(path, method="GET"))
         assert answer is not None
         assert answer.status == status, path

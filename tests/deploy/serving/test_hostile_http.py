@@ -17,11 +17,11 @@ from tests.deploy.serving.hostile_server import (
     binary_body,
     check_kind,
     json_body,
-    some_images,
 )
-from tests.deploy.serving.raw_http import request
+from tests.deploy.serving.raw_http import Answer, RawConnection, request
+from tests.deploy.serving.served_bundle import some_images
 
-IMAGES = some_images(2, seed=4)
+IMAGES = some_images(4, 2)
 PATH = INFER.encode()
 GET = b"GET /v2 HTTP/1.1\r\nHost: a\r\n"
 
@@ -97,7 +97,7 @@ def test_what_is_no_request_is_refused_and_the_connection_ends(
     ],
 )
 def test_what_is_nearly_a_request_is_answered_or_refused(server: HostileServer, raw: bytes) -> None:
-    answer = server.ask(raw)
+    answer = server.send(raw)
     assert answer is not None
     assert answer.status in (200, 400)
 
@@ -157,7 +157,7 @@ def test_a_body_in_chunks_gives_the_same_numbers(server: HostileServer, size: in
         chunked(body, size=size, extension=b";a=b"),
         chunked(body, size=size, trailer=trailer),  # which are not headers
     ):
-        server.check_logits(IMAGES, server.ask(chunked_request(wire, lines)))
+        server.check_logits(IMAGES, server.send(chunked_request(wire, lines)))
 
 
 def test_trailers_and_chunk_extensions_without_end_are_cut_off(server: HostileServer) -> None:
@@ -201,18 +201,18 @@ def test_headers_without_end_are_cut_off(server: HostileServer) -> None:
 def test_headers_that_are_whole_and_too_large_are_refused(
     server: HostileServer, lines: bytes
 ) -> None:
-    answer = server.ask(GET + lines + b"\r\n")
+    answer = server.send(GET + lines + b"\r\n")
     assert answer is not None
     assert answer.status == 431
 
 
 def test_headers_within_the_bound_are_read_however_many(server: HostileServer) -> None:
     more = {f"X-{number}": "y" for number in range(2500)}
-    server.check_logits(IMAGES, server.ask(server.good_request(IMAGES, more)))
+    server.check_logits(IMAGES, server.send(server.good_request(IMAGES, more)))
 
 
 def test_pipelined_requests_get_their_own_answers_in_order(server: HostileServer) -> None:
-    sent = [some_images(1 + seed % 8, seed) for seed in range(60)]
+    sent = [some_images(seed, 1 + seed % 8) for seed in range(60)]
     with server.connect() as connection:
         connection.send(b"".join(map(server.good_request, sent)))
         for images in sent:
@@ -283,12 +283,12 @@ def test_an_upgrade_without_a_body_is_answered_as_if_none_was_asked_for(
 def test_other_methods_are_told_which_are_taken(server: HostileServer, method: str) -> None:
     for path, allowed in ((INFER, {"POST"}), (INFER.replace("infer", "classify"), {"POST"}),
                           ("/v2/repository/index", {"POST"})):  # fmt: skip
-        answer = server.ask(request(path, method=method), method)
+        answer = server.send(request(path, method=method), method)
         assert answer is not None
         assert answer.status == 405
         assert set(answer.headers["allow"].split(", ")) == allowed
     if method not in ("HEAD", "GET"):
-        answer = server.ask(request("/v2", method=method))
+        answer = server.send(request("/v2", method=method))
         assert answer is not None
         assert answer.status == 405
         assert set(answer.headers["allow"].split(", ")) == {"GET", "HEAD"}
@@ -329,7 +329,7 @@ def test_other_methods_are_told_which_are_taken(server: HostileServer, method: s
 )
 def test_a_path_that_names_nothing_is_unknown(server: HostileServer, path: str) -> None:
     for method in ("POST", "GET"):
-        answer = server.ask(request(path, json_body(IMAGES), method=method), method)
+        answer = server.send(request(path, json_body(IMAGES), method=method), method)
         assert answer is not None
         assert answer.status in (400, 404) or (answer.status, method) == (405, "GET"), answer
         assert b"root:" not in answer.body
@@ -350,7 +350,7 @@ def test_other_spellings_of_the_same_path_give_the_same_numbers(
     server: HostileServer, target: str
 ) -> None:
     raw = server.good_request(IMAGES).replace(PATH, target.encode())
-    server.check_logits(IMAGES, server.ask(raw))
+    server.check_logits(IMAGES, server.send(raw))
 
 
 def test_what_a_sender_calls_its_request_comes_back_only_if_a_header_can_hold_it(
@@ -359,7 +359,7 @@ def test_what_a_sender_calls_its_request_comes_back_only_if_a_header_can_hold_it
     for sent, echoed in (("abc-1", True), ("x" * 128, True), ("x" * 129, False), ("", False),
                          ("\xe9", False), ("a\tb", False)):  # fmt: skip
         raw = request("/v2", method="GET", headers={"X-Request-Id": "NAME"})
-        answer = server.ask(raw.replace(b"NAME", sent.encode("latin-1")))
+        answer = server.send(raw.replace(b"NAME", sent.encode("latin-1")))
         assert answer is not None
         assert (answer.headers["x-request-id"] == sent) == echoed
 
@@ -379,20 +379,21 @@ def test_a_body_where_none_belongs_is_not_taken_for_a_request(server: HostileSer
 
 
 def test_the_port_of_the_metrics_serves_nothing_else(server: HostileServer) -> None:
-    other = server.port, server.metrics_port
-    server.port = server.metrics_port
-    try:
-        for raw in (request(INFER, b"x"), GET + b"\r\n", request("/metrics", method="PUT"),
-                    request("/metrics/", method="GET"), b"\0\0\r\n\r\n",
-                    request("/metrics", headers={"Content-Length": str(1 << 60)})):  # fmt: skip
-            answer = server.ask(raw)
-            assert answer is not None
-            assert answer.status in (400, 404, 405)
-        answer = server.ask(request("/metrics", method="GET"))
+    def ask(raw: bytes) -> Answer | None:
+        with RawConnection(server.ports["metrics"]) as connection:
+            connection.send(raw)
+            return connection.answer()
+
+    for raw in (request(INFER, b"x"), GET + b"\r\n", request("/metrics", method="PUT"),
+                request("/metrics/", method="GET"), b"\0\0\r\n\r\n",
+                request("/metrics", headers={"Content-Length": str(1 << 60)})):  # fmt: skip
+        answer = ask(raw)
         assert answer is not None
-        assert b"nv_inference_request_success" in answer.body
-    finally:
-        server.port, server.metrics_port = other
+        check_kind(answer)
+        assert answer.status in (400, 404, 405)
+    answer = ask(request("/metrics", method="GET"))
+    assert answer is not None
+    assert b"nv_inference_request_success" in answer.body
 
 
 def test_noise_in_place_of_any_part_of_a_request_never_breaks_the_server(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.serving.server_process import ServerProcess
+from tests.served import Served
 from tests.small_bundles import CLASSES, SIDE, write_small_bundle
 
 LAME_DUCK_SECONDS = 1.5
@@ -20,11 +20,9 @@ BODY = (
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[ServerProcess]:
+def server(tmp_path: Path) -> Iterator[Served]:
     write_small_bundle(tmp_path / "served" / "small")
-    options = ("--backend", "onnxruntime", "--grpc-port", "-1", "--metrics-port", "-1",
-               "--lame-duck-seconds", f"{LAME_DUCK_SECONDS}")  # fmt: skip
-    with ServerProcess(tmp_path / "served", tmp_path / "log", *options) as process:
+    with Served(tmp_path / "served", "--lame-duck-seconds", f"{LAME_DUCK_SECONDS}") as process:
         process.wait_ready()
         yield process
 
@@ -40,7 +38,7 @@ def ask(connection: http.client.HTTPConnection, path: str, body: str) -> tuple[i
 
 
 def test_connections_are_kept_until_the_server_leaves_and_each_then_ends_with_its_answer(
-    server: ServerProcess,
+    server: Served,
 ) -> None:
     port, infer, ready = server.ports["http"], "/v2/models/small/infer", "/v2/health/ready"
     with (
@@ -60,7 +58,7 @@ def test_connections_are_kept_until_the_server_leaves_and_each_then_ends_with_it
     assert server.wait(20) == 0
 
 
-def test_sighup_tries_again_what_could_not_be_loaded(server: ServerProcess, tmp_path: Path) -> None:
+def test_sighup_tries_again_what_could_not_be_loaded(server: Served, tmp_path: Path) -> None:
     broken = write_small_bundle(tmp_path / "served" / "broken")
     (broken / "model.onnx").write_bytes(b"")
     for times in (1, 2):
@@ -73,5 +71,5 @@ def test_sighup_tries_again_what_could_not_be_loaded(server: ServerProcess, tmp_
     assert server.stop() == 0
 
 
-def failures(server: ServerProcess) -> list[str]:
+def failures(server: Served) -> list[str]:
     return [e["message"] for e in server.events() if e["message"].startswith("not loaded")]

@@ -14,17 +14,12 @@ from starlette.routing import Route
 from polarprune_deploy.serving.http_routes import make_routes
 from polarprune_deploy.serving.openapi import openapi_document
 from polarprune_deploy.serving.repository import Repository
-from tests.deploy.serving.hostile_server import (
-    LENGTH,
-    HostileServer,
-    binary_body,
-    json_body,
-    some_images,
-)
+from tests.deploy.serving.hostile_server import LENGTH, HostileServer, binary_body, json_body
 from tests.deploy.serving.raw_http import Answer, request
+from tests.deploy.serving.served_bundle import some_images
 
 DOCUMENT = openapi_document()
-IMAGES = some_images(2)
+IMAGES = some_images(0, 2)
 VERBS = ("get", "post")
 NOT_DESCRIBED = {"date", "content-length", "content-type", "connection"}
 """Of HTTP itself."""
@@ -114,7 +109,7 @@ def test_the_description_has_the_form_that_openapi_asks_for() -> None:
 
 
 def test_the_description_is_served(server: HostileServer) -> None:
-    answer = server.ask(request("/openapi.json", method="GET"))
+    answer = server.send(request("/openapi.json", method="GET"))
     assert answer is not None
     assert json.loads(answer.body) == DOCUMENT
 
@@ -124,10 +119,10 @@ def test_every_question_is_answered_as_described(server: HostileServer) -> None:
         if verb == "get" or "requestBody" not in operation:
             for model, version in (("small", "1"), ("other", "1"), ("small", "9")):
                 real = path.replace("{model}", model).replace("{version}", version)
-                check_described(server.ask(request(real, method=verb.upper())), path, verb)
+                check_described(server.send(request(real, method=verb.upper())), path, verb)
     index = "/v2/repository/index"
     for body in (b"", b"{}", b"\0"):
-        check_described(server.ask(request(index, body)), index, "post")
+        check_described(server.send(request(index, body)), index, "post")
 
 
 @pytest.mark.parametrize("versions", ["", "/versions/{version}"])
@@ -145,11 +140,11 @@ def test_inference_is_answered_as_described(server: HostileServer, versions: str
         (request(real, body, headers={"X": "y" * 50_000}), 431),
         (request(real, json_body(IMAGES)[:-1] + b', "parameters": {"timeout": 1}}'), 503),
     ):
-        answer = server.ask(raw)
+        answer = server.send(raw)
         assert answer is not None
         assert answer.status == status
         check_described(answer, path, "post")
-    answer = server.ask(request(real, body, headers={LENGTH: str(length)}))
+    answer = server.send(request(real, body, headers={LENGTH: str(length)}))
     assert answer is not None
     said = json.loads(answer.body[: int(answer.headers[LENGTH.lower()])])
     schema = {"$ref": "#/components/schemas/InferResponse", "components": DOCUMENT["components"]}
@@ -175,7 +170,7 @@ def test_classification_is_answered_as_described(server: HostileServer, versions
         (request(real.replace("small", "other"), file.getvalue()), 404),
         (request(real, b"GIF89a"), 415),
     ):
-        answer = server.ask(raw)
+        answer = server.send(raw)
         assert answer is not None
         assert answer.status == status, answer
         check_described(answer, path, "post")
@@ -198,7 +193,7 @@ def test_requests_in_order_fit_the_description_and_others_do_not() -> None:
 def test_who_brings_no_token_is_refused_as_described(strict_server: HostileServer) -> None:
     for path, verb, operation in operations():
         real = path.replace("{model}", "small").replace("{version}", "1")
-        answer = strict_server.ask(request(real, method=verb.upper()))
+        answer = strict_server.send(request(real, method=verb.upper()))
         assert answer is not None
         assert (answer.status == 401) == ("401" in operation["responses"])
         check_described(answer, path, verb)

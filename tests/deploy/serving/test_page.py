@@ -4,6 +4,7 @@ import base64
 import hashlib
 import re
 import shutil
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,11 +13,11 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
-from page_server import PageServer, page_server
 from page_visits import PATIENCE_MS, Visit, card, digit, drop, expect, see, sync_api, visits
 from served_digits import NAMES, encoded, expected_probabilities, write_digits
 
 from polarprune.manifest import CertificateLink, read_manifest, write_manifest
+from tests.served import Served
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>alert(1)</script>"
@@ -52,13 +53,14 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(bundles: Path) -> Iterator[PageServer]:
-    with page_server(bundles) as running:
+def server(bundles: Path) -> Iterator[Served]:
+    with Served(bundles) as running:
+        running.wait_for("serving", times=3)
         yield running
 
 
 @pytest.fixture
-def visit(browser: Any, server: PageServer) -> Iterator[Visit]:
+def visit(browser: Any, server: Served) -> Iterator[Visit]:
     yield from visits(browser, server.url)
 
 
@@ -127,7 +129,7 @@ def test_what_is_no_image_is_refused_in_words_and_the_next_one_is_taken(visit: V
 
 
 def test_certificate_and_facts_of_a_model_are_those_of_its_bundle(
-    visit: Visit, server: PageServer, bundles: Path
+    visit: Visit, server: Served, bundles: Path
 ) -> None:
     shown = card(visit.page, "digits")
     manifest = read_manifest(bundles / "digits")
@@ -142,7 +144,7 @@ def test_certificate_and_facts_of_a_model_are_those_of_its_bundle(
     assert cells.all_inner_texts() == [
         *("onnxruntime (float32)", "numpy (float64)", "360 real", "1.0e-4", error, "yes")
     ]
-    (said,) = [line for line in server.said("serving") if line["model"] == "digits"]
+    said = server.wait_for("serving", model="digits")
     for words in (
         f"top1 {100 * manifest.accuracy.top1:.2f} % on 360 test images of digits",
         "version 1", "fp32", said["runs"], "8 x 8 pixels, 10 classes",
@@ -151,7 +153,7 @@ def test_certificate_and_facts_of_a_model_are_those_of_its_bundle(
         see(shown, words)
 
 
-def test_numbers_move_under_load(visit: Visit, server: PageServer) -> None:
+def test_numbers_move_under_load(visit: Visit, server: Served) -> None:
     shown = card(visit.page, "digits")
     see(shown, "requests answered")
     tiles = {name: shown.locator("dl.tiles > div", has_text=name) for name in ("images", "p99")}
@@ -159,7 +161,7 @@ def test_numbers_move_under_load(visit: Visit, server: PageServer) -> None:
     path, content = "/v2/models/digits/classify", encoded(digit(0)[0])
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda _: server.ask(path, content), range(200)))
-    assert {status for status, _ in answers} == {200}
+    assert {answer.status for answer in answers} == {200}
     expect(shown.locator("p.soft").first).not_to_have_text(before, timeout=PATIENCE_MS)
     rate = tiles["images"].locator("dd").first
     expect(rate).to_have_text(re.compile(r"^\s*[1-9][\d.]*\s*$"), timeout=PATIENCE_MS)
@@ -203,7 +205,7 @@ def test_names_are_shown_as_text_whatever_they_hold(visit: Visit) -> None:
 
 
 def test_nothing_but_the_own_server_may_be_asked_and_nothing_else_run(
-    visit: Visit, server: PageServer
+    visit: Visit, server: Served
 ) -> None:
     see(visit.page.locator("#models"), "broken")
     asked = [url for url in visit.asked if not url.startswith(("data:", "blob:"))]
@@ -290,7 +292,8 @@ def test_the_token_is_asked_for_and_kept_in_the_tab_alone(
     browser: Any, bundles: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "token").write_text(TOKEN)
-    with page_server(bundles / "digits", "--token-file", str(tmp_path / "token")) as server:
+    with Served(bundles / "digits", "--token-file", str(tmp_path / "token")) as server:
+        server.wait_ready()
         for visit in visits(browser, server.url):
             page = visit.page
             see(page.locator("#state"), "token needed")
@@ -321,7 +324,8 @@ def test_a_new_version_a_stop_and_a_server_that_is_gone_are_shown(
 ) -> None:
     write_digits(tmp_path / "digits" / "1")
     options = ("--lame-duck-seconds", "4", "--poll-seconds", "0.2")
-    with page_server(tmp_path, *options) as server:
+    with Served(tmp_path, *options) as server:
+        server.wait_ready()
         for visit in visits(browser, server.url):
             page = visit.page
             see(page.locator("#state"), "ready")
@@ -337,7 +341,7 @@ def test_a_new_version_a_stop_and_a_server_that_is_gone_are_shown(
             third.rename(tmp_path / "digits" / "3")
             see(card(page, "digits"), "version 3")
             expect(page.locator("#state")).to_have_text("ready", timeout=PATIENCE_MS)
-            server.terminate()
+            server.signal(signal.SIGTERM)
             see(page.locator("#state"), "draining")
             see(page.get_by_role("alert").first, "it answers what it has taken, then it ends")
             see(page.locator("#state"), "unreachable")
@@ -345,4 +349,4 @@ def test_a_new_version_a_stop_and_a_server_that_is_gone_are_shown(
             expect(card(page, "digits")).to_be_visible()
             drop(page, "late.png", encoded(digit(0)[0]))
             see(page.locator("#error"), "the server is away")
-    assert server.process.returncode == 0
+    assert server.wait(PATIENCE_MS / 1e3) == 0

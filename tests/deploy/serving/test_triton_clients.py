@@ -13,19 +13,20 @@ import tritonclient.http.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
 import polarprune
-from tests.deploy.serving.served import MODEL, MOST, Images, Reference, Served, some_images
+from tests.deploy.serving.served_bundle import MODEL, MOST, Images, Reference, some_images
+from tests.served import Served
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
 
 @pytest.fixture(scope="module")
-def client(served: Served) -> Iterator[triton.InferenceServerClient]:
-    with triton.InferenceServerClient(address(served), concurrency=4) as opened:
+def client(server: Served) -> Iterator[triton.InferenceServerClient]:
+    with triton.InferenceServerClient(address(server), concurrency=4) as opened:
         yield opened
 
 
-def address(served: Served) -> str:
-    return f"127.0.0.1:{served.http}"
+def address(server: Served) -> str:
+    return server.address()
 
 
 def tensor(images: Images, binary: bool = True) -> triton.InferInput:
@@ -159,11 +160,11 @@ def test_shared_memory_is_refused_and_not_passed_over(
         client.infer(MODEL, [tensor(some_images(0))], outputs=[asked])
 
 
-def test_the_asyncio_client_works_alike(served: Served, reference: Reference) -> None:
+def test_the_asyncio_client_works_alike(server: Served, reference: Reference) -> None:
     images = [some_images(seed, 1 + seed % 3) for seed in range(100)]
 
     async def run() -> list[Any]:
-        async with triton_aio.InferenceServerClient(address(served)) as client:
+        async with triton_aio.InferenceServerClient(address(server)) as client:
             assert await client.is_server_live()
             assert await client.is_server_ready()
             assert await client.is_model_ready(MODEL, "1")
