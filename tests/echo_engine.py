@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from polarprune_deploy.serving.tickets import Named
+from polarprune_deploy.serving.batcher import Named
 
 
 def number_rows(number: int, rows: int, side: int = 1) -> Named:
@@ -38,9 +38,6 @@ class EchoEngine:
         self.gate.set()
         self.running = threading.Event()
         self.error: Exception | None = None
-        self.busy = self.most_busy = 0
-        """Batches that are being run, now and at most."""
-        self._counting = threading.Lock()
         self._random = random.Random(seed)
         self._failures, self._longest = failures, longest
 
@@ -50,20 +47,13 @@ class EchoEngine:
     def run(self, batch: Named, rows: int) -> Named:
         array = batch["input"]
         assert len(array) == rows
-        with self._counting:
-            self.batches.append([(int(row[0, 0]), int(row[1, 0])) for row in array])
-            self.busy += 1
-            self.most_busy = max(self.most_busy, self.busy)
-        try:
-            self.running.set()
-            assert self.gate.wait(30), "the test never opened the gate"
-            if self._longest:
-                time.sleep(self._random.random() * self._longest)
-            if self.error is not None:
-                raise self.error
-            if self._random.random() < self._failures:
-                raise RuntimeError("this batch fails")
-            return {"output": array * 2 + 1}
-        finally:
-            with self._counting:
-                self.busy -= 1
+        self.batches.append([(int(row[0, 0]), int(row[1, 0])) for row in array])
+        self.running.set()
+        assert self.gate.wait(30), "the test never opened the gate"
+        if self._longest:
+            time.sleep(self._random.random() * self._longest)
+        if self.error is not None:
+            raise self.error
+        if self._random.random() < self._failures:
+            raise RuntimeError("this batch fails")
+        return {"output": array * 2 + 1}

@@ -15,10 +15,9 @@ from typing import Any
 
 from polarprune import cli
 from polarprune_deploy.serving import repository, server
-from polarprune_deploy.serving.model_loading import load_model
+from polarprune_deploy.serving.batcher import Named
+from polarprune_deploy.serving.model_loading import LoadedModel, load_model
 from polarprune_deploy.serving.serve_options import ServeOptions
-from polarprune_deploy.serving.served_model import LoadedModel
-from polarprune_deploy.serving.tickets import Named
 
 LARGE = 1e20
 STICKY = "CUDA error: an illegal memory access was encountered"

@@ -125,12 +125,12 @@ class OnnxRuntimeRunner:
         names = [spec.name for spec in self.output_specs]
         return dict(zip(names, self._open().run(names, dict(inputs)), strict=True))
 
-    def twin(self, threads: int | None = None) -> "OnnxRuntimeRunner":
-        """A second session over the same bytes, with as many threads of its own, or so many."""
+    def twin(self) -> "OnnxRuntimeRunner":
+        """A second session over the same bytes, with threads of its own."""
         return OnnxRuntimeRunner(
             self._network,
             device=self.device,
-            threads=int(self.settings["intra_op_threads"]) if threads is None else threads,
+            threads=int(self.settings["intra_op_threads"]),
             spinning=self.settings["spinning"] != "never",
         )
 

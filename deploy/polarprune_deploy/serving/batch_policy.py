@@ -24,22 +24,15 @@ class BatchPolicy:
         size: images after which nobody waits any longer, and to which small requests are batched.
         window: seconds that the oldest may wait for company.
         curve: how long a batch takes; None where nobody has measured.
-        at_once: batches that are computed at a time, each in the time that the curve tells.
     """
 
     size: int
     window: float
     curve: BatchCurve | None = None
-    at_once: int = 1
 
     def seconds_for(self, rows: int) -> float:
         """What a batch of so many images is expected to take; 0 where nobody knows."""
         return 0.0 if self.curve is None else self.curve.seconds_for(rows)
-
-    @property
-    def seconds_an_image(self) -> float:
-        """Between two images, while batches are full; 0 where nobody knows."""
-        return self.seconds_for(self.size) / self.size / self.at_once
 
     def waits_until(
         self, rows: int, oldest: float, earliest_deadline: float, gap: float

@@ -13,7 +13,7 @@ import numpy as np
 from polarprune.errors import ConfigError
 from polarprune.manifest import BatchProfile
 from polarprune_deploy.runners import Profiled, RefillableRun, Runner
-from polarprune_deploy.serving.tickets import Named
+from polarprune_deploy.serving.batcher import Named
 
 MOST_PREPARED = 16
 """Shapes that are held ready, where images may be of any size; each takes memory of the device."""

@@ -11,13 +11,13 @@ import numpy as np
 from polarprune.manifest import TensorSpec
 from polarprune_deploy.input_making import host_dtype
 from polarprune_deploy.runners import Array
+from polarprune_deploy.serving.batcher import Named
 from polarprune_deploy.serving.image_inputs import CHANNELS, image_input
 from polarprune_deploy.serving.image_uploads import uploaded_image
 from polarprune_deploy.serving.infer_requests import InferRequest, shown
 from polarprune_deploy.serving.request_errors import BAD, CANCELED, RequestError
 from polarprune_deploy.serving.served_model import ModelFacts, ServedModel
 from polarprune_deploy.serving.thread_queue import ThreadQueue
-from polarprune_deploy.serving.tickets import Named
 
 DEFAULT_TOP = 5
 MOST_QUERY_FIELDS = 16

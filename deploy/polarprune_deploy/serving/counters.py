@@ -10,8 +10,8 @@ from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass, field
 
+from polarprune_deploy.serving.batcher import Batch
 from polarprune_deploy.serving.request_errors import BROKEN, CANCELED, LATE, REJECTED
-from polarprune_deploy.serving.tickets import Batch
 
 REASONS = {REJECTED: "REJECTED", LATE: "REJECTED", CANCELED: "CANCELED", BROKEN: "BACKEND"}
 """Triton's words for why a request failed; all others are OTHER."""

@@ -16,6 +16,7 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from polarprune_deploy.serving.authorization import check_token
+from polarprune_deploy.serving.batcher import Named
 from polarprune_deploy.serving.classification import ImageRequest, classify
 from polarprune_deploy.serving.held_bytes import Held
 from polarprune_deploy.serving.http_bodies import (
@@ -39,7 +40,6 @@ from polarprune_deploy.serving.request_ids import RequestIds
 from polarprune_deploy.serving.serve_options import ServeOptions
 from polarprune_deploy.serving.served_model import ServedModel
 from polarprune_deploy.serving.thread_queue import ThreadQueue
-from polarprune_deploy.serving.tickets import Named
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]

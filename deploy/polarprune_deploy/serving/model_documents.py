@@ -46,9 +46,7 @@ def config_document(facts: ModelFacts) -> dict[str, Any]:
         "max_batch_size": facts.signature.most,
         "input": [_configured(spec) for spec in facts.signature.inputs],
         "output": [_configured(spec) for spec in facts.signature.outputs],
-        "instance_group": [
-            {"name": facts.name, "kind": KINDS[facts.device], "count": facts.policy.at_once}
-        ],
+        "instance_group": [{"name": facts.name, "kind": KINDS[facts.device], "count": 1}],
         "dynamic_batching": {
             "preferred_batch_size": [facts.policy.size],
             "max_queue_delay_microseconds": round(facts.policy.window * 1e6),

@@ -5,8 +5,7 @@ serve must reproduce the outputs stored in the bundle.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +15,13 @@ from polarprune.manifest import Manifest, TensorSpec, check_digest, read_verifie
 from polarprune_deploy.input_making import host_dtype
 from polarprune_deploy.loading import How, check_how, engine_runner, onnx_runner
 from polarprune_deploy.network_bytes import EngineBytes, NetworkBytes
-from polarprune_deploy.runner_onnxruntime import OnnxRuntimeRunner
 from polarprune_deploy.runners import Array, Runner
 from polarprune_deploy.serving.batch_curve import BatchCurve, measure_curve
 from polarprune_deploy.serving.batch_policy import BatchPolicy
 from polarprune_deploy.serving.bucketed_engine import BucketedEngine
-from polarprune_deploy.serving.concurrent_runs import LONGEST_SECONDS, measure_side_by_side
 from polarprune_deploy.serving.infer_requests import Signature
 from polarprune_deploy.serving.serve_options import ServeOptions
-from polarprune_deploy.serving.served_model import LoadedModel, ModelFacts
+from polarprune_deploy.serving.served_model import ModelFacts
 from polarprune_export.bundle_reading import ONNX_NAME, BundleModel, read_bundle_model
 from polarprune_export.output_comparison import compare_outputs, describe_failure
 from polarprune_export.parity_samples import SAMPLES_NAME, unpack_samples
@@ -37,6 +34,14 @@ PLATFORMS = {
     "tensorrt": "tensorrt_plan",
     "tensorrt_rtx": "tensorrt_rtx_engine",
 }
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """What a bundle became."""
+
+    facts: ModelFacts
+    engine: BucketedEngine
 
 
 def load_model(
@@ -64,16 +69,15 @@ def load_model(
     samples = read_verified(folder, manifest, SAMPLES_NAME)
     for file in sorted(set(manifest.files) - {ONNX_NAME, SAMPLES_NAME}):
         check_digest(folder, manifest, file)
-    with ExitStack() as opened:
-        runner = _open_runner(folder, read, options, say)
-        opened.callback(runner.close)
+    runner = _open_runner(folder, read, options, say)
+    try:
         engine = BucketedEngine(runner, manifest.batch)
         verified = _check_outputs(engine, manifest, samples, runner)
         curve = measure_curve(_runs_of(engine, runner), engine.sizes, filled_up=not engine.exact)
-        side_by_side = _side_by_side(engine, runner, manifest, samples, curve)
-        opened.pop_all()
-    several, curve, at_once = side_by_side or (None, curve, 1)
-    policy = _policy(curve, options, engine.most, at_once)
+    except BaseException:
+        runner.close()
+        raise
+    policy = _policy(curve, options, engine.most)
     settings = ", ".join(
         f"{key.replace('_', ' ')} {value}" for key, value in runner.settings.items()
     )
@@ -84,15 +88,12 @@ def load_model(
         signature=Signature(_any_batch(runner.inputs), _any_batch(manifest.outputs), engine.most),
         platform=PLATFORMS.get(runner.backend, runner.backend),
         device=runner.device,
-        runs=f"{runner.backend} on {runner.device}: {settings}"
-        + (f"; under load {at_once} batches at a time, each on one thread" if several else ""),
+        runs=f"{runner.backend} on {runner.device}: {settings}",
         policy=policy,
         sizes=None if engine.exact else engine.sizes,
         verified=(f"{len(manifest.files)} files as the manifest says", *verified),
     )
-    sides = [side for spec in facts.signature.inputs for side in spec.shape[1:]]
-    # A larger image than those that the curve knows could hold up everybody.
-    return LoadedModel(facts, engine, several, in_place=engine.exact and min(sides) > 0)
+    return LoadedModel(facts, engine)
 
 
 def _any_batch(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
@@ -193,39 +194,15 @@ def _runs_of(engine: BucketedEngine, runner: Runner) -> Callable[[int], None]:
     held: dict[int, dict[str, Array]] = {}
 
     def run(rows: int) -> None:
-        batch = held.get(rows)
-        if batch is None:
+        if rows not in held:
             held.clear()
-            batch = held[rows] = inputs(rows)
-        engine.run(batch, rows)
+            held[rows] = inputs(rows)
+        engine.run(held[rows], rows)
 
     return run
 
 
-def _side_by_side(
-    engine: BucketedEngine, runner: Runner, manifest: Manifest, samples: bytes, together: BatchCurve
-) -> tuple[BucketedEngine, BatchCurve, int] | None:
-    """What computes several batches at a time, how long each takes, and how many; if worth it."""
-    if not engine.exact or not isinstance(runner, OnnxRuntimeRunner):
-        return None
-    threads = int(runner.settings["intra_op_threads"])
-    if threads < 2 or together.seconds_for(1) > LONGEST_SECONDS:
-        return None
-    narrow = runner.twin(threads=1)
-    try:
-        several = BucketedEngine(narrow, manifest.batch)
-        _check_outputs(several, manifest, samples, narrow)
-        curve = measure_side_by_side(_runs_of(several, narrow), several.sizes, threads, together)
-    except BaseException:
-        narrow.close()
-        raise
-    if curve is None:
-        narrow.close()
-        return None
-    return several, curve, threads
-
-
-def _policy(curve: BatchCurve, options: ServeOptions, most: int, at_once: int) -> BatchPolicy:
+def _policy(curve: BatchCurve, options: ServeOptions, most: int) -> BatchPolicy:
     size = curve.best_size if options.batch_size is None else min(options.batch_size, most)
     window = curve.window_seconds if options.window_ms is None else options.window_ms / 1000
-    return BatchPolicy(size, window, curve, at_once)
+    return BatchPolicy(size, window, curve)

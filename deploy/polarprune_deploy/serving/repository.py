@@ -17,16 +17,15 @@ from typing import Any, TypeVar
 
 from polarprune.errors import PolarpruneError, first_line
 from polarprune_deploy.serving.batch_policy import BatchPolicy
-from polarprune_deploy.serving.batcher import QueueLimits
+from polarprune_deploy.serving.batcher import Named, QueueLimits
 from polarprune_deploy.serving.bundle_folders import Found, Seen, find_bundles
 from polarprune_deploy.serving.counters import Counters
 from polarprune_deploy.serving.engine_failures import is_fatal
 from polarprune_deploy.serving.infer_requests import InferRequest, shown
-from polarprune_deploy.serving.model_loading import load_model
+from polarprune_deploy.serving.model_loading import LoadedModel, load_model
 from polarprune_deploy.serving.request_errors import REJECTED, UNKNOWN, RequestError
 from polarprune_deploy.serving.serve_options import ServeOptions
-from polarprune_deploy.serving.served_model import LoadedModel, ServedModel
-from polarprune_deploy.serving.tickets import Named
+from polarprune_deploy.serving.served_model import ServedModel
 
 READY, LOADING, UNAVAILABLE = "READY", "LOADING", "UNAVAILABLE"
 LOOKS_AWAY = 2
@@ -275,7 +274,7 @@ class Repository:
 
         milliseconds = self._options.timeout_ms
         return ServedModel(
-            loaded, limits, counters,
+            facts, loaded.engine, limits, counters,
             timeout=None if milliseconds is None else milliseconds / 1000,
             loop=loop, is_fatal=is_fatal, on_fatal=fatal,
         )  # fmt: skip
@@ -341,4 +340,5 @@ class Repository:
 
 def _a_second(policy: BatchPolicy) -> int:
     """Requests of one image that are computed in about a second: nobody waits much longer."""
-    return max(LEAST_QUEUE, 2 * policy.size, min(LONGEST_QUEUE, round(1 / policy.seconds_an_image)))
+    seconds = policy.seconds_for(policy.size) / policy.size
+    return max(LEAST_QUEUE, 2 * policy.size, min(LONGEST_QUEUE, round(1 / seconds)))

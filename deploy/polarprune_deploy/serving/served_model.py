@@ -9,13 +9,11 @@ from typing import Any
 
 from polarprune.manifest import Manifest
 from polarprune_deploy.serving.batch_policy import FOREVER, BatchPolicy
-from polarprune_deploy.serving.batcher import Batcher, QueueLimits
+from polarprune_deploy.serving.batcher import Batch, Batcher, Named, QueueLimits, Ticket
 from polarprune_deploy.serving.bucketed_engine import BucketedEngine
 from polarprune_deploy.serving.counters import Counters
-from polarprune_deploy.serving.engines import Several
 from polarprune_deploy.serving.infer_requests import InferRequest, Signature
 from polarprune_deploy.serving.request_errors import CANCELED, LATE, RequestError
-from polarprune_deploy.serving.tickets import Batch, Named, Ticket
 
 
 @dataclass(frozen=True)
@@ -46,30 +44,13 @@ class ModelFacts:
     verified: tuple[str, ...] = field(default=())
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """What a bundle became.
-
-    Attributes:
-        facts: for people and protocols.
-        engine: computes one batch at a time.
-        several: computes `facts.policy.at_once` batches at a time; None where one at a time is
-            as good.
-        in_place: whether short runs of the engine may hold up an event loop.
-    """
-
-    facts: ModelFacts
-    engine: BucketedEngine
-    several: BucketedEngine | None = None
-    in_place: bool = False
-
-
 class ServedModel:
     """Requests in, outputs out; everything of one model that an event loop touches."""
 
     def __init__(
         self,
-        loaded: LoadedModel,
+        facts: ModelFacts,
+        engine: BucketedEngine,
         limits: QueueLimits,
         counters: Counters,
         *,
@@ -81,25 +62,16 @@ class ServedModel:
         """Start its batcher.
 
         Args:
-            loaded: what computes, and what is known of it.
-            limits: what may wait.
-            counters: of this model and version.
             timeout: seconds, of requests that bring none; None has none.
             loop: where `infer` is awaited.
             is_fatal: which errors of the engine end the process.
-            on_fatal: told of such an error, in the thread that met it.
+            on_fatal: told of such an error, in the engine's thread.
         """
-        self.facts = facts = loaded.facts
-        self.counters, self._timeout, self._loop = counters, timeout, loop
-        self._engines = [loaded.engine]
-        several = None
-        if loaded.several is not None:
-            self._engines.append(loaded.several)
-            several = Several(loaded.several, facts.policy.at_once)
+        self.facts, self.counters = facts, counters
+        self._engine, self._timeout, self._loop = engine, timeout, loop
         self.batcher = Batcher(
-            loaded.engine, facts.policy, limits, on_done=self._hand_over, is_fatal=is_fatal,
-            on_fatal=lambda error: on_fatal(facts.name, error), several=several,
-            in_place=loaded.in_place, name=f"engine {facts.name}",
+            engine, facts.policy, limits, on_done=self._hand_over, is_fatal=is_fatal,
+            on_fatal=lambda error: on_fatal(facts.name, error), name=f"engine {facts.name}",
         )  # fmt: skip
 
     async def infer(self, request: InferRequest) -> Named:
@@ -108,24 +80,18 @@ class ServedModel:
         Raises:
             RequestError: REJECTED, LATE or BROKEN. It is counted.
         """
+        future = self._loop.create_future()
         now = time.monotonic()
         timeout = self._timeout if request.timeout is None else request.timeout
         deadline = FOREVER if timeout is None else now + timeout
         nbytes = sum(array.nbytes for array in request.inputs.values())
-        ticket = Ticket(request.inputs, request.rows, nbytes, deadline)
+        ticket = Ticket(request.inputs, request.rows, nbytes, deadline, future)
         timer = None
         try:
-            if self.batcher.compute_in_place(ticket):
-                outputs = self._taken_back(ticket)
-                # Who asks again and again would otherwise keep everybody else from the loop.
-                await asyncio.sleep(0)
-            else:
-                future: asyncio.Future[Named] = self._loop.create_future()
-                ticket.token = future
-                self.batcher.submit(ticket)
-                if timeout is not None:
-                    timer = self._loop.call_later(timeout, _expire, future)
-                outputs = await future
+            self.batcher.submit(ticket)
+            if timeout is not None:
+                timer = self._loop.call_later(timeout, _expire, future)
+            outputs: Named = await future
         except RequestError as error:
             if not ticket.computed:
                 self.batcher.cancel(ticket)
@@ -154,19 +120,8 @@ class ServedModel:
         """
         drained = self.batcher.close(timeout)
         if drained:
-            for engine in self._engines:
-                engine.close()
+            self._engine.close()
         return drained
-
-    def _taken_back(self, ticket: Ticket) -> Named:
-        """The outputs of a request that was computed in place."""
-        self.counters.computed(Batch([ticket]))
-        if ticket.error is not None:
-            raise ticket.error
-        if ticket.computed > ticket.deadline:
-            raise _late()
-        assert ticket.outputs is not None
-        return ticket.outputs
 
     def _hand_over(self, batch: Batch) -> None:
         self.counters.computed(batch)
@@ -189,8 +144,4 @@ def _settle(tickets: Sequence[Ticket]) -> None:
 
 def _expire(future: "asyncio.Future[Any]") -> None:
     if not future.done():
-        future.set_exception(_late())
-
-
-def _late() -> RequestError:
-    return RequestError(LATE, "the deadline passed before there was a result")
+        future.set_exception(RequestError(LATE, "the deadline passed before there was a result"))

@@ -87,8 +87,6 @@ async def grpc_here(
     chosen = ServeOptions(source, backend="onnxruntime", threads=1, **{"grpc_port": 0} | options)
     repository = Repository(chosen, lambda name, error: None)
     await repository.look()
-    # Batches are computed in the engine's thread alone, where a test may hold them up.
-    repository.get(MODEL).batcher._in_place = False
     held = Held(chosen.bounds)
     async with AsyncExitStack() as server:
         port = await server.enter_async_context(grpc_server(repository, chosen, token, held))

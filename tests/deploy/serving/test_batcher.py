@@ -14,10 +14,8 @@ from echo_engine import EchoEngine, answer_of, number_rows
 
 from polarprune_deploy.serving.batch_curve import BatchCurve
 from polarprune_deploy.serving.batch_policy import FOREVER, BatchPolicy
-from polarprune_deploy.serving.batcher import Batcher, QueueLimits
-from polarprune_deploy.serving.engines import Several
+from polarprune_deploy.serving.batcher import Batch, Batcher, Named, QueueLimits, Ticket
 from polarprune_deploy.serving.request_errors import BROKEN, LATE, REJECTED, RequestError
-from polarprune_deploy.serving.tickets import Batch, Named, Ticket
 
 SECONDS = 30
 SIZE = 8
@@ -33,8 +31,6 @@ class Desk:
         self.told: list[Ticket] = []
         """Each ticket that was handed back, in order."""
         self.fatal: list[BaseException] = []
-        self.in_place = list[int]()
-        """Those that were computed where they were sent from."""
         self.batcher = Batcher(
             engine, POLICY, limits, on_done=self._note, on_fatal=self.fatal.append,
             **more,  # type: ignore[arg-type]
@@ -42,11 +38,7 @@ class Desk:
 
     def send(self, number: int, rows: int = 1, deadline: float = FOREVER, side: int = 1) -> Ticket:
         ticket = Ticket(number_rows(number, rows, side), rows, NBYTES * rows, deadline, number)
-        if self.batcher.compute_in_place(ticket):
-            self.in_place.append(number)
-            self.told.append(ticket)
-        else:
-            self.batcher.submit(ticket)
+        self.batcher.submit(ticket)
         self.tickets[number] = ticket
         return ticket
 
@@ -80,8 +72,8 @@ def is_answer(ticket: Ticket) -> bool:
 class Sender:
     """One of many threads: sends, takes some back, and is content with a refusal."""
 
-    def __init__(self, desk: Desk, seed: int, requests: int, pause: float = 0.0) -> None:
-        self._desk, self._seed, self._requests, self._pause = desk, seed, requests, pause
+    def __init__(self, desk: Desk, seed: int, requests: int) -> None:
+        self._desk, self._seed, self._requests = desk, seed, requests
         self.refused: list[RequestError] = []
         self.canceled: dict[int, float] = {}
         """When each that was taken back was so, seconds."""
@@ -107,35 +99,21 @@ class Sender:
                 batcher.cancel(ticket)
                 self.canceled[number] = time.monotonic()
             self.most_pending = max(self.most_pending, batcher.pending)
-            if self._pause:
-                time.sleep(self._pause)
 
 
 @pytest.mark.parametrize("failures", [0.0, 0.1], ids=["sound", "failing now and then"])
-@pytest.mark.parametrize(
-    ("at_once", "in_place"),
-    [(1, False), (1, True), (3, False), (3, True)],
-    ids=["one batch at a time", "one, in place", "several at a time", "several, in place"],
-)
 def test_thousands_of_requests_from_many_threads_are_answered_once_with_their_own_rows(
-    failures: float, at_once: int, in_place: bool
+    failures: float,
 ) -> None:
-    engine = EchoEngine(1, failures, longest=0.001)
-    side_by_side = EchoEngine(2, failures, longest=0.003)
-    desk = Desk(
-        engine, QueueLimits(24, nbytes=60 * NBYTES), in_place=in_place,
-        several=Several(side_by_side, at_once) if at_once > 1 else None,
-    )  # fmt: skip
+    desk = Desk(EchoEngine(1, failures, longest=0.001), QueueLimits(24, nbytes=60 * NBYTES))
     senders = [Sender(desk, seed, 500) for seed in range(1, 9)]
     with ThreadPoolExecutor(len(senders)) as pool:
         for done in [pool.submit(sender) for sender in senders]:
             done.result(SECONDS)
-    senders.append(Sender(desk, 9, 100, pause=0.002))
-    senders[-1]()  # alone
     assert desk.batcher.close(SECONDS)
     refused = [error for sender in senders for error in sender.refused]
     canceled = {key: when for sender in senders for key, when in sender.canceled.items()}
-    assert len(desk.tickets) + len(refused) == 8 * 500 + 100
+    assert len(desk.tickets) + len(refused) == 8 * 500
     assert {error.kind for error in refused} == {REJECTED}
     assert all(error.retry_after is not None and error.retry_after >= 1 for error in refused)
     assert max(sender.most_pending for sender in senders) <= 24
@@ -143,8 +121,7 @@ def test_thousands_of_requests_from_many_threads_are_answered_once_with_their_ow
     # Each was handed back exactly once; nothing that nobody sent.
     times_told = Counter(ticket.token for ticket in desk.told)
     assert times_told == Counter(desk.tickets.keys())
-    batches = engine.batches + side_by_side.batches
-    computed = Counter(row for batch in batches for row in batch)
+    computed = Counter(row for batch in desk.engine.batches for row in batch)
     assert max(computed.values()) == 1, "no row is computed twice"
     numbers = {number for number, _ in computed}
     kinds = Counter[str]()
@@ -168,10 +145,7 @@ def test_thousands_of_requests_from_many_threads_are_answered_once_with_their_ow
     assert kinds["canceled"] > 10
     assert kinds[LATE] > 10
     assert (kinds[BROKEN] > 10) == (failures > 0)
-    assert engine.most_busy == 1, "what computes one batch at a time never has two"
-    assert side_by_side.most_busy == (at_once if at_once > 1 else 0)
-    assert (len(desk.in_place) > 10) == in_place
-    for batch in batches:
+    for batch in desk.engine.batches:
         assert len(batch) <= SIZE
         senders_of = [number // 1_000_000 for number, _ in batch]
         for seed in set(senders_of):
@@ -179,7 +153,6 @@ def test_thousands_of_requests_from_many_threads_are_answered_once_with_their_ow
             assert own == sorted(own), "in the order in which they came"
     assert desk.batcher.pending == 0
     assert desk.batcher._queued_rows == desk.batcher._queued_bytes == 0
-    assert desk.batcher._computing == 0
     assert desk.fatal == []
 
 

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 from polarprune_deploy.serving.batch_curve import BatchCurve
 from polarprune_deploy.serving.batch_policy import FOREVER, BatchPolicy
-from polarprune_deploy.serving.batcher import Batcher, QueueLimits
+from polarprune_deploy.serving.batcher import Batch, Batcher, Named, QueueLimits, Ticket
 from polarprune_deploy.serving.request_errors import RequestError
-from polarprune_deploy.serving.tickets import Batch, Named, Ticket
 
 TICK = 1 / 1024  # sums of it are exact
 COSTS = {1: 8 * TICK, 2: 10 * TICK, 4: 14 * TICK, 8: 22 * TICK}
@@ -65,9 +64,8 @@ class VirtualBatcher(Batcher):
         """The thread does nothing: the test calls `drive`."""
 
     def drive(self) -> Outcome:
-        for thread in self._threads:
-            thread.join()
-        self._serve_until_closed()
+        self._thread.join()
+        assert self._serve_until_closed() is None
         assert self._queued_rows == self._queued_bytes == self._with_deadline == 0
         return self.outcome
 

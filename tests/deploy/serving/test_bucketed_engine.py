@@ -19,8 +19,8 @@ from polarprune_deploy.network_bytes import EngineBytes, NetworkBytes
 from polarprune_deploy.runner_tensorrt import TensorRtRunner
 from polarprune_deploy.runner_torch import TorchRunner
 from polarprune_deploy.runners import Array, Runner
+from polarprune_deploy.serving.batcher import Named
 from polarprune_deploy.serving.bucketed_engine import MOST_PREPARED, BucketedEngine
-from polarprune_deploy.serving.tickets import Named
 
 ANY = BatchProfile(1, 4, 16)
 

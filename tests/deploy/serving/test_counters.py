@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from polarprune_deploy.serving import request_errors
+from polarprune_deploy.serving.batcher import Batch, Ticket
 from polarprune_deploy.serving.counters import (
     DURATIONS,
     FAILURES,
@@ -14,7 +15,6 @@ from polarprune_deploy.serving.counters import (
     MOST_RECENT,
     Counters,
 )
-from polarprune_deploy.serving.tickets import Batch, Ticket
 
 
 def batch_of(*rows: int, answered: bool = True) -> Batch:

@@ -9,20 +9,12 @@ import pytest
 
 from polarprune_deploy.serving import repository
 from polarprune_deploy.serving.request_errors import REJECTED, RequestError
-from polarprune_deploy.serving.served_model import ServedModel
 from tests.deploy.serving.live_repository import (
     SECONDS,
     Asked,
     put,
     run,
 )
-
-
-def engine_in_its_thread(model: ServedModel) -> Any:
-    """What computes its batches, from now on in no other thread: a test may hold it up."""
-    model.batcher._in_place = False
-    assert len(model._engines) == 1
-    return model._engines[0]
 
 
 def test_closing_answers_what_was_taken_also_by_models_that_were_replaced(
@@ -35,7 +27,7 @@ def test_closing_answers_what_was_taken_also_by_models_that_were_replaced(
         served = Asked(folder)
         await served.repository.look()
         old = served.repository.get("net")
-        engine = engine_in_its_thread(old)
+        engine = old._engine
         compute = engine.run
 
         def slow(*args: Any) -> Any:
@@ -84,7 +76,7 @@ def test_closing_is_bounded_though_an_engine_hangs(
     async def work() -> None:
         served = Asked(folder)
         await served.repository.look()
-        engine = engine_in_its_thread(served.repository.get("net"))
+        engine = served.repository.get("net")._engine
         monkeypatch.setattr(engine, "run", lambda *_: gate.wait(SECONDS))
         asking = [asyncio.create_task(served.ask("net")) for _ in range(3)]
         await asyncio.sleep(0.02)
@@ -142,7 +134,7 @@ def test_an_error_that_stays_ends_readiness_whether_it_comes_in_serving_or_in_lo
         serving, loading = Asked(folder), Asked(folder)
         for served in (serving, loading):
             await served.repository.look()
-        monkeypatch.setattr(engine_in_its_thread(serving.repository.get("net")), "run", sticky)
+        monkeypatch.setattr(serving.repository.get("net")._engine, "run", sticky)
         with pytest.raises(RequestError, match="the model failed on this request"):
             await serving.ask("net")
         await asyncio.sleep(0)

@@ -2,10 +2,8 @@
 
 import asyncio
 import random
-import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +14,6 @@ from small_bundles import CLASSES, SIDE, write_small_bundle
 
 from polarprune.manifest import TensorSpec, read_manifest
 from polarprune_deploy.runners import Array
-from polarprune_deploy.serving import concurrent_runs
-from polarprune_deploy.serving.batch_curve import BatchCurve
 from polarprune_deploy.serving.batch_policy import BatchPolicy
 from polarprune_deploy.serving.batcher import QueueLimits
 from polarprune_deploy.serving.counters import Counters
@@ -25,7 +21,7 @@ from polarprune_deploy.serving.infer_requests import InferRequest, Signature
 from polarprune_deploy.serving.model_loading import load_model
 from polarprune_deploy.serving.request_errors import BROKEN, CANCELED, LATE, REJECTED, RequestError
 from polarprune_deploy.serving.serve_options import ServeOptions
-from polarprune_deploy.serving.served_model import LoadedModel, ModelFacts, ServedModel
+from polarprune_deploy.serving.served_model import ModelFacts, ServedModel
 
 SECONDS = 30
 Failures = list[tuple[str, BaseException]]
@@ -44,19 +40,18 @@ def run(work: Awaitable[None]) -> None:
     asyncio.run(bounded())
 
 
-def serve(bundle: Path, limits: QueueLimits, threads: int = 1) -> ServedModel:
-    loaded = load_model(bundle, "small", "1", ServeOptions(bundle, threads=threads))
-    assert (loaded.several is not None) == (threads > 1)
-    return start(loaded, limits)
+def serve(bundle: Path, limits: QueueLimits) -> ServedModel:
+    loaded = load_model(bundle, "small", "1", ServeOptions(bundle, threads=1))
+    return start(loaded.facts, loaded.engine, limits)
 
 
 def start(
-    loaded: LoadedModel, limits: QueueLimits, timeout: float | None = None,
+    facts: ModelFacts, engine: object, limits: QueueLimits, timeout: float | None = None,
     failures: Failures | None = None,
 ) -> ServedModel:  # fmt: skip
     told = [] if failures is None else failures
     return ServedModel(
-        loaded, limits, Counters(), timeout=timeout,
+        facts, engine, limits, Counters(), timeout=timeout,  # type: ignore[arg-type]
         loop=asyncio.get_running_loop(), is_fatal=lambda error: "sticky" in str(error),
         on_fatal=lambda name, error: told.append((name, error)),
     )  # fmt: skip
@@ -93,11 +88,7 @@ def alone(bundle: Path) -> Callable[[Array], Array]:
     return lambda images: session.run(["logits"], {"input": images})[0]
 
 
-@pytest.mark.parametrize("threads", [1, 3], ids=["one batch at a time", "three at a time"])
-def test_thousands_at_once_get_what_onnxruntime_gives_each_alone(
-    bundle: Path, threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(concurrent_runs, "WORTH", 0.0)
+def test_thousands_at_once_get_what_onnxruntime_gives_each_alone(bundle: Path) -> None:
     generator = np.random.default_rng(0)
     asked = [
         generator.standard_normal((rows, 3, SIDE, SIDE)).astype(np.float32)
@@ -105,7 +96,7 @@ def test_thousands_at_once_get_what_onnxruntime_gives_each_alone(
     ]
 
     async def work() -> None:
-        model = serve(bundle, QueueLimits(len(asked)), threads)
+        model = serve(bundle, QueueLimits(len(asked)))
         answers = await asyncio.gather(
             *(model.infer(InferRequest({"input": images}, len(images))) for images in asked)
         )
@@ -176,62 +167,13 @@ def test_whatever_becomes_of_requests_each_is_counted_once(bundle: Path) -> None
     run(work())
 
 
-def test_who_asks_without_a_pause_leaves_the_loop_to_others(facts: ModelFacts) -> None:
-    async def work() -> None:
-        quick = replace(facts, policy=BatchPolicy(4, 0.0, BatchCurve((1,), (1e-9,))))
-        model = start(LoadedModel(quick, ClosableEcho(), in_place=True), QueueLimits())
-        others = 0
-
-        async def other() -> None:
-            nonlocal others
-            while True:
-                others += 1
-                await asyncio.sleep(0)
-
-        running = asyncio.create_task(other())
-        for number in range(200):
-            found = await model.infer(InferRequest(number_rows(number, 1), 1))
-            np.testing.assert_array_equal(found["output"], answer_of(number, 1))
-        running.cancel()
-        now = model.counters.snapshot()
-        assert (now.success, now.executions, now.inferences) == (200, 200, 200)
-        assert others >= 200
-        assert await asyncio.to_thread(model.close, SECONDS)
-
-    run(work())
-
-
-def test_in_place_a_failure_and_lateness_are_told_as_elsewhere(facts: ModelFacts) -> None:
-    async def work() -> None:
-        engine = ClosableEcho(longest=0.0)
-        quick = replace(facts, policy=BatchPolicy(4, 0.0, BatchCurve((1,), (1e-4,))))
-        model = start(LoadedModel(quick, engine, in_place=True), QueueLimits())
-        engine.error = RuntimeError("no such kernel")
-        with pytest.raises(RequestError) as failed:
-            await model.infer(InferRequest(number_rows(1, 1), 1))
-        assert (failed.value.kind, failed.value.counted) == (BROKEN, True)
-        engine.error = None
-        engine.gate.clear()
-        threading.Timer(0.05, engine.gate.set).start()
-        await asyncio.sleep(0.01)
-        with pytest.raises(RequestError) as slow:
-            await model.infer(InferRequest(number_rows(2, 1), 1, timeout=0.01))
-        assert (slow.value.kind, slow.value.counted) == (LATE, True)
-        now = model.counters.snapshot()
-        assert (now.success, now.failures["BACKEND"], now.failures["REJECTED"]) == (0, 1, 1)
-        assert await asyncio.to_thread(model.close, SECONDS)
-        assert [batch[0][0] for batch in engine.batches] == [1, 2]
-
-    run(work())
-
-
 def test_outputs_come_in_the_order_in_which_they_were_asked_for(facts: ModelFacts) -> None:
     class Two(ClosableEcho):
         def run(self, batch: dict[str, Array], rows: int) -> dict[str, Array]:
             return {"a": batch["input"], "b": -batch["input"]}
 
     async def work() -> None:
-        model = start(LoadedModel(facts, Two()), QueueLimits())
+        model = start(facts, Two(), QueueLimits())
         inputs = number_rows(3, 1)
         found = await model.infer(InferRequest(inputs, 1, outputs=("b", "a")))
         assert list(found) == ["b", "a"]
@@ -245,7 +187,7 @@ def test_outputs_come_in_the_order_in_which_they_were_asked_for(facts: ModelFact
 def test_a_deadline_ends_the_wait_also_while_the_engine_computes(facts: ModelFacts) -> None:
     async def work() -> None:
         engine = ClosableEcho()
-        model = start(LoadedModel(facts, engine), QueueLimits(), timeout=0.02)
+        model = start(facts, engine, QueueLimits(), timeout=0.02)
         engine.gate.clear()
         computing = ask_echo(model, 1)
         assert await asyncio.to_thread(engine.running.wait, SECONDS)
@@ -270,7 +212,7 @@ def test_a_batch_that_fails_fails_its_requests_and_is_not_counted_as_computed(
 ) -> None:
     async def work() -> None:
         engine = ClosableEcho()
-        model = start(LoadedModel(facts, engine), QueueLimits())
+        model = start(facts, engine, QueueLimits())
         engine.error = RuntimeError("no such kernel")
         with pytest.raises(RequestError) as failed:
             await ask_echo(model, 1)
@@ -293,7 +235,7 @@ def test_an_error_that_stays_is_told_once_and_nothing_is_answered_after_it(
 ) -> None:
     async def work() -> None:
         engine, failures = ClosableEcho(), Failures()
-        model = start(LoadedModel(facts, engine), QueueLimits(), failures=failures)
+        model = start(facts, engine, QueueLimits(), failures=failures)
         engine.gate.clear()
         asking = [ask_echo(model, n) for n in range(6)]
         assert await asyncio.to_thread(engine.running.wait, SECONDS)
@@ -315,7 +257,7 @@ def test_an_error_that_stays_is_told_once_and_nothing_is_answered_after_it(
 def test_closing_in_time_answers_all_and_frees_the_engine(facts: ModelFacts) -> None:
     async def work() -> None:
         engine = ClosableEcho()
-        model = start(LoadedModel(facts, engine), QueueLimits())
+        model = start(facts, engine, QueueLimits())
         engine.gate.clear()
         asking = [ask_echo(model, 0)]
         assert await asyncio.to_thread(engine.running.wait, SECONDS)
@@ -341,7 +283,7 @@ def test_results_that_come_when_the_loop_has_ended_bother_nobody(facts: ModelFac
 
     async def work() -> None:
         engine.gate.clear()
-        held.append(start(LoadedModel(facts, engine), QueueLimits(), failures=failures))
+        held.append(start(facts, engine, QueueLimits(), failures=failures))
         ask_echo(held[0], 1)
         assert await asyncio.to_thread(engine.running.wait, SECONDS)
 
