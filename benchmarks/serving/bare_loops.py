@@ -1,39 +1,46 @@
-"""The same network without a server: sessions in a loop, as the server loads them."""
+"""The same network without a server: a session in a loop."""
 
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
-from polarprune_deploy import load_runner
-from polarprune_deploy.runners import Runner
+from polarprune_deploy.network_bytes import read_network
+from polarprune_deploy.runner_onnxruntime import OnnxRuntimeRunner
+
+SLOW = 3.0
+"""Times the median, from which on a run was disturbed by the machine."""
 
 
 class BareLoop:
     """One session; batches of random images."""
 
-    def __init__(self, bundle: Path, threads: int | None) -> None:
-        """Load it as `polarprune serve` does."""
-        self._runner = load_runner(bundle, threads=threads)
-        self._narrow = load_runner(bundle, threads=1)
+    def __init__(self, bundle: Path, threads: int | None, *, spinning: bool) -> None:
+        """Load it.
+
+        Args:
+            bundle: holds the ONNX file.
+            threads: inside of a run.
+            spinning: as usual; the server's sessions do not.
+        """
+        self._runner = OnnxRuntimeRunner(read_network(bundle), threads=threads, spinning=spinning)
         self._inputs: dict[int, dict[str, np.ndarray]] = {}
 
-    def seconds_of_runs(self, batch: int, seconds: float, least: int = 3) -> list[float]:
-        """How long each of many runs took on all cores, one behind the other, for so long."""
-        return _times(self._runner, self._inputs_of(batch), seconds, least)
+    def run(self, batch: int) -> None:
+        """Once."""
+        self._runner.run(self._inputs_of(batch))
 
-    def throughput(self, batch: int, seconds: float, at_once: int = 1) -> float:
-        """Images a second: runs one behind the other on all cores, or several on one core each."""
-        if at_once == 1:
-            times = self.seconds_of_runs(batch, seconds)
-            return batch * len(times) / sum(times)
-        inputs = self._inputs_of(batch)
-        with ThreadPoolExecutor(at_once) as pool:
-            loops = [
-                pool.submit(_times, self._narrow, inputs, seconds) for _ in range(at_once)
-            ]  # fmt: skip
-            return sum(batch * len(times) / sum(times) for times in map(_result, loops))
+    def seconds_of_runs(self, batch: int, seconds: float, least: int = 3) -> list[float]:
+        """How long each of many runs took, one behind the other, for so many seconds."""
+        times: list[float] = []
+        self.run(batch)
+        end = time.perf_counter() + seconds
+        while len(times) < least or time.perf_counter() < end:
+            start = time.perf_counter()
+            self.run(batch)
+            times.append(time.perf_counter() - start)
+        return times
 
     def _inputs_of(self, batch: int) -> dict[str, np.ndarray]:
         if batch not in self._inputs:
@@ -45,18 +52,11 @@ class BareLoop:
         return self._inputs[batch]
 
 
-def _times(
-    runner: Runner, inputs: dict[str, np.ndarray], seconds: float, least: int = 3
-) -> list[float]:
-    times: list[float] = []
-    runner.run(inputs)
-    end = time.perf_counter() + seconds
-    while len(times) < least or time.perf_counter() < end:
-        start = time.perf_counter()
-        runner.run(inputs)
-        times.append(time.perf_counter() - start)
-    return times
+def slow_share(times: list[float]) -> float:
+    """Share of the time that went into runs of several times the usual length.
 
-
-def _result(loop: "Future[list[float]]") -> list[float]:
-    return loop.result()
+    >>> slow_share([1.0] * 16 + [4.0])
+    0.2
+    """
+    limit = SLOW * median(times)
+    return sum(t for t in times if t > limit) / sum(times)

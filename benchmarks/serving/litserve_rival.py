@@ -5,7 +5,8 @@
 VENV holds litserve, onnxruntime and numpy (`litserve_app` says what is served). Both servers are up
 all the time and loaded in turn, so many clients each with one request of one image on its way.
 LitServe runs twice: with one worker on all cores, and with a worker of one thread a core; the
-better of them in each row is what ours is held against. Its window is ours. Each server gets the
+better of them in each row is what ours is held against. Its window is ours. The bare session, in a
+loop beside them, is the bound of every server and every client. Each server gets the
 request form that is cheapest for it: ours raw bytes, LitServe base64 in JSON, the form it reads
 fastest; ours is also measured with numbers in JSON.
 """
@@ -25,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.serving.bare_loops import BareLoop
 from benchmarks.serving.server_process import HOST, ServerProcess
 from benchmarks.serving.study_records import add_study, ratio_with_interval
 from polarprune_deploy import load_runner
@@ -93,8 +95,8 @@ def main(arguments: list[str]) -> None:
         print(
             f"{row['clients']:3} clients: {row['ours_rps']:.0f} against {row[f'{rival}_rps']:.0f} "
             f"requests/s ({rival}), {times['ratio']:.2f} [{times['low']:.2f}, {times['high']:.2f}] "
-            f"times; p99 {row['ours_p99_ms']:.1f} against {row[f'{rival}_p99_ms']:.1f} ms; ours "
-            f"with JSON {row['ours_json_rps']:.0f}/s"
+            f"times, at most {row['bound_times']['ratio']:.2f}; p99 {row['ours_p99_ms']:.1f} "
+            f"against {row[f'{rival}_p99_ms']:.1f} ms; ours with JSON {row['ours_json_rps']:.0f}/s"
         )
 
 
@@ -111,6 +113,7 @@ def _beside(
         "ours": _ours(endpoint, name_of_ours, name, images, right),
         "ours_json": _ours_json(endpoint, name_of_ours, name, images, right),
     }
+    bare = BareLoop(args.bundle, None, spinning=False)
     with ExitStack() as running:
         for way, (each, workers) in ways.items():
             port = _free_port()
@@ -123,7 +126,7 @@ def _beside(
             _wait_until_up(rival, process)
             targets[way] = _theirs(rival, images, right)
         rows = [
-            _row(targets, list(ways), int(clients), args.rounds, args.seconds)
+            _row(targets, list(ways), bare, batch["size"], int(clients), args)
             for clients in args.clients.split(",")
         ]
     versions = subprocess.run(
@@ -140,17 +143,23 @@ def _beside(
 
 
 def _row(
-    targets: dict[str, tuple[Dialer, list[bytes], Expected]], rivals: list[str], clients: int,
-    rounds: int, seconds: float,
+    targets: dict[str, tuple[Dialer, list[bytes], Expected]], rivals: list[str], bare: BareLoop,
+    size: int, clients: int, args: Any,
 ) -> dict[str, Any]:  # fmt: skip
     samples: dict[str, list[Samples]] = {name: [] for name in targets}
     generator = np.random.default_rng(clients)
-    for number in range(-1, rounds):  # the first one warms up
-        for name in generator.permutation(list(targets)).tolist():
-            block = run_loop(_block(*targets[name], clients, seconds), exact_timers=False)
+    bound = []
+    for number in range(-1, args.rounds):  # the first one warms up
+        for name in generator.permutation([*targets, "bare"]).tolist():
+            if name == "bare":
+                times = bare.seconds_of_runs(size, args.seconds)
+                bound += [size * len(times) / sum(times)] if number >= 0 else []
+                continue
+            block = run_loop(_block(*targets[name], clients, args.seconds), exact_timers=False)
             if number >= 0:
                 samples[name].append(block)
     rates = {name: [_rate(block) for block in blocks] for name, blocks in samples.items()}
+    rates["bare"] = bound
     row: dict[str, Any] = {"clients": clients, "rates": rates}
     for name, blocks in samples.items():
         times = np.concatenate([(b.done - b.due)[b.outcomes == Outcome.OK] for b in blocks]) * 1e3
@@ -160,6 +169,7 @@ def _row(
     best = max(rivals, key=lambda rival: median(rates[rival]))
     row["rival"] = best
     row["times"] = ratio_with_interval(rates["ours"], rates[best])
+    row["bound_times"] = ratio_with_interval(bound, rates[best])
     row["json_times"] = ratio_with_interval(rates["ours_json"], rates[best])
     return row
 

@@ -57,13 +57,13 @@ def test_outputs_are_those_of_onnxruntime(
     assert ("data" in result.get_output("logits")) == (binary_out is False)
 
 
-def test_the_manuals_example_runs_as_it_stands(served: Served, reference: Reference) -> None:
+def test_the_manuals_example_runs_as_it_stands(server: Served, reference: Reference) -> None:
     manual = (Path(__file__).parents[3] / "deploy" / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```$", manual, re.M | re.S)
     (block,) = [block for block in blocks if "tritonclient" in block]
     assert block.count("127.0.0.1:8000") == 1
     names: dict[str, Any] = {}
-    code = block.replace("127.0.0.1:8000", address(served)).replace('"bundle"', repr(MODEL))
+    code = block.replace("127.0.0.1:8000", address(server)).replace('"bundle"', repr(MODEL))
     exec(code, names)
     names["client"].close()
     found = names["result"].as_numpy("logits")
