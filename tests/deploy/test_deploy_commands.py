@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from small_bundles import write_small_bundle
 
-from polarprune import cli, deploy_commands
+from polarprune import cli
+from polarprune.commands import deploy_commands
 
 Answer = tuple[int, str, str]
 VERBS = ["triton", "kserve"]

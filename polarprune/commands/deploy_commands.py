@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from polarprune.cli_options import AsJson
+from polarprune.commands.options import AsJson
 from polarprune.terminal import Terminal
 
 Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder.")]
