@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.records import describe_machine
-from polarprune.training import TrainConfig, train
+from polarprune.runs.training import TrainConfig, train
 from polarprune_deploy import bench
 
 RECORD = Path(__file__).parent / "results" / "alignment.json"

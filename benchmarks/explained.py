@@ -28,8 +28,8 @@ from benchmarks.records import describe_machine
 from benchmarks.uniform_cuts import OurCuts
 from polarprune_deploy import compare_latency, load_runner
 from polarprune_deploy.environment import describe_environment
-from polarprune_deploy.explaining import Explainer
-from polarprune_deploy.explanation_tables import tell
+from polarprune_deploy.layers.explaining import Explainer
+from polarprune_deploy.layers.explanation_tables import tell
 from polarprune_export import write_onnx
 
 RESULTS = Path(__file__).parent / "results"

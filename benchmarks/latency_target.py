@@ -29,10 +29,10 @@ from benchmarks.pareto_settings import BATCH_SIZE, EPOCHS, NETWORK
 from benchmarks.recorded_runs import Record, record_missing, recorded_run, top1_of
 from benchmarks.records import describe_machine
 from polarprune.latency_table import read_latency_table
-from polarprune.run_folder import RUN_FILE, RunFolder
-from polarprune.train_config import TrainConfig
+from polarprune.runs.run_folder import RUN_FILE, RunFolder
+from polarprune.runs.train_config import TrainConfig
+from polarprune_deploy.backends.loading import load_runner
 from polarprune_deploy.latency import MIN_ROUNDS, compare_latency
-from polarprune_deploy.loading import load_runner
 from polarprune_export import write_onnx
 
 RESULTS = Path(__file__).parent / "results"

@@ -31,8 +31,8 @@ from benchmarks.records import describe_machine
 from polarprune.collapsing import collapse_with_origins
 from polarprune.graph.cut import Cut
 from polarprune_deploy import compare_latency
-from polarprune_deploy.network_bytes import NetworkBytes
-from polarprune_deploy.runner_onnxruntime import OnnxRuntimeRunner
+from polarprune_deploy.backends.network_bytes import NetworkBytes
+from polarprune_deploy.backends.runner_onnxruntime import OnnxRuntimeRunner
 from polarprune_export import collapse_onnx
 
 RESULTS = Path(__file__).parent / "results"

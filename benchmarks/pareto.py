@@ -25,8 +25,8 @@ from benchmarks.pareto_settings import BATCH_SIZE, EPOCHS, NETWORK, SETTINGS, Se
 from benchmarks.recorded_runs import Record, record_missing, recorded_run, top1_of
 from benchmarks.records import describe_machine
 from benchmarks.torch_pruning_rival import prune_half_way
-from polarprune.run_folder import RUN_FILE
-from polarprune.training import TrainConfig
+from polarprune.runs.run_folder import RUN_FILE
+from polarprune.runs.training import TrainConfig
 
 RECORDS = Path(__file__).parent / "results" / "pareto"
 

@@ -26,9 +26,9 @@ from benchmarks.records import describe_machine
 from polarprune import GatedNetwork, attach_gates
 from polarprune.latency_cost import LatencyCircuit
 from polarprune.latency_table import LatencyTable, read_latency_table
-from polarprune_deploy.layer_timers import LayerTimer, choose_timer
-from polarprune_deploy.profiling import ProfileRequest, profile_network
-from polarprune_deploy.whole_networks import fit_line, median_latencies
+from polarprune_deploy.layers.layer_timers import LayerTimer, choose_timer
+from polarprune_deploy.layers.profiling import ProfileRequest, profile_network
+from polarprune_deploy.layers.whole_networks import fit_line, median_latencies
 
 RESULTS = Path(__file__).parent / "results"
 LEAST_SHARE, BLOCK_STAYS = 0.1, 0.8

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.records import describe_machine
-from polarprune.run_folder import RunFolder
-from polarprune.training import Progress, TrainConfig, train
+from polarprune.runs.run_folder import RunFolder
+from polarprune.runs.training import Progress, TrainConfig, train
 
 _SHOWN_EVERY = 200  # steps
 

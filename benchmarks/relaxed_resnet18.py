@@ -33,8 +33,8 @@ from benchmarks.recorded_runs import (
     top1_of,
     write_table,
 )
-from polarprune.run_folder import RUN_FILE
-from polarprune.training import TrainConfig
+from polarprune.runs.run_folder import RUN_FILE
+from polarprune.runs.training import TrainConfig
 
 RESULTS = Path(__file__).parent / "results" / "relaxed_resnet18"
 # Round by round, what is asked first is what decides most.

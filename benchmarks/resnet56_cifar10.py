@@ -18,8 +18,8 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.recorded_runs import recorded_run
-from polarprune.run_folder import RUN_FILE
-from polarprune.training import TrainConfig
+from polarprune.runs.run_folder import RUN_FILE
+from polarprune.runs.training import TrainConfig
 
 RESULTS = Path(__file__).parent / "results" / "resnet56"
 # In the order of what is wanted first.

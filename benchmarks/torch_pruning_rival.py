@@ -22,12 +22,12 @@ from benchmarks.pareto_settings import Rival
 from polarprune import count_macs
 from polarprune.datasets import Dataset, load_dataset
 from polarprune.devices import autocast, choose_bf16, fast_layout
-from polarprune.evaluation import evaluate
 from polarprune.graph.cost import count_parameters
 from polarprune.networks.cifar_resnet import CifarResNet
-from polarprune.recipe import make_optimizer, peak_rate
-from polarprune.schedules import one_cycle
-from polarprune.train_config import TrainConfig
+from polarprune.runs.evaluation import evaluate
+from polarprune.runs.recipe import make_optimizer, peak_rate
+from polarprune.runs.schedules import one_cycle
+from polarprune.runs.train_config import TrainConfig
 
 _DEPTH = {"resnet20": 3, "resnet56": 9}  # blocks a stage
 _ITERATIONS = 200  # steps of the cut: the finer, the closer to the target

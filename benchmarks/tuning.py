@@ -22,8 +22,8 @@ from benchmarks.pareto_settings import EPOCHS
 from benchmarks.recorded_runs import Record, record_missing, top1_of
 from benchmarks.records import describe_machine
 from benchmarks.tuning_candidates import CANDIDATES
-from polarprune import training
 from polarprune.onepass import OnePass
+from polarprune.runs import training
 
 RECORDS = Path(__file__).parent / "results" / "tuning"
 

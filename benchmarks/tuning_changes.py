@@ -6,13 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from polarprune import gate_training, training
+from polarprune import gate_training
 from polarprune.attaching import attach_gates
 from polarprune.gates import GatedNetwork
 from polarprune.graph.sites import GateSite
 from polarprune.methods import GateRequest, consensus
 from polarprune.methods.relaxation import Relaxation, RelaxedGate
 from polarprune.price_list import PriceList
+from polarprune.runs import training
 
 
 class RootPrices(PriceList):

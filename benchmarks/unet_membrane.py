@@ -26,8 +26,8 @@ from benchmarks.recorded_runs import (
     write_table,
 )
 from polarprune.datasets import load_dataset
-from polarprune.run_folder import RUN_FILE, RunFolder
-from polarprune.training import TrainConfig
+from polarprune.runs.run_folder import RUN_FILE, RunFolder
+from polarprune.runs.training import TrainConfig
 
 RESULTS = Path(__file__).parent / "results" / "unet"
 TARGETS = {"dense": 1.0, "half": 0.5, "fifth": 0.2, "tenth": 0.1}

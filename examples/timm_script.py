@@ -18,7 +18,7 @@ from timm.utils import ModelEmaV3, dispatch_clip_grad
 
 import polarprune
 from polarprune.datasets import load_dataset
-from polarprune.evaluation import evaluate
+from polarprune.runs.evaluation import evaluate
 
 
 def main() -> None:

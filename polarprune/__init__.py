@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from polarprune.network_files import save_network as save_network
     from polarprune.networks import build_network as build_network
     from polarprune.onepass import OnePass as OnePass
-    from polarprune.training import TrainConfig as TrainConfig
-    from polarprune.training import TrainResult as TrainResult
-    from polarprune.training import train as train
+    from polarprune.runs.training import TrainConfig as TrainConfig
+    from polarprune.runs.training import TrainResult as TrainResult
+    from polarprune.runs.training import train as train
 
 __version__ = "0.1.0"
 
@@ -35,8 +35,8 @@ _HOME = {
     "LatencyTable": "latency_table",
     "OnePass": "onepass",
     "Refusal": "graph.sites",
-    "TrainConfig": "training",
-    "TrainResult": "training",
+    "TrainConfig": "runs.training",
+    "TrainResult": "runs.training",
     "attach_gates": "attaching",
     "build_network": "networks",
     "certify": "certificates",
@@ -46,7 +46,7 @@ _HOME = {
     "load_network": "network_files",
     "read_latency_table": "latency_table",
     "save_network": "network_files",
-    "train": "training",
+    "train": "runs.training",
 }
 
 __all__ = sorted(_HOME)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from polarprune.decisions import macs_of
+from polarprune.dynamic_cost import dynamic_macs
 from polarprune.gates import GatedNetwork
 from polarprune.graph.comparing import in_mode
 
@@ -108,3 +110,27 @@ def mean_over_units(agreement: dict[str, float], gated: GatedNetwork) -> float:
     units = {site.name: site.units for site in gated.sites}
     total = sum(units[name] for name in agreement)
     return sum(value * units[name] for name, value in agreement.items()) / total
+
+
+def taken_by(
+    gated: GatedNetwork, decisions: dict[str, Tensor], images: Tensor | None
+) -> dict[str, Any]:
+    """What of a record the decisions settle, before the cut is made.
+
+    Args:
+        images: on which agreement is measured; None once gates have stopped deciding.
+    """
+    gone = gated.gone()
+    closed = {name: int((~kept & ~gone[name]).sum()) for name, kept in decisions.items()}
+    closed = {name: count for name, count in closed.items() if count}
+    decided = decided_by_each(gated, images)
+    agreement = agreement_of(gated, decisions, decided)
+    return {
+        "sites": closed,
+        "units": sum(closed.values()),
+        "macs_before": macs_of(gated.circuit, [~out for out in gone.values()]),
+        "macs_after": macs_of(gated.circuit, list(decisions.values())),
+        "dynamic_macs": dynamic_macs(gated, decided),
+        "agreement": mean_over_units(agreement, gated),
+        "site_agreement": {name: round(value, 6) for name, value in agreement.items()},
+    }

@@ -28,8 +28,6 @@ from polarprune.graph.layers import set_mode
 from polarprune.graph.sites import Analysis, GateSite, Refusal
 from polarprune.graph.tracing import Draft, copied_graph
 from polarprune.graph.weight_folding import fold_weights
-from polarprune.latency_cost import NANOSECONDS, LatencyCircuit
-from polarprune.latency_table import LatencyTable
 from polarprune.methods import GateOutput, GateRequest, Method, Units, naming
 from polarprune.narrowing import Shell, fill, place_gates, usual_features
 
@@ -44,6 +42,8 @@ class GatedNetwork(nn.Module):
         sites: where gates sit.
         refused: what could not be gated, in words.
         align: kept channel counts are rounded up to a multiple of this.
+        dense_parameters: of the network before anything was cut.
+        plain_graph: its graph; decisions are about it.
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class GatedNetwork(nn.Module):
         self.analysis = analysis
         self.state = GateState.of(method)
         self.circuit = CostCircuit(analysis, plain.graph)
-        self._dense_parameters = count_parameters(plain)
+        self.dense_parameters = count_parameters(plain)
         # Of the whole network, which decisions are about, and of what is left of it by now.
-        self._plain_graph = self._present_graph = copied_graph(plain.graph)
+        self.plain_graph = self._present_graph = copied_graph(plain.graph)
         self._shell: Shell | None = None
         self._earlier: dict[str, Origin] = {}
         like = next((p for p in plain.parameters()), torch.zeros(()))
@@ -77,7 +77,7 @@ class GatedNetwork(nn.Module):
         self._share = torch.tensor(
             [1 / (site.units * len(self.sites)) for site in self.sites for _ in range(site.units)]
         )
-        gates = self._make_gates(int(_GATE_PARAMETER_SHARE * self._dense_parameters))
+        gates = self._make_gates(int(_GATE_PARAMETER_SHARE * self.dense_parameters))
         self.body = insert_gates(plain, placement, self._plan, gates, self.state)
         set_mode(self, self.body.training)
 
@@ -196,14 +196,17 @@ class GatedNetwork(nn.Module):
             openness: of all units, in the order of `sites`; without it that of the last batch.
         """
         openness = self.openness() if openness is None else openness
-        return self._expected(self.circuit, openness)
+        return self.expected_share(self.circuit, openness)
 
     def by_site(self, values: Tensor) -> list[Tensor]:
         """Per site (units,), of values that lie one gate module after the other."""
         ordered = values[self._order.to(values.device)]
         return list(torch.split(ordered, [site.units for site in self.sites]))
 
-    def _expected(self, circuit: CostCircuit, openness: Float[Tensor, " g"]) -> Float[Tensor, ""]:
+    def expected_share(
+        self, circuit: CostCircuit, openness: Float[Tensor, " g"]
+    ) -> Float[Tensor, ""]:
+        """What a circuit expects to be kept, over what the dense network has of it."""
         by_site = torch.split(openness, [site.units for site in self.sites])
         return torch.as_tensor(circuit.evaluate(list(by_site)).macs) / circuit.dense_macs
 
@@ -264,52 +267,12 @@ class GatedNetwork(nn.Module):
         circuit = self.circuit
         return Budget(
             "MACs", share, circuit.dense_macs, self.macs_of,
-            lambda openness: self._expected(circuit, openness),
+            lambda openness: self.expected_share(circuit, openness),
         )  # fmt: skip
 
     def macs_of(self, decisions: list[Tensor]) -> int:
         """MACs for one image of the network that these decisions leave (site order)."""
         return macs_of(self.circuit, decisions)
-
-    def latency_budget(self, share: float, table: LatencyTable) -> Budget:
-        """Keep at most this share of the dense network's latency, as the table predicts it.
-
-        Raises:
-            ConfigError: the table is another network's.
-        """
-        circuit = LatencyCircuit(self.analysis, self.circuit, table)
-
-        def expected(openness: Float[Tensor, " g"]) -> Float[Tensor, ""]:
-            by_site = torch.split(openness, [site.units for site in self.sites])
-            ms = circuit.expected_ms(list(by_site), self.align)
-            return torch.as_tensor(ms) / circuit.dense_ms
-
-        return Budget(
-            "latency", share, round(circuit.dense_ms * NANOSECONDS),
-            lambda decisions: round(circuit.exact_ms(decisions) * NANOSECONDS), expected,
-        )  # fmt: skip
-
-    def parameters_budget(self, share: float) -> Budget:
-        """Keep at most this share of the dense network's parameters.
-
-        Counted exactly, on the network that decisions leave; what is expected in between leaves
-        normalisations and biases out.
-        """
-        weights = {cost.mix.layer: self._weights_of(cost.mix.layer) for cost in self.analysis.costs}
-        circuit = CostCircuit(self.analysis, self._plain_graph, weights)
-        return Budget(
-            "parameters", share, self._dense_parameters, self._parameters_of,
-            lambda openness: self._expected(circuit, openness),
-        )  # fmt: skip
-
-    def _weights_of(self, layer: str) -> int:
-        weight = self.body.get_submodule(layer).weight
-        assert isinstance(weight, Tensor)
-        return weight.numel()
-
-    def _parameters_of(self, decisions: list[Tensor]) -> int:
-        named = {site.name: d for site, d in zip(self.sites, decisions, strict=True)}
-        return count_parameters(self.cut(named).graph_module)
 
     def decisions(self, budget: Budget | float | None = None) -> dict[str, Tensor]:
         """One bool tensor (units,) a site: the frozen ones, or what the gates favour by now.
@@ -340,7 +303,7 @@ class GatedNetwork(nn.Module):
         """Choose until nothing starves; what was found to need an open unit is remembered."""
         while True:
             chosen = choose()
-            starved = find_starved(self.analysis, self.circuit, self._plain_graph, chosen)
+            starved = find_starved(self.analysis, self.circuit, self.plain_graph, chosen)
             if starved is None:
                 return chosen
             assert starved.sites not in self.analysis.feeding
@@ -375,7 +338,7 @@ class GatedNetwork(nn.Module):
             watcher.search()
             usual = usual_features(watcher, self.analysis.labels, images)
             placement = place_gates(
-                small, whole, self.analysis, self._plain_graph, self.state, usual.__getitem__
+                small, whole, self.analysis, self.plain_graph, self.state, usual.__getitem__
             )
             self._present_graph = copied_graph(small.graph)
             self.body = insert_gates(small, placement, self._plan, self.gate_modules(), self.state)
@@ -411,7 +374,7 @@ class GatedNetwork(nn.Module):
         """Decisions for all sites, checked; what is gone is closed."""
         gone = self.gone()
         complete = {name: ~cut for name, cut in gone.items()} | decisions
-        checked = check_decisions(self.analysis, self.circuit, self._plain_graph, complete)
+        checked = check_decisions(self.analysis, self.circuit, self.plain_graph, complete)
         for name, cut in gone.items():
             again = torch.nonzero(checked[name] & cut).flatten().tolist()
             if again:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from polarprune.errors import TrainingError
 from polarprune.gate_arithmetic import apply_gate, mean_of_channels, peaks_of_channels
 from polarprune.methods import GateOutput, Method, called, naming
-from polarprune.ranks import mean_over_ranks, rank_and_count
+from polarprune.runs.ranks import mean_over_ranks, rank_and_count
 
 
 @dataclass

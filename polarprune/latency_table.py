@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from polarprune.errors import ConfigError
+from polarprune.files.strict_json import parse_strict
 from polarprune.graph.geometry import Geometry
-from polarprune.strict_json import parse_strict
 
 SCHEMA = 1
 WHAT = "polarprune latency table"

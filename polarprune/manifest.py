@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from polarprune.errors import BundleError, quote
+from polarprune.files.strict_json import parse_strict
+from polarprune.files.typed_json import build_typed
 from polarprune.manifest_checks import check_manifest
-from polarprune.strict_json import parse_strict
-from polarprune.typed_json import build_typed
 
 SCHEMA = 1
 """Raised whenever a reader of the old form would misread the new one."""

@@ -9,26 +9,24 @@ net = one.finish()
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from polarprune.averages import Averaged, check_average, gated_in
 from polarprune.certificates import Certificate, certify, top1_agreement
 from polarprune.collapsing import META, blocks_removed, collapse_with_origins
 from polarprune.cut_records import (
     CutRecord,
     Look,
-    agreement_of,
-    decided_by_each,
     look_at,
-    mean_over_units,
+    taken_by,
 )
 from polarprune.cutting import ClosedFor, CutRule, choose_cut, left_of
 from polarprune.decisions import macs_of
-from polarprune.dynamic_cost import dynamic_macs
 from polarprune.errors import ConfigError, Refused
 from polarprune.gate_training import GateTrainer
 from polarprune.gates import GatedNetwork
@@ -38,16 +36,10 @@ from polarprune.latency_table import LatencyTable
 from polarprune.loop_mistakes import check_finite, check_held_out, check_holding
 from polarprune.optimizer_state import check_sliceable, hand_over, take_out
 from polarprune.phases import Phases
-from polarprune.ranks import as_rank_0_has_it, average_buffers
+from polarprune.runs.ranks import as_rank_0_has_it, average_buffers
 from polarprune.targets import budget_of
 
 __all__ = ["OnePass", "Phases"]
-
-
-class Averaged(Protocol):
-    """An average of a network that is kept beside it."""
-
-    module: nn.Module
 
 
 class OnePass:
@@ -134,7 +126,7 @@ class OnePass:
         self._gated: GatedNetwork | None = gated
         self._held_out = held_out
         self._measure = measure
-        self._ema = _checked(ema)
+        self._ema = check_average(ema)
         self._at = self.phases.in_steps(total_steps)
         self.rule = rule or CutRule()
         self._closed_for = ClosedFor([site.units for site in gated.sites], self.rule.reopened)
@@ -279,7 +271,7 @@ class OnePass:
             self._macs_now += gated.gate_macs()
         gated.search()
         if self._ema is not None:
-            _gated_in(self._ema).search()
+            gated_in(self._ema).search()
 
     def _choose_alike(self) -> None:
         """Whether the next batch is decided as a whole."""
@@ -323,7 +315,7 @@ class OnePass:
         cut = gated.narrow(decisions, self._images())
         hand_over(self._optimizers, old, cut.graph_module, cut)
         if self._ema is not None:
-            _gated_in(self._ema).narrow(decisions, self._images())
+            gated_in(self._ema).narrow(decisions, self._images())
 
     def _settle(self) -> CutRecord | None:
         gated = self._gated
@@ -341,7 +333,7 @@ class OnePass:
         hand_over(self._optimizers, old, small, taken)
         self._macs_now = macs_of(gated.circuit, list(decisions.values()))
         if self._ema is not None:
-            averaged = _gated_in(self._ema)
+            averaged = gated_in(self._ema)
             averaged.set_decisions(decisions)
             self._ema.module = collapse_with_origins(averaged)[0]
         self._become(small)
@@ -376,30 +368,12 @@ class OnePass:
 
     def _describe(self, gated: GatedNetwork, decisions: dict[str, Tensor]) -> dict[str, Any]:
         """What a cut takes, before it is made: the half of its record that needs the gates."""
-        gone = gated.gone()
-        closed = {name: int((~kept & ~gone[name]).sum()) for name, kept in decisions.items()}
-        closed = {name: count for name, count in closed.items() if count}
-        decided = decided_by_each(gated, self._images()) if self.searching else []
-        agreement = agreement_of(gated, decisions, decided)
-        return {
-            "step": self.steps,
-            "sites": closed,
-            "units": sum(closed.values()),
-            "macs_before": macs_of(gated.circuit, [~out for out in gone.values()]),
-            "macs_after": macs_of(gated.circuit, list(decisions.values())),
-            "dynamic_macs": dynamic_macs(gated, decided),
-            "forecast_macs": self._gates.forecast,
-            "agreement": mean_over_units(agreement, gated),
-            "site_agreement": {name: round(value, 6) for name, value in agreement.items()},
-        }
+        images = self._images() if self.searching else None
+        forecast = self._gates.forecast
+        return {"step": self.steps, "forecast_macs": forecast, **taken_by(gated, decisions, images)}
 
     def _record(
-        self,
-        cut: dict[str, Any],
-        certificate: Certificate,
-        gone: int,
-        before: Look,
-        after: Look,
+        self, cut: dict[str, Any], certificate: Certificate, gone: int, before: Look, after: Look
     ) -> CutRecord:
         record = CutRecord(
             **cut,
@@ -420,17 +394,3 @@ class OnePass:
         self._gated = None
         self._last_batch = LastBatch()
         self.network = small
-
-
-def _checked(ema: Averaged | None) -> Averaged | None:
-    if ema is not None and not isinstance(ema.module, GatedNetwork):
-        raise ConfigError(
-            f"ema.module is a {type(ema.module).__name__}; average the gated network: "
-            "AveragedModel(gated, ...)"
-        )
-    return ema
-
-
-def _gated_in(ema: Averaged) -> GatedNetwork:
-    assert isinstance(ema.module, GatedNetwork)
-    return ema.module

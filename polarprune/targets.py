@@ -1,8 +1,14 @@
 """From the user's target, or a method that takes none, to a budget."""
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from polarprune.budget import Budget
 from polarprune.errors import ConfigError
 from polarprune.gates import GatedNetwork
+from polarprune.graph.cost import CostCircuit, count_parameters
+from polarprune.latency_cost import NANOSECONDS, LatencyCircuit
 from polarprune.latency_table import LatencyTable
 
 
@@ -34,11 +40,54 @@ def budget_of(
         raise ConfigError("target_latency and latency_table go together: give both or neither")
     if target_latency is not None:
         assert latency_table is not None
-        budget = gated.latency_budget(target_latency, latency_table)
+        budget = latency_budget(gated, target_latency, latency_table)
     elif target_params is not None:
-        budget = gated.parameters_budget(target_params)
+        budget = parameters_budget(gated, target_params)
     else:
         assert target is not None
         budget = gated.macs_budget(target)
     gated.check_reachable(budget)
     return budget
+
+
+def latency_budget(gated: GatedNetwork, share: float, table: LatencyTable) -> Budget:
+    """Keep at most this share of the dense network's latency, as the table predicts it.
+
+    Raises:
+        ConfigError: the table is another network's.
+    """
+    circuit = LatencyCircuit(gated.analysis, gated.circuit, table)
+
+    def expected(openness: Float[Tensor, " g"]) -> Float[Tensor, ""]:
+        by_site = torch.split(openness, [site.units for site in gated.sites])
+        ms = circuit.expected_ms(list(by_site), gated.align)
+        return torch.as_tensor(ms) / circuit.dense_ms
+
+    return Budget(
+        "latency", share, round(circuit.dense_ms * NANOSECONDS),
+        lambda decisions: round(circuit.exact_ms(decisions) * NANOSECONDS), expected,
+    )  # fmt: skip
+
+
+def parameters_budget(gated: GatedNetwork, share: float) -> Budget:
+    """Keep at most this share of the dense network's parameters.
+
+    Counted exactly, on the network that decisions leave; what is expected in between leaves
+    normalisations and biases out.
+    """
+
+    def weights_of(layer: str) -> int:
+        weight = gated.body.get_submodule(layer).weight
+        assert isinstance(weight, Tensor)
+        return weight.numel()
+
+    def parameters_of(decisions: list[Tensor]) -> int:
+        named = {site.name: d for site, d in zip(gated.sites, decisions, strict=True)}
+        return count_parameters(gated.cut(named).graph_module)
+
+    weights = {cost.mix.layer: weights_of(cost.mix.layer) for cost in gated.analysis.costs}
+    circuit = CostCircuit(gated.analysis, gated.plain_graph, weights)
+    return Budget(
+        "parameters", share, gated.dense_parameters, parameters_of,
+        lambda openness: gated.expected_share(circuit, openness),
+    )  # fmt: skip

@@ -18,7 +18,7 @@ from typing import Any
 
 from polarprune.errors import PolarpruneError
 from polarprune_deploy import load_runner
-from polarprune_deploy.runner_onnxruntime import OnnxRuntimeRunner
+from polarprune_deploy.backends.runner_onnxruntime import OnnxRuntimeRunner
 from polarprune_export import verify_bundle
 from tests.bundle_mutations import FORGED, PLAIN, Mutation
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from polarprune.train_config import TrainConfig
+from polarprune.runs.train_config import TrainConfig
 
 EPOCHS = 5  # search from step 5, settle at step 22 of 55: inside epoch 2
 

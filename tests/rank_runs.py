@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polarprune.networks.cifar_resnet import CifarResNet
-from polarprune.train_config import TrainConfig
-from polarprune.training import train
+from polarprune.runs.train_config import TrainConfig
+from polarprune.runs.training import train
 
 
 def batch_norm(num_classes: int = 10) -> nn.Module:

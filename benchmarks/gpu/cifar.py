@@ -25,8 +25,8 @@ from benchmarks.gpu.deadline import Deadline
 from benchmarks.gpu.record_file import RecordFile
 from benchmarks.recorded_runs import mean_of
 from polarprune.errors import first_line
-from polarprune.run_folder import RUN_FILE
-from polarprune.train_config import TrainConfig
+from polarprune.runs.run_folder import RUN_FILE
+from polarprune.runs.train_config import TrainConfig
 
 ROWS: dict[str, dict[str, Any]] = {
     "dense": {"target": 1.0},

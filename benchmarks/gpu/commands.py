@@ -119,7 +119,7 @@ def staircase(
     """Time of convolutions over their channel counts."""
     deadline = Deadline(seconds)
     from benchmarks.gpu.staircase import staircase_table, time_convolutions
-    from polarprune_deploy.layer_timers import choose_timer
+    from polarprune_deploy.layers.layer_timers import choose_timer
 
     if dry_run:
         image_size, precision = min(image_size, _REHEARSED_SIZE), "fp32"
@@ -152,7 +152,7 @@ def predicted(
     """Predicted against measured latency of random cuts."""
     deadline = Deadline(seconds)
     from benchmarks.gpu.predicted import predict, prediction_table
-    from polarprune_deploy.profiling import ProfileRequest
+    from polarprune_deploy.layers.profiling import ProfileRequest
 
     if dry_run:
         image_size, precision = min(image_size, _REHEARSED_SIZE), "fp32"

@@ -9,7 +9,7 @@ import torch
 from benchmarks.gpu.latency_cells import Cell
 from benchmarks.gpu.uniform_networks import Side
 from polarprune.errors import BackendUnavailable
-from polarprune_deploy.runners import Runner
+from polarprune_deploy.backends.runners import Runner
 
 
 def load_sides(
@@ -21,7 +21,7 @@ def load_sides(
         BackendUnavailable: this machine's ONNX Runtime does not run this device or precision.
     """
     if cell.mode != "onnxruntime":
-        from polarprune_deploy.runner_torch import TorchRunner
+        from polarprune_deploy.backends.runner_torch import TorchRunner
 
         return [
             stack.enter_context(
@@ -49,7 +49,7 @@ def check_onnxruntime(cell: Cell, device: str) -> None:
     Raises:
         BackendUnavailable: it is not here, or has no such provider or precision.
     """
-    from polarprune_deploy.runner_onnxruntime import PROVIDERS
+    from polarprune_deploy.backends.runner_onnxruntime import PROVIDERS
 
     try:
         import onnxruntime
@@ -66,7 +66,7 @@ def _in_onnxruntime(
 ) -> Runner:
     import onnx
 
-    from polarprune_deploy.loading import load_runner
+    from polarprune_deploy.backends.loading import load_runner
     from polarprune_export import write_onnx
     from polarprune_export.half_precision import OPSETS, lower_to_half
 

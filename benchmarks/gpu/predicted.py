@@ -23,8 +23,8 @@ from benchmarks.predicted_latency import ALIGNMENTS, errors, measure
 from polarprune import GatedNetwork
 from polarprune.errors import ConfigError
 from polarprune.latency_table import LatencyTable, read_latency_table
-from polarprune_deploy.layer_timers import LayerTimer
-from polarprune_deploy.profiling import ProfileRequest, profile_network
+from polarprune_deploy.layers.layer_timers import LayerTimer
+from polarprune_deploy.layers.profiling import ProfileRequest, profile_network
 
 # Whole networks take so long together, seconds: captures, warm-ups, 40 rounds of all.
 _A_NETWORK = 3.0

@@ -9,9 +9,9 @@ import numpy as np
 from benchmarks.gpu.deadline import Deadline
 from benchmarks.gpu.record_file import RecordFile
 from polarprune.graph.geometry import Geometry
-from polarprune_deploy.layer_requests import LayerRequest, Progress
-from polarprune_deploy.layer_timers import LayerTimer
-from polarprune_deploy.runners import Runner
+from polarprune_deploy.backends.runners import Runner
+from polarprune_deploy.layers.layer_requests import LayerRequest, Progress
+from polarprune_deploy.layers.layer_timers import LayerTimer
 
 # Layers in one line of the record: seconds of work.
 CHUNK = 100
@@ -19,7 +19,7 @@ _FIRST_GUESS = 30.0
 
 
 class RecordedTimer:
-    """Another timer, a record, and a deadline: `polarprune_deploy.layer_timers.LayerTimer`."""
+    """A `LayerTimer`: another one, with a record and a deadline."""
 
     def __init__(self, timer: LayerTimer, record: RecordFile, deadline: Deadline) -> None:
         """Read what is there."""

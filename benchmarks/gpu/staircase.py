@@ -3,9 +3,9 @@
     python -m benchmarks.gpu staircase                    # ResNet-50, batches 1 and 64, fp16
     python -m benchmarks.gpu staircase --dry-run --network resnet20 --batches 1
 
-What `polarprune profile` begins with (polarprune_deploy.layer_replay): each layer with its ReLU in
-a CUDA graph, the other side whole. The table says what a channel costs by the multiple that its
-count is of, over one of a multiple of 32.
+What `polarprune profile` begins with (`layer_replay`): each layer with its ReLU in a CUDA graph,
+the other side whole. The table says what a channel costs by the multiple that its count is of, over
+one of a multiple of 32.
 """
 
 from dataclasses import asdict
@@ -18,11 +18,11 @@ from benchmarks.gpu.record_file import RecordFile
 from polarprune import GatedNetwork
 from polarprune.graph.geometry import Geometry
 from polarprune.latency_table import Staircase
-from polarprune_deploy.channel_counts import CANDIDATES, find_multiples
-from polarprune_deploy.layer_requests import LayerRequest
-from polarprune_deploy.layer_timers import LayerTimer
-from polarprune_deploy.profiling import mixing_layers, time_staircases
-from polarprune_deploy.profiling_words import costs_by_class
+from polarprune_deploy.layers.channel_counts import CANDIDATES, find_multiples
+from polarprune_deploy.layers.layer_requests import LayerRequest
+from polarprune_deploy.layers.layer_timers import LayerTimer
+from polarprune_deploy.layers.profiling import mixing_layers, time_staircases
+from polarprune_deploy.layers.profiling_words import costs_by_class
 
 # Two sides of 65 counts, seconds; later ones go by what was seen.
 _FIRST_GUESS = 30.0

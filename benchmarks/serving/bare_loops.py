@@ -6,8 +6,8 @@ from statistics import median
 
 import numpy as np
 
-from polarprune_deploy.network_bytes import read_network
-from polarprune_deploy.runner_onnxruntime import OnnxRuntimeRunner
+from polarprune_deploy.backends.network_bytes import read_network
+from polarprune_deploy.backends.runner_onnxruntime import OnnxRuntimeRunner
 
 SLOW = 3.0
 """Times the median, from which on a run was disturbed by the machine."""

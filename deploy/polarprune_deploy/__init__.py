@@ -8,20 +8,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from polarprune_deploy.backends.loading import load_runner
+    from polarprune_deploy.backends.runners import Runner
     from polarprune_deploy.benching import bench
     from polarprune_deploy.comparisons import Comparison
     from polarprune_deploy.latency import compare_latency
-    from polarprune_deploy.loading import load_runner
-    from polarprune_deploy.runners import Runner
 
 __all__ = ["Comparison", "Runner", "bench", "compare_latency", "load_runner"]
 
 _HOMES = {
     "Comparison": "comparisons",
-    "Runner": "runners",
+    "Runner": "backends.runners",
     "bench": "benching",
     "compare_latency": "latency",
-    "load_runner": "loading",
+    "load_runner": "backends.loading",
 }
 
 

@@ -12,11 +12,17 @@ from typing import TYPE_CHECKING
 
 from polarprune.errors import ConfigError
 from polarprune.manifest import is_bundle, read_manifest
-from polarprune.run_folder import RUN_FILE, RunFolder, means_a_path
+from polarprune.runs.run_folder import RUN_FILE, RunFolder, means_a_path
+from polarprune_deploy.backends.loading import (
+    ENGINE_BACKENDS,
+    How,
+    engine_runner,
+    load_runner,
+    onnx_runner,
+)
+from polarprune_deploy.backends.network_bytes import EngineBytes, NetworkBytes, read_network
+from polarprune_deploy.backends.runners import Runner
 from polarprune_deploy.latency import Progress
-from polarprune_deploy.loading import ENGINE_BACKENDS, How, engine_runner, load_runner, onnx_runner
-from polarprune_deploy.network_bytes import EngineBytes, NetworkBytes, read_network
-from polarprune_deploy.runners import Runner
 
 if TYPE_CHECKING:
     from torch import nn
@@ -139,7 +145,7 @@ class SideOpener:
         how = self._how
         if side.file is None:
             assert side.network is not None
-            from polarprune_deploy.runner_torch import TorchRunner
+            from polarprune_deploy.backends.runner_torch import TorchRunner
 
             return TorchRunner(
                 side.network, side.shape, name=side.label, device=how.device, mode=how.mode,

@@ -19,7 +19,7 @@ WORDS: dict[Verdict, str] = {
 
 def bench_tables(comparisons: Sequence[Comparison]) -> Iterator["Table | str"]:
     """One row a batch size and quantity; then reasons, percentiles and what the table is of."""
-    from polarprune.inspection_tables import make_table
+    from polarprune.inspection.inspection_tables import make_table
 
     first = comparisons[0]
     table = make_table(

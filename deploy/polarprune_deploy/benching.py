@@ -7,14 +7,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from polarprune.errors import ConfigError
-from polarprune.run_folder import BENCH_FILE
+from polarprune.runs.run_folder import BENCH_FILE
+from polarprune_deploy.backends.input_making import taken_batches
+from polarprune_deploy.backends.loading import How, check_how
+from polarprune_deploy.backends.runners import Runner
 from polarprune_deploy.bench_sides import SideOpener, check_source, is_run
 from polarprune_deploy.cache_regimes import CACHES
 from polarprune_deploy.comparisons import Comparison
 from polarprune_deploy.environment import describe_environment
-from polarprune_deploy.explained_rows import RowExplainer, check_explainable
-from polarprune_deploy.explanation import Explanation
-from polarprune_deploy.input_making import taken_batches
 from polarprune_deploy.latency import (
     MIN_ROUNDS,
     Progress,
@@ -23,9 +23,9 @@ from polarprune_deploy.latency import (
     compare_latency,
 )
 from polarprune_deploy.latency_records import check_record_path, write_record
-from polarprune_deploy.loading import How, check_how
+from polarprune_deploy.layers.explained_rows import RowExplainer, check_explainable
+from polarprune_deploy.layers.explanation import Explanation
 from polarprune_deploy.repeated_builds import combine_builds
-from polarprune_deploy.runners import Runner
 
 BATCHES = (1, 8, 64)
 
@@ -184,7 +184,7 @@ class _Study:
     def _loaded(self) -> Iterator[list[Runner]]:
         with ExitStack() as stack:
             if self._protocol.builds > 1 and self._sides[0].network is not None:
-                from polarprune_deploy.runner_torch import fresh_compilation
+                from polarprune_deploy.backends.runner_torch import fresh_compilation
 
                 stack.enter_context(fresh_compilation())
             yield [

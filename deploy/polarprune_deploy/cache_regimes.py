@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from polarprune.errors import ConfigError
-from polarprune_deploy.runners import DeviceTimed, PreparedRun
+from polarprune_deploy.backends.runners import DeviceTimed, PreparedRun
 
 CACHES = ("warm", "cold")
 

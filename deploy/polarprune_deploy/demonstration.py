@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polarprune.errors import BackendUnavailable, RunFolderError
-from polarprune.run_folder import PLOTS, RunFolder
+from polarprune.runs.run_folder import PLOTS, RunFolder
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from polarprune.train_config import TrainConfig, TrainResult
+    from polarprune.runs.train_config import TrainConfig, TrainResult
 
 MODEL, DATA, IMAGE_SIZE = "resnet20", "digits", 16
 # Small batches: gates learn by the step, and 540 steps give them 160 to agree in.
@@ -120,7 +120,7 @@ def run_demo(out: Path, progress: Progress, epochs: int = EPOCHS) -> DemoResult:
 
 def _run_chain(out: Path, progress: Progress, epochs: int) -> DemoResult:
     from polarprune.datasets import load_dataset
-    from polarprune.training import train
+    from polarprune.runs.training import train
     from polarprune_deploy.benching import bench
 
     pruned = train(_recipe(out, TARGET, epochs), _named("pruned", progress))
@@ -164,7 +164,7 @@ def missed_bounds(pruned: "TrainResult") -> tuple[str, ...]:
 
 
 def _recipe(out: Path, target: float, epochs: int) -> "TrainConfig":
-    from polarprune.train_config import TrainConfig
+    from polarprune.runs.train_config import TrainConfig
 
     return TrainConfig(
         model=MODEL,
@@ -208,7 +208,7 @@ def _export_both(out: Path, progress: Progress) -> tuple[list[dict[str, Any]], s
 
 def _draw(out: Path, progress: Progress) -> tuple[tuple[Path, ...], str | None]:
     """The pictures, or why there are none: they are not worth the chain."""
-    from polarprune.plots import draw_channels, draw_gates
+    from polarprune.reports.plots import draw_channels, draw_gates
 
     progress("drawing", 0, 1, {})
     run, folder = RunFolder(out), out / PLOTS
@@ -226,7 +226,7 @@ def _bytes(dense: str, pruned: str) -> tuple[int, int]:
 
 def demo_table(result: DemoResult) -> "Table":
     """Dense against pruned."""
-    from polarprune.inspection_tables import make_table
+    from polarprune.inspection.inspection_tables import make_table
 
     dense, pruned = result.dense, result.pruned
     table = make_table(

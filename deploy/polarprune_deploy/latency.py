@@ -17,13 +17,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from polarprune.errors import ConfigError
+from polarprune_deploy.backends.input_making import inputs_for, random_inputs
+from polarprune_deploy.backends.runners import Array, DeviceTimed, Runner
 from polarprune_deploy.cache_regimes import Eviction, eviction_for
 from polarprune_deploy.comparisons import Comparison, WarmUp
 from polarprune_deploy.concluding import Circumstances, conclude
 from polarprune_deploy.environment import stolen_seconds, usable_cpus
 from polarprune_deploy.gpu_state import GpuMonitor, GpuState, gpu_monitor
-from polarprune_deploy.input_making import inputs_for, random_inputs
-from polarprune_deploy.runners import Array, DeviceTimed, Runner
 from polarprune_deploy.side_checks import check_alike, check_outputs
 from polarprune_deploy.statistics import PERCENTILE_FLOORS
 from polarprune_deploy.timing import (

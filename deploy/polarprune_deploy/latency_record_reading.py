@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from polarprune.errors import ConfigError, RunFolderError, quote
-from polarprune.json_lines import broken_line, read_json_lines, typed_line
-from polarprune.measured_latency import LatencyRow, MeasuredLatency, Ratio
+from polarprune.files.json_lines import broken_line, read_json_lines, typed_line
+from polarprune.reports.measured_latency import LatencyRow, MeasuredLatency, Ratio
 from polarprune_deploy.latency_records import SCHEMA
 from polarprune_deploy.statistics import Verdict, paired_ratio
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from polarprune.errors import ConfigError, ParityError
-from polarprune_deploy.runners import Array, Referenced, Runner
+from polarprune_deploy.backends.runners import Array, Referenced, Runner
 from polarprune_deploy.timing import Entrant
 
 # Two loads of the same network on the same threads may still sum in another order, and a GPU's

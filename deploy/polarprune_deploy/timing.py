@@ -17,9 +17,9 @@ from statistics import median
 import numpy as np
 
 from polarprune.errors import Refused
+from polarprune_deploy.backends.runners import Array, DeviceTimed, PreparedRun, Runner, Stopwatch
 from polarprune_deploy.cache_regimes import Eviction
 from polarprune_deploy.comparisons import Sample, WarmUp
-from polarprune_deploy.runners import Array, DeviceTimed, PreparedRun, Runner, Stopwatch
 
 Clock = Callable[[], int]
 """Nanoseconds from any origin, never backwards."""

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from polarprune.errors import DataError
-from polarprune.evaluation import images_at_once
 from polarprune.manifest import Accuracy, Preprocessing
+from polarprune.runs.evaluation import images_at_once
 from polarprune.tasks import build_task
 from polarprune.tasks.protocol import scores_of
 from polarprune_export.onnx_session import Array, open_session, run_session

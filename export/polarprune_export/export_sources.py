@@ -11,7 +11,7 @@ from torch import nn
 
 from polarprune.errors import ConfigError, RunFolderError
 from polarprune.manifest import CertificateLink, Preprocessing, is_bundle
-from polarprune.run_folder import CUTS_FILE, RUN_FILE, RunFolder, means_a_path
+from polarprune.runs.run_folder import CUTS_FILE, RUN_FILE, RunFolder, means_a_path
 
 if TYPE_CHECKING:
     from polarprune.datasets import Dataset

@@ -13,7 +13,7 @@ from polarprune.terminal import Terminal, progress_on
 
 if TYPE_CHECKING:
     from polarprune_deploy.comparisons import Comparison
-    from polarprune_deploy.explanation import Explanation
+    from polarprune_deploy.layers.explanation import Explanation
     from polarprune_deploy.load.figures import LoadFigures
     from polarprune_deploy.load.load_plan import LoadPlan
     from polarprune_deploy.load.pairs import ServerPair
@@ -69,7 +69,7 @@ def bench(
 
     from polarprune_deploy import benching
     from polarprune_deploy.bench_tables import bench_tables
-    from polarprune_deploy.explanation_tables import tell
+    from polarprune_deploy.layers.explanation_tables import tell
 
     found: list[Comparison] = []
     explanations: list[Explanation] = []

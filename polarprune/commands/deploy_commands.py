@@ -78,8 +78,8 @@ def triton(
     An enterprise TensorRT engine becomes a plan. A TensorRT-RTX engine is not one: then the ONNX
     file is written, for the ONNX Runtime backend. Other models and versions stay as they are.
     """
-    from polarprune_deploy.triton_config import TritonOptions
-    from polarprune_deploy.triton_repository import write_triton_repository
+    from polarprune_deploy.fleet.triton_config import TritonOptions
+    from polarprune_deploy.fleet.triton_repository import write_triton_repository
 
     options = TritonOptions(
         backend=backend, device=device, instances=instances, max_queue_size=max_queue_size,
@@ -156,8 +156,8 @@ def kserve(
     With probes, resources and scaling, for KServe's Standard mode (0.16 and later). Nothing is
     built or applied; the steps that are left are printed.
     """
-    from polarprune_deploy.kserve_manifest import write_kserve
-    from polarprune_deploy.kserve_service import KServeOptions
+    from polarprune_deploy.fleet.kserve_manifest import write_kserve
+    from polarprune_deploy.fleet.kserve_service import KServeOptions
 
     options = KServeOptions(
         runtime=runtime, name=name, image=image, storage_uri=storage_uri,

@@ -28,9 +28,9 @@ def inspect(
     Of a model or run: sites, units, what was kept, MACs and refusals. Of a bundle: files, digests,
     certificate, where it runs, preprocessing and classes.
     """
-    from polarprune.inspecting import BundleInspection, inspect_source
-    from polarprune.inspection_page import check_page_path, write_page
-    from polarprune.inspection_tables import bundle_tables, network_tables
+    from polarprune.inspection.inspecting import BundleInspection, inspect_source
+    from polarprune.inspection.inspection_page import check_page_path, write_page
+    from polarprune.inspection.inspection_tables import bundle_tables, network_tables
 
     if html is not None:
         check_page_path(html)

@@ -40,9 +40,9 @@ def profile(
     Time is a staircase in channel counts, another one on each device. The table is what `train
     --target-latency --latency-table` goes by; it takes minutes, best on a quiet machine.
     """
-    from polarprune_deploy.profiling import ProfileRequest
-    from polarprune_deploy.profiling import profile as profile_layers
-    from polarprune_deploy.profiling_words import describe_table
+    from polarprune_deploy.layers.profiling import ProfileRequest
+    from polarprune_deploy.layers.profiling import profile as profile_layers
+    from polarprune_deploy.layers.profiling_words import describe_table
 
     terminal = Terminal(as_json)
     with progress_on(sys.stderr) as progress:

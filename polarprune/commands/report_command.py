@@ -24,8 +24,8 @@ def report(
     One HTML file without anything else: accuracy, MACs and gates over time, every cut with its
     certificate, what is left of each layer, and the latency that `bench` recorded.
     """
-    from polarprune.report_page import write_report
-    from polarprune.run_folder import BENCH_FILE
+    from polarprune.reports.report_page import write_report
+    from polarprune.runs.run_folder import BENCH_FILE
     from polarprune_deploy.latency_record_reading import read_latency
 
     page = write_report(run, out, read_latency(run / BENCH_FILE))

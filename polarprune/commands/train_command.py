@@ -51,11 +51,11 @@ def train(
     The network is cut down to --target of its MACs or below. Metrics, cuts and checkpoints go to
     the run folder; --target 1 trains dense.
     """
-    from polarprune import training
-    from polarprune.checkpoints import has_checkpoint
-    from polarprune.ranks import rank_of_environment
-    from polarprune.run_folder import CHECKPOINT
-    from polarprune.train_config import TrainConfig
+    from polarprune.runs import training
+    from polarprune.runs.checkpoints import has_checkpoint
+    from polarprune.runs.ranks import rank_of_environment
+    from polarprune.runs.run_folder import CHECKPOINT
+    from polarprune.runs.train_config import TrainConfig
 
     config = TrainConfig(
         model=model, data=data, out=out, target=target, target_params=target_params,

@@ -15,9 +15,11 @@ import pytest
 import typer
 
 import polarprune
-from polarprune import cli, inspecting, training
+from polarprune import cli
 from polarprune.errors import TrainingError
-from polarprune.train_config import TrainConfig
+from polarprune.inspection import inspecting
+from polarprune.runs import training
+from polarprune.runs.train_config import TrainConfig
 
 VERBS = ["train", "inspect", "export", "collapse-onnx", "verify", "bench", "report", "demo"]
 TRAIN = ["train", "--model", "resnet20", "--data", "digits", "--out", "out"]

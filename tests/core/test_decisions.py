@@ -13,6 +13,7 @@ from polarprune.decisions import check_reachable, choose_decisions, macs_of
 from polarprune.errors import ConfigError
 from polarprune.gates import GatedNetwork
 from polarprune.graph.cost import count_parameters
+from polarprune.targets import parameters_budget
 
 
 def _block(s, x: Tensor) -> Tensor:
@@ -153,7 +154,7 @@ def test_a_budget_of_parameters_is_a_bound_on_what_is_left(
     gated: GatedNetwork, seed: int, target: float, align: int
 ) -> None:
     gated.search()
-    budget = gated.parameters_budget(target)
+    budget = parameters_budget(gated, target)
     chosen = choose_decisions(gated.analysis, _scores(gated, seed), align, budget)
     gated.set_decisions(chosen)
     left = count_parameters(polarprune.collapse(gated))
@@ -170,7 +171,7 @@ def test_a_budget_of_parameters_is_a_bound_on_what_is_left(
 def test_expected_parameters_are_the_weights_of_what_is_left() -> None:
     net = polarprune.build_network("torchvision:mobilenet_v2", num_classes=10)
     gated = polarprune.attach_gates(net.eval(), torch.zeros(1, 3, 32, 32))
-    budget = gated.parameters_budget(0.5)
+    budget = parameters_budget(gated, 0.5)
     for seed in range(3):
         decisions = [score > 0.4 for score in _scores(gated, seed)]
         for site, decision in zip(gated.sites, decisions, strict=True):
@@ -189,7 +190,7 @@ def test_expected_parameters_are_the_weights_of_what_is_left() -> None:
 
 def test_a_budget_of_parameters_that_cannot_be_reached_says_what_can(gated: GatedNetwork) -> None:
     with pytest.raises(ConfigError, match=r"--target-params 0.001 cannot be reached: the smallest"):
-        check_reachable(gated.analysis, 1, gated.parameters_budget(0.001))
+        check_reachable(gated.analysis, 1, parameters_budget(gated, 0.001))
 
 
 def test_a_block_goes_with_the_channels_that_it_cannot_do_without(gated: GatedNetwork) -> None:

@@ -9,8 +9,8 @@ from torch import nn
 from polarprune.devices import fast_layout
 from polarprune.networks.cifar_resnet import CifarResNet
 from polarprune.onepass import OnePass
-from polarprune.train_config import TrainConfig
-from polarprune.training import train
+from polarprune.runs.train_config import TrainConfig
+from polarprune.runs.training import train
 
 CPU = torch.device("cpu")
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from polarprune.datasets import load_dataset
-from polarprune.distillation import Teacher, distilled
 from polarprune.errors import ConfigError, RunFolderError
-from polarprune.run_folder import RunFolder
-from polarprune.train_config import TrainConfig
-from polarprune.training import train
+from polarprune.runs.distillation import Teacher, distilled
+from polarprune.runs.run_folder import RunFolder
+from polarprune.runs.train_config import TrainConfig
+from polarprune.runs.training import train
 
 CPU = torch.device("cpu")
 

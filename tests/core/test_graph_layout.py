@@ -6,8 +6,8 @@ from itertools import combinations, pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polarprune.graph_grid import Box
-from polarprune.graph_layout import Layout, Rect, lay_out
+from polarprune.inspection.graph_grid import Box
+from polarprune.inspection.graph_layout import Layout, Rect, lay_out
 
 
 @st.composite

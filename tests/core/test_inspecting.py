@@ -10,12 +10,12 @@ from rich.console import Console
 
 import polarprune
 from polarprune.errors import ConfigError, PolarpruneError, RunFolderError
-from polarprune.inspecting import (
+from polarprune.inspection.inspecting import (
     BundleInspection,
     NetworkInspection,
     inspect_source,
 )
-from polarprune.inspection_tables import bundle_tables, network_tables
+from polarprune.inspection.inspection_tables import bundle_tables, network_tables
 
 
 def in_words(*things: object) -> str:

@@ -15,8 +15,8 @@ import polarprune
 from polarprune.errors import ConfigError
 from polarprune.graph.normalise import normalise
 from polarprune.graph.sites import Analysis, analyse
-from polarprune.inspecting import NetworkInspection, inspect_source
-from polarprune.inspection_page import inspection_page, write_page
+from polarprune.inspection.inspecting import NetworkInspection, inspect_source
+from polarprune.inspection.inspection_page import inspection_page, write_page
 
 Element = tuple[str, dict[str, str]]
 SMALL = [("resnet20", 16), ("torchvision:mobilenet_v2", 32)]
@@ -195,7 +195,7 @@ def test_no_name_is_taken_for_markup(resnet: NetworkInspection) -> None:
         resnet,
         model=nasty,
         sites=tuple(dataclasses.replace(row, name=nasty) for row in resnet.sites),
-        refused=(polarprune.inspecting.RefusalRow(nasty, nasty),),
+        refused=(polarprune.inspection.inspecting.RefusalRow(nasty, nasty),),
         graph=dataclasses.replace(resnet.graph, operators=operators),
     )
     plain, page = Page(inspection_page(resnet)), Page(inspection_page(found))
@@ -234,7 +234,7 @@ def test_equal_networks_have_equal_pages(resnet: NetworkInspection) -> None:
 
 def test_a_network_without_sites_has_a_page(resnet: NetworkInspection) -> None:
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3))
-    from polarprune.operator_graph import operator_graph
+    from polarprune.inspection.operator_graph import operator_graph
 
     plain = normalise(net.eval(), torch.zeros(2, 3, 8, 8))
     analysis = analyse(plain, (1, 3, 8, 8), blocks=True, channels=True)

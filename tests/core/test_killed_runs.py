@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from polarprune.onepass import OnePass
-from polarprune.run_folder import RunFolder
-from polarprune.train_config import TrainConfig
-from polarprune.training import train
+from polarprune.runs.run_folder import RunFolder
+from polarprune.runs.train_config import TrainConfig
+from polarprune.runs.training import train
 
 KILLS = 10
 EPOCHS, STEPS_AN_EPOCH = 5, 22
@@ -48,7 +48,7 @@ def _train(out: str, resume: bool, steps: Any, furthest: Any) -> None:
 @pytest.mark.slow
 def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["polarprune.training"])
+    context.set_forkserver_preload(["polarprune.runs.training"])
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     # Without locks: a killed process would take one along.
     steps = context.Value("i", 0, lock=False)

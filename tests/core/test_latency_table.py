@@ -14,6 +14,7 @@ from polarprune.errors import ConfigError
 from polarprune.graph.geometry import Geometry, geometry_of
 from polarprune.latency_cost import LatencyCircuit
 from polarprune.latency_table import LatencyTable, LayerPoint, Staircase, read_latency_table
+from polarprune.targets import latency_budget
 
 PLAIN = Geometry("conv", (3, 3), (1, 1), (1, 1), (1, 1), (8, 8))
 STEM = Geometry("conv", (7, 7), (2, 2), (3, 3), (1, 1), (8, 8))
@@ -213,7 +214,7 @@ def test_expected_latency_has_the_gradient_of_its_differences() -> None:
 def test_a_budget_of_latency_is_kept_and_counts_in_nanoseconds() -> None:
     gated = _gated()
     table = _table_for(gated, lambda i, o: 0.01 * i * o, fixed_ms=0.5)
-    budget = gated.latency_budget(0.6, table)
+    budget = latency_budget(gated, 0.6, table)
     gated.search()
     kept = gated.decisions(budget)
     cost = budget.cost(list(kept.values()))
@@ -228,14 +229,16 @@ def test_a_bound_below_the_constant_cannot_be_reached() -> None:
     gated = _gated()
     table = _table_for(gated, lambda i, o: 0.01 * i * o, fixed_ms=50.0)
     with pytest.raises(ConfigError, match=r"--target-latency 0\.5 cannot be reached"):
-        gated.check_reachable(gated.latency_budget(0.5, table))
+        gated.check_reachable(latency_budget(gated, 0.5, table))
 
 
 def test_another_networks_table_is_refused_by_the_layer_it_lacks() -> None:
     gated = _gated()
     with pytest.raises(ConfigError, match=r"has no 3x3 convolution, at 8x8.*polarprune profile"):
-        gated.latency_budget(
-            0.5, table_of(lambda i, o: 1.0, geometry=Geometry("linear", (), (), (), (), (1,)))
+        latency_budget(
+            gated,
+            0.5,
+            table_of(lambda i, o: 1.0, geometry=Geometry("linear", (), (), (), (), (1,))),
         )
 
 

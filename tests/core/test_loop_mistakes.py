@@ -16,7 +16,7 @@ from polarprune.errors import ConfigError, TrainingError
 from polarprune.loop_mistakes import check_finite
 from polarprune.onepass import OnePass, Phases
 from polarprune.optimizer_state import _sliced_state
-from polarprune.tensorboard_events import write_events
+from polarprune.runs.tensorboard_events import write_events
 
 CUTTING = Phases(search=0.1, settle=0.8, cuts=(0.5,))
 

@@ -22,8 +22,8 @@ from polarprune.gates import GatedNetwork
 from polarprune.methods import build_method
 from polarprune.methods.mask_predictor import MaskHead, heavy_channels
 from polarprune.onepass import OnePass, Phases
-from polarprune.run_folder import RunFolder
-from polarprune.training import train
+from polarprune.runs.run_folder import RunFolder
+from polarprune.runs.training import train
 
 
 def _block(s, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from digit_runs import config
 
-from polarprune import methods, training
+from polarprune import methods
 from polarprune.attaching import attach_gates
 from polarprune.errors import ConfigError, PolarpruneError
 from polarprune.methods import build_method, called, method_names
@@ -18,6 +18,7 @@ from polarprune.methods.consensus import Consensus
 from polarprune.networks.cifar_resnet import CifarResNet
 from polarprune.onepass import OnePass
 from polarprune.phases import Phases
+from polarprune.runs import training
 
 ROOT = Path(__file__).parents[2]
 OWN = sorted(

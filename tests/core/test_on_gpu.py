@@ -9,9 +9,9 @@ from mask_trees import write_pairs
 
 from polarprune import attach_gates, build_network, certify, collapse, load_network
 from polarprune.methods import is_bounded, method_names
-from polarprune.run_folder import PRUNED, RunFolder
-from polarprune.train_config import TrainConfig
-from polarprune.training import train
+from polarprune.runs.run_folder import PRUNED, RunFolder
+from polarprune.runs.train_config import TrainConfig
+from polarprune.runs.training import train
 
 pytestmark = [
     pytest.mark.gpu,

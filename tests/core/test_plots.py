@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from polarprune.errors import BackendUnavailable, RunFolderError
-from polarprune.plots import draw_channels, draw_gates
-from polarprune.run_folder import RunFolder
+from polarprune.reports.plots import draw_channels, draw_gates
+from polarprune.runs.run_folder import RunFolder
 
 PICTURES = pytest.mark.parametrize("draw", [draw_gates, draw_channels])
 Draw = Callable[[RunFolder, Path], None]

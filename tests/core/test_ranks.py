@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from polarprune.run_folder import RunFolder
+from polarprune.runs.run_folder import RunFolder
 
 TESTS = Path(__file__).parents[1]
 SCRIPT = TESTS / "rank_runs.py"
@@ -68,8 +68,8 @@ def _initial(network: str) -> dict[str, torch.Tensor]:
 
 def test_a_batch_that_ranks_cannot_share_is_refused(tmp_path: Path) -> None:
     code = (
-        "from pathlib import Path; from polarprune.train_config import TrainConfig;"
-        "from polarprune.training import train; from polarprune.errors import ConfigError\n"
+        "from pathlib import Path; from polarprune.runs.train_config import TrainConfig;"
+        "from polarprune.runs.training import train; from polarprune.errors import ConfigError\n"
         "try: train(TrainConfig(model='resnet20', data='digits', out=Path('OUT'), batch_size=33))\n"
         "except ConfigError as error: print(error)"
     )

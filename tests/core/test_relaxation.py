@@ -20,8 +20,8 @@ from polarprune.methods import Units, build_method
 from polarprune.methods.protocol import GateRequest
 from polarprune.methods.relaxation import RelaxedGate, cost_share, cubic_ramp, fence_sitter_loss
 from polarprune.onepass import OnePass, Phases
-from polarprune.run_folder import RunFolder
-from polarprune.training import train
+from polarprune.runs.run_folder import RunFolder
+from polarprune.runs.training import train
 
 
 def _block(s, x: Tensor) -> Tensor:

@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 from polarprune.errors import BackendUnavailable, ConfigError, RunFolderError
-from polarprune.inspecting import inspect_run
-from polarprune.measured_latency import LatencyRow, MeasuredLatency, Ratio
-from polarprune.report_page import write_report
-from polarprune.run_folder import RunFolder
+from polarprune.inspection.inspecting import inspect_run
+from polarprune.reports.measured_latency import LatencyRow, MeasuredLatency, Ratio
+from polarprune.reports.report_page import write_report
+from polarprune.runs.run_folder import RunFolder
 
 NASTY = "</title><script>alert('x')</script>\"&${body} <img src=x onerror=y>\ud800"
 CERTIFICATE = {

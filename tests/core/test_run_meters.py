@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from polarprune.energy import GpuEnergy, gpu_energy
 from polarprune.errors import BackendUnavailable
-from polarprune.run_folder import RunFolder
-from polarprune.tensorboard_events import write_events
-from polarprune.train_config import TrainConfig
-from polarprune.training import train
+from polarprune.runs.energy import GpuEnergy, gpu_energy
+from polarprune.runs.run_folder import RunFolder
+from polarprune.runs.tensorboard_events import write_events
+from polarprune.runs.train_config import TrainConfig
+from polarprune.runs.training import train
 
 
 def _scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:

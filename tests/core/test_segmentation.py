@@ -14,12 +14,12 @@ from torch import nn
 from polarprune.certificates import top1_agreement
 from polarprune.datasets import load_dataset
 from polarprune.errors import ConfigError
-from polarprune.inspecting import inspect_run
+from polarprune.inspection.inspecting import inspect_run
 from polarprune.onepass import OnePass, Phases
-from polarprune.run_folder import RunFolder
+from polarprune.runs.run_folder import RunFolder
+from polarprune.runs.train_config import TrainConfig
+from polarprune.runs.training import train
 from polarprune.tasks import build_task
-from polarprune.train_config import TrainConfig
-from polarprune.training import train
 
 EPOCHS = 10
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polarprune.strict_json import DEEPEST, LARGEST_INTEGER, parse_strict
+from polarprune.files.strict_json import DEEPEST, LARGEST_INTEGER, parse_strict
 
 LARGEST = 1 << 24
 VALUES = st.recursive(

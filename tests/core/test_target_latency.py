@@ -13,8 +13,8 @@ from polarprune.errors import ConfigError
 from polarprune.graph.geometry import Geometry
 from polarprune.latency_cost import LatencyCircuit
 from polarprune.latency_table import LatencyTable, LayerPoint
-from polarprune.run_folder import RunFolder
-from polarprune.training import train
+from polarprune.runs.run_folder import RunFolder
+from polarprune.runs.training import train
 
 BLOCK = 4  # channels that the made-up device computes at once
 

@@ -19,10 +19,10 @@ from polarprune.errors import (
     TrainingError,
     WeightsError,
 )
-from polarprune.evaluation import evaluate
-from polarprune.run_folder import RunFolder
-from polarprune.train_config import TrainConfig
-from polarprune.training import train
+from polarprune.runs.evaluation import evaluate
+from polarprune.runs.run_folder import RunFolder
+from polarprune.runs.train_config import TrainConfig
+from polarprune.runs.training import train
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_layers_that_were_frozen_stay_frozen_behind_a_resume(
         net.conv1.weight.requires_grad_(False)
         return net
 
-    monkeypatch.setattr("polarprune.training.build_network", frozen)
+    monkeypatch.setattr("polarprune.runs.training.build_network", frozen)
     train(config(tmp_path / "whole"))
     with pytest.raises(Killed):
         train(config(tmp_path / "broken"), kill_in_epoch(4))  # settled by then
@@ -191,7 +191,7 @@ def test_a_new_run_that_fails_before_its_first_checkpoint_leaves_nothing(
         _train_with_broken_batches(config(out))
     assert list(tmp_path.rglob("*")) == ([out] if existed else [])
     with pytest.MonkeyPatch.context() as patch:  # when the epoch has left its lines and events
-        patch.setattr("polarprune.training.write_run", _fail_half_way)
+        patch.setattr("polarprune.runs.training.write_run", _fail_half_way)
         with pytest.raises(OSError, match="No space left"):
             train(config(out, epochs=2))
     assert list(tmp_path.rglob("*")) == ([out] if existed else [])

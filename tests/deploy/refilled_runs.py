@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from polarprune_deploy.input_making import random_inputs
-from polarprune_deploy.runners import RefillableRun, Runner
+from polarprune_deploy.backends.input_making import random_inputs
+from polarprune_deploy.backends.runners import RefillableRun, Runner
 
 
 def check_refills(runner: Runner) -> None:

@@ -282,8 +282,8 @@ def test_builds_of_an_engine_are_built_again_from_the_verified_onnx(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from polarprune_deploy import bench_sides
+    from polarprune_deploy.backends.loading import How
     from polarprune_deploy.bench_sides import Side, SideOpener
-    from polarprune_deploy.loading import How
 
     pytest.importorskip("tensorrt_rtx")
     monkeypatch.setattr(bench_sides, "engine_runner", lambda engine, how: engine)

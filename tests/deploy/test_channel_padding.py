@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import polarprune
-from polarprune_deploy.channel_padding import pad_channels
-from polarprune_deploy.layers_onnx import read_layers
+from polarprune_deploy.layers.channel_padding import pad_channels
+from polarprune_deploy.layers.layers_onnx import read_layers
 from polarprune_export import write_onnx
 
 

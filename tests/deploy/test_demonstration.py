@@ -11,9 +11,10 @@ import pytest
 from rich.console import Console
 
 import polarprune_export
-from polarprune import cli, training
+from polarprune import cli
 from polarprune.errors import BackendUnavailable, RunFolderError
-from polarprune.run_folder import RunFolder
+from polarprune.runs import training
+from polarprune.runs.run_folder import RunFolder
 from polarprune_deploy import benching, demonstration
 from polarprune_deploy.demonstration import DemoResult, demo_table, missed_bounds, run_demo
 from polarprune_export import verify_bundle
@@ -185,7 +186,7 @@ def test_without_matplotlib_the_table_says_how_to_get_the_pictures(
     def draw(*args: object) -> None:
         raise BackendUnavailable("matplotlib is not installed; run: pip install 'it'")
 
-    monkeypatch.setattr("polarprune.plots.draw_gates", draw)
+    monkeypatch.setattr("polarprune.reports.plots.draw_gates", draw)
     monkeypatch.setattr(demonstration, "RunFolder", lambda path: path)
     plots, note = demonstration._draw(tmp_path, silent)
     assert plots == ()

@@ -13,10 +13,11 @@ from typer.testing import CliRunner
 import polarprune
 from polarprune.cli import app
 from polarprune.errors import ConfigError
-from polarprune_deploy import bench, benching, explaining, explaining_torch, load_runner, roofline
-from polarprune_deploy.explaining import Explainer
-from polarprune_deploy.explaining_torch import explain_torch
+from polarprune_deploy import bench, benching, load_runner
 from polarprune_deploy.latency_record_reading import read_latency
+from polarprune_deploy.layers import explaining, explaining_torch, roofline
+from polarprune_deploy.layers.explaining import Explainer
+from polarprune_deploy.layers.explaining_torch import explain_torch
 from polarprune_export import write_onnx
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from polarprune.terminal import make_console
-from polarprune_deploy.explanation import conclude
-from polarprune_deploy.explanation_tables import tell, words
-from polarprune_deploy.layer_alignment import align
-from polarprune_deploy.layer_times import (
+from polarprune_deploy.layers.explanation import conclude
+from polarprune_deploy.layers.explanation_tables import tell, words
+from polarprune_deploy.layers.layer_alignment import align
+from polarprune_deploy.layers.layer_times import (
     Kernel,
     Layer,
     Measured,

@@ -37,10 +37,10 @@ from polarprune.errors import (
     PolarpruneError,
     Refused,
 )
-from polarprune_deploy import checked_manifest
-from polarprune_deploy.kserve_manifest import write_kserve
-from polarprune_deploy.kserve_service import KServeOptions, inference_service, service_name
-from polarprune_deploy.server_image import NOT_SERVED, served_requirements
+from polarprune_deploy.fleet import checked_manifest
+from polarprune_deploy.fleet.kserve_manifest import write_kserve
+from polarprune_deploy.fleet.kserve_service import KServeOptions, inference_service, service_name
+from polarprune_deploy.fleet.server_image import NOT_SERVED, served_requirements
 
 HERE = Path(__file__).parent
 SCHEMA = json.loads((HERE / "kserve_inferenceservice.schema.json").read_text())

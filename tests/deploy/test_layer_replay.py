@@ -9,10 +9,10 @@ from layer_kinds import KINDS, PLAIN
 
 from polarprune.errors import BackendUnavailable, ConfigError, Refused
 from polarprune.graph.geometry import Geometry
-from polarprune_deploy import layer_replay
-from polarprune_deploy.layer_replay import LayerCopies, kernels_by_heuristic, time_replayed
-from polarprune_deploy.layer_requests import LayerRequest
-from polarprune_deploy.layer_timers import OnnxRuntimeTimer, TorchTimer, choose_timer
+from polarprune_deploy.layers import layer_replay
+from polarprune_deploy.layers.layer_replay import LayerCopies, kernels_by_heuristic, time_replayed
+from polarprune_deploy.layers.layer_requests import LayerRequest
+from polarprune_deploy.layers.layer_timers import OnnxRuntimeTimer, TorchTimer, choose_timer
 
 
 @pytest.mark.parametrize(("geometry", "inputs", "outputs", "layer"), KINDS.values(), ids=KINDS)

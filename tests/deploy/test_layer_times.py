@@ -14,21 +14,21 @@ from torch import nn
 
 import polarprune
 from polarprune.errors import BackendUnavailable, ConfigError
-from polarprune_deploy.layer_times_onnxruntime import (
+from polarprune_deploy.backends.network_bytes import read_network
+from polarprune_deploy.layers.layer_times_onnxruntime import (
     ProfiledRunner,
     kernels_of,
     layer_of,
     measure_node_cost,
     read_profile,
 )
-from polarprune_deploy.layer_times_tensorrt import (
+from polarprune_deploy.layers.layer_times_tensorrt import (
     inspect_engine,
     kernels_of_engine,
     profile_engine,
 )
-from polarprune_deploy.layer_times_torch import time_networks
-from polarprune_deploy.layers_onnx import OnnxLayers, read_layers
-from polarprune_deploy.network_bytes import read_network
+from polarprune_deploy.layers.layer_times_torch import time_networks
+from polarprune_deploy.layers.layers_onnx import OnnxLayers, read_layers
 from polarprune_export import write_onnx
 
 

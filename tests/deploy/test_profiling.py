@@ -17,11 +17,11 @@ from polarprune import cli
 from polarprune.errors import ConfigError, RunFolderError
 from polarprune.latency_cost import LatencyCircuit
 from polarprune.latency_table import Staircase, read_latency_table
-from polarprune_deploy.channel_counts import find_multiples, grid_counts, staircase_counts
-from polarprune_deploy.layer_ladder import build_ladder, time_layers
-from polarprune_deploy.layer_requests import LayerRequest
-from polarprune_deploy.profiling import ProfileRequest, profile
-from polarprune_deploy.whole_networks import fit_line, fit_sum
+from polarprune_deploy.layers.channel_counts import find_multiples, grid_counts, staircase_counts
+from polarprune_deploy.layers.layer_ladder import build_ladder, time_layers
+from polarprune_deploy.layers.layer_requests import LayerRequest
+from polarprune_deploy.layers.profiling import ProfileRequest, profile
+from polarprune_deploy.layers.whole_networks import fit_line, fit_sum
 
 
 def staircase(times, counts=tuple(range(96, 161)), noise=0.0, seed=0) -> Staircase:

@@ -21,12 +21,12 @@ from polarprune.manifest import (
     read_manifest,
     write_manifest,
 )
-from polarprune_deploy import loading
-from polarprune_deploy.input_making import random_inputs, taken_batches
+from polarprune_deploy.backends import loading
+from polarprune_deploy.backends.input_making import random_inputs, taken_batches
+from polarprune_deploy.backends.network_bytes import EngineBytes, NetworkBytes, read_engine
+from polarprune_deploy.backends.runner_tensorrt import TensorRtRunner
+from polarprune_deploy.backends.runners import DeviceTimed, RefillableRun
 from polarprune_deploy.latency import compare_latency
-from polarprune_deploy.network_bytes import EngineBytes, NetworkBytes, read_engine
-from polarprune_deploy.runner_tensorrt import TensorRtRunner
-from polarprune_deploy.runners import DeviceTimed, RefillableRun
 
 ONNX = NetworkBytes("net", b"", "1" * 64, "fp32")
 PROFILES = (BatchProfile(1, 1, 1), BatchProfile(1, 8, 16))
@@ -150,7 +150,7 @@ def test_the_verified_bytes_of_a_bundle_go_to_the_deserializer(
     trt = fake_module("tensorrt")
     monkeypatch.setattr(loading, "import_engine_runtime", lambda name: trt)
     monkeypatch.setattr(loading, "require_gpu", lambda: None)
-    monkeypatch.setattr("polarprune_deploy.cuda_streams.Gpu", CpuGpu)
+    monkeypatch.setattr("polarprune_deploy.backends.cuda_streams.Gpu", CpuGpu)
     runner = loading.load_runner(engine_bundle, "tensorrt", "cuda")
     assert trt.seen == [engine_text()]
     assert (runner.name, runner.backend, runner.precision) == (

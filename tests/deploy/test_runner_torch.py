@@ -13,9 +13,9 @@ from torch import Tensor, nn
 import polarprune
 from polarprune.errors import ConfigError, ParityError, Refused
 from polarprune_deploy import load_runner
-from polarprune_deploy.input_making import random_inputs
+from polarprune_deploy.backends.input_making import random_inputs
+from polarprune_deploy.backends.runner_torch import TorchRunner, fresh_compilation
 from polarprune_deploy.latency import compare_latency
-from polarprune_deploy.runner_torch import TorchRunner, fresh_compilation
 from tests.deploy.refilled_runs import check_refills
 
 

@@ -27,9 +27,9 @@ from tritonclient.grpc import model_config_pb2 as theirs
 
 from polarprune.errors import BundleError, ConfigError, PolarpruneError, Refused
 from polarprune.manifest import BatchProfile, TensorSpec, read_manifest, write_manifest
-from polarprune_deploy.kserve_manifest import write_kserve
-from polarprune_deploy.triton_config import TritonOptions
-from polarprune_deploy.triton_repository import write_triton_repository
+from polarprune_deploy.fleet.kserve_manifest import write_kserve
+from polarprune_deploy.fleet.triton_config import TritonOptions
+from polarprune_deploy.fleet.triton_repository import write_triton_repository
 
 
 def read_config(model: Path) -> theirs.ModelConfig:

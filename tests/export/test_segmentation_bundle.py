@@ -15,8 +15,8 @@ from polarprune.cli import app
 from polarprune.datasets import load_dataset
 from polarprune.errors import ParityError
 from polarprune.manifest import read_manifest
-from polarprune.train_config import TrainConfig
-from polarprune.training import train
+from polarprune.runs.train_config import TrainConfig
+from polarprune.runs.training import train
 from polarprune_export import accuracy, exporting
 from polarprune_export.bundle_verification import verify_bundle
 from polarprune_export.onnx_writer import write_onnx

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 import polarprune
 from polarprune.errors import BackendUnavailable, ConfigError, DataError, ParityError, Refused
 from polarprune.graph.geometry import Geometry
-from polarprune_deploy.layer_requests import LayerRequest
-from polarprune_deploy.layer_timers import TorchTimer
-from polarprune_deploy.profiling import ProfileRequest
+from polarprune_deploy.layers.layer_requests import LayerRequest
+from polarprune_deploy.layers.layer_timers import TorchTimer
+from polarprune_deploy.layers.profiling import ProfileRequest
 
 ROOT = Path(__file__).parents[2]
 HEAD = {"part": "latency", "what": "a test", "device": "a device", "dry_run": True, "seed": 0}
@@ -306,7 +306,8 @@ def test_staircases_go_on_with_what_is_missing() -> None:
 def test_predictions_go_on_from_the_table(tmp_path: Path, monkeypatch: Any) -> None:
     from benchmarks.gpu.deadline import Deadline, TimeIsUp
     from benchmarks.gpu.predicted import predict, prediction_table
-    from polarprune_deploy import layer_replay, timing
+    from polarprune_deploy import timing
+    from polarprune_deploy.layers import layer_replay
 
     monkeypatch.setattr(timing, "WARM_UP_LIMIT_NS", 1)
     monkeypatch.setattr(timing, "WARM_UP_WINDOW_NS", 1_000_000)

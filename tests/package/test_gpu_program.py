@@ -19,7 +19,9 @@ ABSENT_THERE = {"onnxsim", "starlette", "torch_pruning"}
 # Shorter warm-ups and blocks: a rehearsal tests the program and not the machine.
 PROGRAM = """
 import json, sys
-from polarprune_deploy import channel_counts, layer_replay, timing
+from polarprune_deploy import timing
+from polarprune_deploy.layers import channel_counts
+from polarprune_deploy.layers import layer_replay
 timing.WARM_UP_LIMIT_NS, timing.WARM_UP_WINDOW_NS, timing.BLOCK_MS = 1, 10_000_000, 2.0
 channel_counts.WINDOW = 8
 layer_replay._POINT_MS, layer_replay._CYCLE_MS, layer_replay._WARM_UP_S = 0.1, 0.1, 0.0

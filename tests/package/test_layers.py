@@ -46,7 +46,7 @@ def test_the_layers_hold() -> None:
     [
         ("polarprune/errors.py", "import polarprune_export"),
         ("polarprune/errors.py", "from polarprune_deploy import runners"),
-        ("export/polarprune_export/folding.py", "import polarprune_deploy.runners"),
+        ("export/polarprune_export/folding.py", "import polarprune_deploy.backends.runners"),
     ],
     ids=["core imports export", "core imports deploy", "export imports deploy"],
 )

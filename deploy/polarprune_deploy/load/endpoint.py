@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from polarprune.errors import ConfigError, ServerError, first_line, quote
-from polarprune.strict_json import parse_strict
+from polarprune.files.strict_json import parse_strict
 
 PATIENCE_SECONDS = 30.0
 """How long nothing may come from a server that owes an answer."""

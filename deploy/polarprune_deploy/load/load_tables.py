@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def load_tables(found: Sequence[LoadFigures]) -> Iterator["Table | str"]:
     """One row a load; then what must be known about it, and what all figures are."""
-    from polarprune.inspection_tables import make_table
+    from polarprune.inspection.inspection_tables import make_table
 
     table = make_table(
         f"{found[0].model} of {found[0].server}",
@@ -43,7 +43,7 @@ def load_tables(found: Sequence[LoadFigures]) -> Iterator["Table | str"]:
 
 def pair_tables(found: Sequence[ServerPair]) -> Iterator["Table | str"]:
     """One row a number of clients and batch size; then the reasons of the verdicts."""
-    from polarprune.inspection_tables import make_table
+    from polarprune.inspection.inspection_tables import make_table
 
     first = found[0]
     table = make_table(

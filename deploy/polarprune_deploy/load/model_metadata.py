@@ -6,8 +6,8 @@ from typing import Any
 from urllib.parse import quote as quote_path
 
 from polarprune.errors import ConfigError, ServerError, quote
-from polarprune.strict_json import parse_strict
-from polarprune.typed_json import build_known
+from polarprune.files.strict_json import parse_strict
+from polarprune.files.typed_json import build_known
 from polarprune_deploy.load.endpoint import LARGEST_DOCUMENT, Endpoint
 from polarprune_deploy.load.random_tensors import check_datatype
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from polarprune.errors import ConfigError
-from polarprune_deploy.runners import Array
+from polarprune_deploy.backends.runners import Array
 from polarprune_deploy.serving.tensors import ITEM_BYTES, NUMPY, from_raw, to_raw
 
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from polarprune.errors import ConfigError
+from polarprune_deploy.backends.runners import Array
 from polarprune_deploy.load.endpoint import Endpoint
 from polarprune_deploy.load.model_metadata import ServedModel, ServedTensor
 from polarprune_deploy.load.random_tensors import byte_size, random_tensor
-from polarprune_deploy.runners import Array
 from polarprune_deploy.serving.tensors import to_list, to_raw
 
 RING = 16

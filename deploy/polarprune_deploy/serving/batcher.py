@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from polarprune_deploy.runners import Array
+from polarprune_deploy.backends.runners import Array
 from polarprune_deploy.serving.batch_policy import FOREVER, BatchPolicy
 from polarprune_deploy.serving.request_errors import BROKEN, LATE, REJECTED, RequestError
 

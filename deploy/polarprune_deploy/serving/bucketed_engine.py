@@ -12,7 +12,7 @@ import numpy as np
 
 from polarprune.errors import ConfigError
 from polarprune.manifest import BatchProfile
-from polarprune_deploy.runners import Profiled, RefillableRun, Runner
+from polarprune_deploy.backends.runners import Profiled, RefillableRun, Runner
 from polarprune_deploy.serving.batcher import Named
 
 MOST_PREPARED = 16

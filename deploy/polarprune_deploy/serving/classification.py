@@ -9,8 +9,8 @@ from urllib.parse import parse_qs
 import numpy as np
 
 from polarprune.manifest import TensorSpec
-from polarprune_deploy.input_making import host_dtype
-from polarprune_deploy.runners import Array
+from polarprune_deploy.backends.input_making import host_dtype
+from polarprune_deploy.backends.runners import Array
 from polarprune_deploy.serving.batcher import Named
 from polarprune_deploy.serving.image_inputs import CHANNELS, image_input
 from polarprune_deploy.serving.image_uploads import uploaded_image

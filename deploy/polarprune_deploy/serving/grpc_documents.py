@@ -11,6 +11,7 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError
 
 import polarprune
+from polarprune_deploy.fleet.triton_protocol import message_class, service_methods
 from polarprune_deploy.serving.grpc_calls import Answer
 from polarprune_deploy.serving.grpc_wire import not_a_message
 from polarprune_deploy.serving.model_documents import (
@@ -26,7 +27,6 @@ from polarprune_deploy.serving.request_errors import (
     UNSUPPORTED,
     RequestError,
 )
-from polarprune_deploy.triton_protocol import message_class, service_methods
 
 OPEN_METHODS = frozenset({"ServerLive", "ServerReady"})
 """Without a token."""

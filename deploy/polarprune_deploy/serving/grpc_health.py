@@ -9,10 +9,10 @@ from typing import Any
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
+from polarprune_deploy.fleet.triton_protocol import SERVICE
 from polarprune_deploy.serving.grpc_wire import not_a_message
 from polarprune_deploy.serving.repository import Repository
 from polarprune_deploy.serving.request_errors import UNKNOWN, RequestError
-from polarprune_deploy.triton_protocol import SERVICE
 
 HEALTH_SERVICE = "grpc.health.v1.Health"
 LIVE = "live"

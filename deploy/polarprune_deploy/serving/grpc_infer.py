@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from polarprune_deploy.runners import Array
+from polarprune_deploy.backends.runners import Array
+from polarprune_deploy.fleet.triton_protocol import message_class
 from polarprune_deploy.serving.grpc_wire import not_a_message, split_tensors
 from polarprune_deploy.serving.infer_requests import (
     MOST_SIDES,
@@ -29,7 +30,6 @@ from polarprune_deploy.serving.tensors import (
     from_raw,
     to_raw,
 )
-from polarprune_deploy.triton_protocol import message_class
 
 CONTENTS: Mapping[str, tuple[str, type[np.generic]]] = MappingProxyType(
     {

@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 
 from polarprune.errors import ConfigError
+from polarprune_deploy.fleet.triton_protocol import SERVICE, message_class
 from polarprune_deploy.serving.grpc_calls import GrpcCalls, refused
 from polarprune_deploy.serving.grpc_documents import OPEN_METHODS, document_answers
 from polarprune_deploy.serving.grpc_health import HEALTH_SERVICE, Health
@@ -15,7 +16,6 @@ from polarprune_deploy.serving.grpc_stream import InferStreams
 from polarprune_deploy.serving.held_bytes import Held
 from polarprune_deploy.serving.repository import Repository
 from polarprune_deploy.serving.serve_options import FLUSH_SECONDS, ServeOptions
-from polarprune_deploy.triton_protocol import SERVICE, message_class
 
 IDLE_SECONDS = 300
 """A connection without calls is closed after it; clients open another by themselves."""

@@ -8,8 +8,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from polarprune.strict_json import parse_strict
-from polarprune_deploy.runners import Array
+from polarprune.files.strict_json import parse_strict
+from polarprune_deploy.backends.runners import Array
 from polarprune_deploy.serving.infer_requests import (
     NO_CLASSIFICATION,
     NO_SHARED_MEMORY,

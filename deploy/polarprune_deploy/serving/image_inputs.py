@@ -12,8 +12,8 @@ from PIL import Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
 
 from polarprune.image_decoding import upright_rgb
 from polarprune.manifest import Preprocessing, TensorSpec
-from polarprune_deploy.input_making import host_dtype
-from polarprune_deploy.runners import Array
+from polarprune_deploy.backends.input_making import host_dtype
+from polarprune_deploy.backends.runners import Array
 from polarprune_deploy.serving.image_bombs import CountedFile, check_scans
 from polarprune_deploy.serving.infer_requests import shown
 from polarprune_deploy.serving.request_errors import (

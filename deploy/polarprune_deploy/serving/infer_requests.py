@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from polarprune.manifest import TensorSpec
-from polarprune_deploy.runners import Array
+from polarprune_deploy.backends.runners import Array
 from polarprune_deploy.serving.request_errors import BAD, RequestError
 from polarprune_deploy.serving.tensors import DATATYPES
 

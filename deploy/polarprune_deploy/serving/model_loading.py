@@ -12,10 +12,10 @@ import numpy as np
 
 from polarprune.errors import BackendUnavailable, BundleError, ParityError
 from polarprune.manifest import Manifest, TensorSpec, check_digest, read_verified
-from polarprune_deploy.input_making import host_dtype
-from polarprune_deploy.loading import How, check_how, engine_runner, onnx_runner
-from polarprune_deploy.network_bytes import EngineBytes, NetworkBytes
-from polarprune_deploy.runners import Array, Runner
+from polarprune_deploy.backends.input_making import host_dtype
+from polarprune_deploy.backends.loading import How, check_how, engine_runner, onnx_runner
+from polarprune_deploy.backends.network_bytes import EngineBytes, NetworkBytes
+from polarprune_deploy.backends.runners import Array, Runner
 from polarprune_deploy.serving.batch_curve import BatchCurve, measure_curve
 from polarprune_deploy.serving.batch_policy import BatchPolicy
 from polarprune_deploy.serving.bucketed_engine import BucketedEngine

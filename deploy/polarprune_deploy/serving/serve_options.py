@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polarprune.errors import ConfigError
-from polarprune_deploy.loading import DEVICES
+from polarprune_deploy.backends.loading import DEVICES
 
 LARGEST_PORT = 65_535
 OPTIONAL_PORTS = ("grpc_port", "metrics_port")

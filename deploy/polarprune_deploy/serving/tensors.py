@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from polarprune_deploy.runners import Array
+from polarprune_deploy.backends.runners import Array
 from polarprune_deploy.serving.request_errors import BAD, RequestError
 
 DATATYPES = {

@@ -12,12 +12,12 @@ import grpc
 import numpy as np
 import pytest
 
+from polarprune_deploy.fleet.triton_protocol import message_class
 from polarprune_deploy.serving.bucketed_engine import BucketedEngine
 from polarprune_deploy.serving.grpc_server import grpc_server
 from polarprune_deploy.serving.held_bytes import Held
 from polarprune_deploy.serving.repository import Repository
 from polarprune_deploy.serving.serve_options import ServeOptions
-from polarprune_deploy.triton_protocol import message_class
 from tests.deploy.serving.served_bundle import MODEL, Images, some_images
 
 SERVICE = "inference.GRPCInferenceService"

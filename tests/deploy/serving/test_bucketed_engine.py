@@ -15,10 +15,10 @@ from torch import nn
 from polarprune.errors import ConfigError
 from polarprune.manifest import BatchProfile, TensorSpec
 from polarprune_deploy import load_runner
-from polarprune_deploy.network_bytes import EngineBytes, NetworkBytes
-from polarprune_deploy.runner_tensorrt import TensorRtRunner
-from polarprune_deploy.runner_torch import TorchRunner
-from polarprune_deploy.runners import Array, Runner
+from polarprune_deploy.backends.network_bytes import EngineBytes, NetworkBytes
+from polarprune_deploy.backends.runner_tensorrt import TensorRtRunner
+from polarprune_deploy.backends.runner_torch import TorchRunner
+from polarprune_deploy.backends.runners import Array, Runner
 from polarprune_deploy.serving.batcher import Named
 from polarprune_deploy.serving.bucketed_engine import MOST_PREPARED, BucketedEngine
 

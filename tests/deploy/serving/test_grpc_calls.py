@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from polarprune.errors import ConfigError
+from polarprune_deploy.fleet.triton_protocol import message_class
 from polarprune_deploy.serving.serve_options import Bounds
 from polarprune_deploy.serving.served_model import ServedModel
-from polarprune_deploy.triton_protocol import message_class
 from tests.deploy.serving.grpc_here import (
     PATIENCE,
     Gate,

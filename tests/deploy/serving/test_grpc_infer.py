@@ -5,12 +5,12 @@ import pytest
 from numpy.typing import NDArray
 
 from polarprune.manifest import TensorSpec
-from polarprune_deploy.runners import Array
+from polarprune_deploy.backends.runners import Array
+from polarprune_deploy.fleet.triton_protocol import message_class
 from polarprune_deploy.serving.grpc_infer import CONTENTS, parse_infer
 from polarprune_deploy.serving.infer_requests import Signature
 from polarprune_deploy.serving.request_errors import BAD, RequestError
 from polarprune_deploy.serving.tensors import DATATYPES, HALF_WITHOUT_JSON
-from polarprune_deploy.triton_protocol import message_class
 
 SHAPE = (2, 3)
 TYPED = sorted(dtype for dtype, datatype in DATATYPES.items() if datatype in CONTENTS)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from polarprune.errors import BackendUnavailable
+from polarprune_deploy.fleet.triton_protocol import message_class
 from polarprune_deploy.serving.serve_options import ServeOptions
 from polarprune_deploy.serving.server import serve
-from polarprune_deploy.triton_protocol import message_class
 from tests.deploy.serving.grpc_here import PATIENCE, infer_request, logits_of
 from tests.deploy.serving.served_bundle import Reference, some_images
 from tests.served import Served

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from google.protobuf import text_format
 
-from polarprune_deploy.triton_protocol import message_class
+from polarprune_deploy.fleet.triton_protocol import message_class
 from tests.deploy.serving.served_bundle import BODY_MB, MODEL, Reference, some_images
 from tests.served import Served
 

@@ -8,9 +8,9 @@ import grpc
 import numpy as np
 import pytest
 
+from polarprune_deploy.fleet.triton_protocol import message_class
 from polarprune_deploy.serving.grpc_stream import MOST_IN_FLIGHT
 from polarprune_deploy.serving.serve_options import Bounds
-from polarprune_deploy.triton_protocol import message_class
 from tests.deploy.serving.grpc_here import (
     PATIENCE,
     Gate,

@@ -6,9 +6,9 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
+from polarprune_deploy.fleet.triton_protocol import message_class
 from polarprune_deploy.serving.grpc_wire import MOST_FIELDS, split_tensors
 from polarprune_deploy.serving.request_errors import TOO_LARGE, RequestError
-from polarprune_deploy.triton_protocol import message_class
 
 Request = message_class("ModelInferRequest")
 LARGEST = 1 << 20

@@ -13,7 +13,7 @@ from echo_engine import EchoEngine, answer_of, number_rows
 from small_bundles import CLASSES, SIDE, write_small_bundle
 
 from polarprune.manifest import TensorSpec, read_manifest
-from polarprune_deploy.runners import Array
+from polarprune_deploy.backends.runners import Array
 from polarprune_deploy.serving.batch_policy import BatchPolicy
 from polarprune_deploy.serving.batcher import QueueLimits
 from polarprune_deploy.serving.counters import Counters

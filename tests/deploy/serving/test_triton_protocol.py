@@ -3,7 +3,7 @@
 from google.protobuf import descriptor_pb2
 from tritonclient.grpc import model_config_pb2, service_pb2
 
-from polarprune_deploy.triton_protocol import message_class, service_methods
+from polarprune_deploy.fleet.triton_protocol import message_class, service_methods
 
 
 def test_stored_description_is_that_of_tritons_client() -> None:

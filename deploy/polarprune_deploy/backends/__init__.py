@@ -1,0 +1,1 @@
+"""The backends that run a network, behind one protocol (runners.py)."""

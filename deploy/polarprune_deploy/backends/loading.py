@@ -1,0 +1,216 @@
+"""From what a user names to a runner of the backend that was asked for."""
+
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from polarprune.errors import BackendUnavailable, BundleError, ConfigError
+from polarprune.manifest import is_bundle
+from polarprune.runs.run_folder import RUN_FILE, RunFolder
+from polarprune_deploy.backends.network_bytes import (
+    EngineBytes,
+    NetworkBytes,
+    read_engine,
+    read_network,
+)
+from polarprune_deploy.backends.runners import Runner
+
+BACKENDS = ("auto", "torch", "onnxruntime", "tensorrt", "tensorrt_rtx")
+DEVICES = ("cpu", "cuda")
+MODES = ("eager", "graph", "compile", "compile-graph")
+PRECISIONS = ("fp32", "fp16", "bf16")
+ENGINE_BACKENDS = ("tensorrt", "tensorrt_rtx")
+
+# What save_network writes; its module imports torch.
+NETWORK_FILE = "network.json"
+
+
+@dataclass(frozen=True)
+class How:
+    """How networks are run; the same for both sides of a comparison.
+
+    Attributes:
+        backend: one of `BACKENDS`; "auto" is onnxruntime.
+        device: "cpu" or "cuda".
+        threads: threads inside one operator; None takes every CPU the process may use.
+        mode: "eager"; "graph", a CUDA graph, of torch and the TensorRTs; "compile" and
+            "compile-graph", of torch.
+        precision: of torch alone, None for fp32; elsewhere it is a property of the exported graph.
+    """
+
+    backend: str = "auto"
+    device: str = "cpu"
+    threads: int | None = None
+    mode: str = "eager"
+    precision: str | None = None
+
+    @property
+    def runtime(self) -> str:
+        """The backend, with "auto" resolved."""
+        return "onnxruntime" if self.backend == "auto" else self.backend
+
+
+def check_how(how: How) -> None:
+    """Refuse, before any work is done, what could not run in the end.
+
+    Raises:
+        ConfigError: a word or number out of range, or words that do not go together.
+        BackendUnavailable: a library or device that is not here.
+    """
+    for option, value, allowed in (
+        ("backend", how.backend, BACKENDS),
+        ("device", how.device, DEVICES),
+        ("mode", how.mode, MODES),
+        ("precision", how.precision or "fp32", PRECISIONS),
+    ):
+        if value not in allowed:
+            raise ConfigError(f"{option} must be one of {', '.join(allowed)}, got {value!r}")
+    if how.threads is not None and how.threads < 1:
+        raise ConfigError(f"threads must be at least 1, got {how.threads}")
+    runtime = how.runtime
+    if how.precision is not None and runtime != "torch":
+        raise ConfigError(
+            f"--precision is for --backend torch; what {runtime} runs has the precision that it "
+            "was exported in: polarprune export --precision"
+        )
+    if "compile" in how.mode and runtime != "torch":
+        raise ConfigError(f"--mode {how.mode} is for --backend torch, got {runtime}")
+    if "graph" in how.mode and (runtime == "onnxruntime" or how.device != "cuda"):
+        raise ConfigError(
+            f"--mode {how.mode} records a CUDA graph: for torch, tensorrt and tensorrt_rtx, with "
+            "--device cuda"
+        )
+    if runtime in ENGINE_BACKENDS:
+        if how.device != "cuda":
+            raise ConfigError(f"{runtime} runs on GPUs alone; give --device cuda")
+        import_engine_runtime(runtime)
+    if runtime in ("torch", *ENGINE_BACKENDS) and how.device == "cuda":
+        require_gpu("--device cpu" if runtime == "torch" else "--backend onnxruntime")
+
+
+def import_engine_runtime(runtime: str) -> Any:
+    """The module of TensorRT or TensorRT-RTX.
+
+    Raises:
+        BackendUnavailable: it is not here, or its libraries are not.
+    """
+    from polarprune_export.engine_runtime import INSTALL
+
+    try:
+        return import_module(runtime)
+    except (ImportError, OSError) as error:  # bindings without libraries raise OSError
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        raise BackendUnavailable(
+            f"{runtime} cannot be imported ({reason}); run: {INSTALL[runtime]}"
+        ) from error
+
+
+def require_gpu(otherwise: str = "--device cpu") -> None:
+    """Raise unless torch sees a GPU.
+
+    Args:
+        otherwise: the option that does without one.
+
+    Raises:
+        BackendUnavailable: it does not.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise BackendUnavailable(f"no GPU is here that torch can use; use {otherwise}")
+
+
+def load_runner(
+    path: Path | str,
+    backend: str = "auto",
+    device: str = "cpu",
+    threads: int | None = None,
+    public_key: Path | str | None = None,
+    *,
+    mode: str = "eager",
+    precision: str | None = None,
+    name: str | None = None,
+) -> Runner:
+    """Load a network from disk.
+
+    Args:
+        path: for onnxruntime a bundle, or a plain ONNX file, which no manifest vouches for; for
+            tensorrt and tensorrt_rtx a bundle with an engine; for torch a run folder or what
+            `polarprune.save_network` wrote.
+        backend: "auto" (onnxruntime), "torch", "onnxruntime", "tensorrt" or "tensorrt_rtx".
+        device: "cpu" or "cuda".
+        threads: threads inside one operator; None takes every CPU the process may use.
+        public_key: a PEM file; the bundle must be signed by this ed25519 key.
+        mode: one of `MODES`, see `How`.
+        precision: of torch, None for fp32.
+        name: what to call it; None takes the manifest's name or the file's.
+
+    Raises:
+        BundleError: a file that differs from the manifest, a graph that is not safe to load, or
+            with a key a signature that does not hold; no runtime has seen anything then.
+        BackendUnavailable: a backend or device that is not here.
+        ConfigError: a name or number out of range.
+    """
+    how = How(backend, device, threads, mode, precision)
+    check_how(how)
+    path = Path(path)
+    if how.runtime == "torch":
+        return _load_torch(path, how, public_key, name)
+    if how.runtime in ENGINE_BACKENDS:
+        engine = read_engine(path, how.runtime, public_key)
+        return engine_runner(engine if name is None else replace(engine, name=name), how)
+    network = read_network(path, public_key)
+    return onnx_runner(network if name is None else replace(network, name=name), how)
+
+
+def onnx_runner(network: NetworkBytes, how: How, *, spinning: bool = True) -> Runner:
+    """ONNX Runtime over verified bytes; `spinning` as for `OnnxRuntimeRunner`."""
+    from polarprune_deploy.backends.runner_onnxruntime import OnnxRuntimeRunner
+
+    return OnnxRuntimeRunner(network, device=how.device, threads=how.threads, spinning=spinning)
+
+
+def engine_runner(engine: EngineBytes, how: How) -> Runner:
+    """TensorRT or TensorRT-RTX over a verified engine."""
+    from polarprune_deploy.backends.runner_tensorrt import TensorRtRunner
+
+    return TensorRtRunner(engine, import_engine_runtime(engine.runtime), mode=how.mode)
+
+
+def _load_torch(path: Path, how: How, public_key: Path | str | None, name: str | None) -> Runner:
+    if is_bundle(path) or path.suffix == ".onnx":
+        raise ConfigError(
+            f"{path} holds ONNX, which torch does not run; use --backend onnxruntime, or name the "
+            "run or model that it was exported from"
+        )
+    if public_key is not None:
+        raise BundleError(f"{path} is no bundle, so that {public_key} cannot check its signature")
+    from polarprune.network_files import load_network
+    from polarprune_deploy.backends.runner_torch import TorchRunner
+
+    shape: tuple[int, ...]
+    if (path / RUN_FILE).is_file():
+        run = RunFolder(path)
+        network, shape = run.pruned_network(), run.input_shape
+    elif (path / NETWORK_FILE).is_file():
+        network = load_network(path)
+        shape = _described_shape(network)
+    else:
+        raise ConfigError(
+            f"{path} is neither a run folder nor a network folder; give one, or use "
+            "--backend onnxruntime for a bundle"
+        )
+    return TorchRunner(
+        network, shape, name=name or path.name, device=how.device, mode=how.mode,
+        precision=how.precision or "fp32", threads=how.threads,
+    )  # fmt: skip
+
+
+def _described_shape(network: Any) -> tuple[int, ...]:
+    """What a saved network knows of one image, without the leading 1."""
+    from polarprune.collapsing import describe
+
+    description = describe(network)
+    assert description is not None  # load_network gives one to every network
+    return description.input_shape[1:]

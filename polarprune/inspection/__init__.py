@@ -1,0 +1,1 @@
+"""Showing what a network, a run or a bundle is: figures, tables, a drawing."""

@@ -1,0 +1,1 @@
+"""A training run: the program behind `polarprune train`, and what it leaves on disk."""

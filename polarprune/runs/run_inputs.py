@@ -1,0 +1,54 @@
+"""What a run trains on, and whether its network takes it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polarprune.datasets import Dataset, load_dataset
+from polarprune.datasets.memory import MemorySplit
+from polarprune.errors import ConfigError
+from polarprune.networks import input_size, weights_normalisation
+from polarprune.runs.train_config import TrainConfig
+from polarprune.tasks import Segmentation
+
+
+def load_data(config: TrainConfig, device: torch.device) -> Dataset:
+    """The data set of a run; what is in memory lies on the device.
+
+    Raises:
+        DataError, ConfigError: as load_dataset.
+    """
+    mean_std = None if config.weights is None else weights_normalisation(config.weights)
+    size = config.image_size
+    if size is None and config.task != Segmentation.name:  # whose networks take what there is
+        size = input_size(config.model)[1]
+    data = load_dataset(
+        config.data, image_size=size, mean_std=mean_std, workers=config.workers, task=config.task,
+        crop_size=config.crop_size,
+    )  # fmt: skip
+    for split in (data.train, data.test):
+        if isinstance(split, MemorySplit):
+            split.to(device)
+    return data
+
+
+def outputs_of(net: nn.Module, example: Tensor) -> Any:
+    """What a network gives for an example.
+
+    Raises:
+        ConfigError: it cannot take it.
+    """
+    try:
+        return net(example)
+    except Exception as error:  # the user's network, or a size that it cannot take
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise ConfigError(
+            f"the model cannot take images of {tuple(example.shape[2:])} pixels: {lines[0]}; "
+            "try another --image-size"
+        ) from error
+
+
+def example_of(data: Dataset, device: torch.device) -> Tensor:
+    """Two images of the size that the network is fed."""
+    return torch.zeros(2, data.channels, data.image_size, data.image_size, device=device)
