@@ -25,7 +25,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.pareto_settings import BATCH_SIZE, EPOCHS, NETWORK
+from benchmarks.pareto.settings import BATCH_SIZE, EPOCHS, NETWORK
 from benchmarks.recorded_runs import Record, record_missing, recorded_run, top1_of
 from benchmarks.records import describe_machine
 from polarprune.latency_table import read_latency_table

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.latency_target import ROWS as LATENCY_ROWS
-from benchmarks.pareto_settings import EPOCHS
+from benchmarks.pareto.settings import EPOCHS
 from benchmarks.recorded_runs import mean_of, read_results
 from benchmarks.serving.summary import words as serving_words
 from benchmarks.unet_membrane import TARGETS

@@ -21,8 +21,8 @@ import timm.models.resnet
 import typer
 from torch import nn
 
-from benchmarks.pareto_report import difference, in_words
-from benchmarks.pareto_settings import BATCH_SIZE, EPOCHS
+from benchmarks.pareto.report import difference, in_words
+from benchmarks.pareto.settings import BATCH_SIZE, EPOCHS
 from benchmarks.recorded_runs import (
     Record,
     each_of,

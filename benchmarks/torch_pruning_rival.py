@@ -18,7 +18,7 @@ import torch_pruning
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from benchmarks.pareto_settings import Rival
+from benchmarks.pareto.settings import Rival
 from polarprune import count_macs
 from polarprune.datasets import Dataset, load_dataset
 from polarprune.devices import autocast, choose_bf16, fast_layout

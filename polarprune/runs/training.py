@@ -321,9 +321,8 @@ class _Run:
         assert description is not None
         example = example_of(self.data, self.device)
         macs = count_macs(net, example)
-        figures = figures_of(net, self.data.test, task=self.task) | agreement_figures(
-            self.config.out, self.task, self.dense_macs
-        )
+        figures = figures_of(net, self.data.test, task=self.task)
+        figures |= agreement_figures(config.out, self.task, self.dense_macs)
         values = {
             "dense_macs": self.dense_macs,
             "macs": macs,

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.pareto_report import difference, dynamic_table, read_records, table_of
-from benchmarks.pareto_settings import SETTINGS
+from benchmarks.pareto.report import difference, dynamic_table, read_records, table_of
+from benchmarks.pareto.settings import SETTINGS
 
 
 def _write(folder: Path, name: str, seed: int, top1: float, macs: int = 50, **more: float) -> None:

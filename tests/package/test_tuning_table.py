@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from benchmarks.tuning import table
-from benchmarks.tuning_candidates import CANDIDATES
+from benchmarks.tuning.__main__ import table
+from benchmarks.tuning.candidates import CANDIDATES
 
 
 def _record(folder: Path, name: str, seed: int, **result: float) -> None:

@@ -5,7 +5,7 @@ import statistics
 from collections import Counter, defaultdict
 from typing import Any
 
-from benchmarks.coverage_models import PARAMETER_LIMIT, is_convolutional_classifier
+from benchmarks.coverage.models import PARAMETER_LIMIT, is_convolutional_classifier
 
 VERDICTS = ("exact", "refused", "WRONG", "crash", "timeout")
 KEEPS_TOO_MUCH = 0.35

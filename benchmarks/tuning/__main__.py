@@ -17,15 +17,15 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.pareto import run_once
-from benchmarks.pareto_settings import EPOCHS
+from benchmarks.pareto.__main__ import run_once
+from benchmarks.pareto.settings import EPOCHS
 from benchmarks.recorded_runs import Record, record_missing, top1_of
 from benchmarks.records import describe_machine
-from benchmarks.tuning_candidates import CANDIDATES
+from benchmarks.tuning.candidates import CANDIDATES
 from polarprune.onepass import OnePass
 from polarprune.runs import training
 
-RECORDS = Path(__file__).parent / "results" / "tuning"
+RECORDS = Path(__file__).parents[1] / "results" / "tuning"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 

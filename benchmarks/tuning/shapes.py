@@ -1,6 +1,6 @@
 """Networks of about half the MACs of ResNet-20, by hand: what would a good search have to find?
 
-Factories for --model, as `benchmarks.tuning_shapes:inner_half`. They are trained from the start
+Factories for --model, as `benchmarks.tuning.shapes:inner_half`. They are trained from the start
 for as many epochs as a pass has, so that the room between the uniformly narrowed network and the
 best of them is what a choice of blocks and channels can gain by its choice alone.
 """
@@ -15,7 +15,7 @@ from polarprune.attaching import attach_gates
 from polarprune.collapsing import collapse
 from polarprune.networks.cifar_resnet import BasicBlock, CifarResNet
 
-_RECORDS = Path(__file__).parent / "results" / "tuning"
+_RECORDS = Path(__file__).parents[1] / "results" / "tuning"
 
 
 def inner_half(num_classes: int = 10) -> CifarResNet:

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from benchmarks.pareto_settings import EPOCHS, SETTINGS
+from benchmarks.pareto.settings import EPOCHS, SETTINGS
 from benchmarks.recorded_runs import each_of, mean_of
 
 TABLE, PICTURE, SUMMARY = "pareto.md", "pareto.png", "pareto.json"

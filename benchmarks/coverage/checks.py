@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.coverage_measures import (
+from benchmarks.coverage.measures import (
     Row,
     foreign_layers,
     one_sided_share,
@@ -23,8 +23,8 @@ from benchmarks.coverage_measures import (
     same_network,
     verdict,
 )
-from benchmarks.coverage_reference import closed, find_readers, restricted
-from benchmarks.coverage_signal import largest_relative_error, outputs, prepare, variation
+from benchmarks.coverage.reference import closed, find_readers, restricted
+from benchmarks.coverage.signal import largest_relative_error, outputs, prepare, variation
 from polarprune import attach_gates, collapse, count_macs, load_network, save_network
 from polarprune.decisions import macs_of
 from polarprune.errors import ParityError, PolarpruneError

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.pareto_settings import NARROWED, Rival, Setting
-from benchmarks.tuning_changes import (
+from benchmarks.pareto.settings import NARROWED, Rival, Setting
+from benchmarks.tuning.changes import (
     agree_at_the_target,
     keep_streams,
     relax_channels_alone,
@@ -16,7 +16,7 @@ from benchmarks.tuning_changes import (
 )
 from polarprune.phases import Phases
 
-_SHAPES = "benchmarks.tuning_shapes"
+_SHAPES = "benchmarks.tuning.shapes"
 _DENSE = {"target": 1.0}
 _LONG = {"phases": Phases(search=0.1, settle=0.5)}
 

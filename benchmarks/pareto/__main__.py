@@ -19,16 +19,16 @@ from typing import Annotated, Any
 
 import typer
 
-import benchmarks.pareto_methods  # noqa: F401  registers the control methods
-from benchmarks.pareto_report import write_report
-from benchmarks.pareto_settings import BATCH_SIZE, EPOCHS, NETWORK, SETTINGS, Setting
+import benchmarks.pareto.methods  # noqa: F401  registers the control methods
+from benchmarks.pareto.report import write_report
+from benchmarks.pareto.settings import BATCH_SIZE, EPOCHS, NETWORK, SETTINGS, Setting
 from benchmarks.recorded_runs import Record, record_missing, recorded_run, top1_of
 from benchmarks.records import describe_machine
 from benchmarks.torch_pruning_rival import prune_half_way
 from polarprune.runs.run_folder import RUN_FILE
 from polarprune.runs.training import TrainConfig
 
-RECORDS = Path(__file__).parent / "results" / "pareto"
+RECORDS = Path(__file__).parents[1] / "results" / "pareto"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 

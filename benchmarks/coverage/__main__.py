@@ -31,12 +31,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.coverage_checks import Settings, check_network
-from benchmarks.coverage_models import PARAMETER_LIMIT, timm_names, torchvision_sizes
-from benchmarks.coverage_tables import dump, gist, summarise, table
+from benchmarks.coverage.checks import Settings, check_network
+from benchmarks.coverage.models import PARAMETER_LIMIT, timm_names, torchvision_sizes
+from benchmarks.coverage.tables import dump, gist, summarise, table
 from benchmarks.records import describe_machine
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 RECORD = HERE / "results" / "coverage.json"
 WORK = Path(tempfile.gettempdir()) / "polarprune-coverage.jsonl"
 BROKEN = ("WRONG", "crash", "timeout")
@@ -48,7 +48,7 @@ def code_digest() -> str:
     """Of the library, the exporter and these programs: rows of other code are not used again."""
     root, digest = HERE.parent, hashlib.sha256()
     files = [*root.glob("polarprune/**/*.py"), *root.glob("export/**/*.py")]
-    for file in sorted([*files, *HERE.glob("coverage_[cmrs]*.py")]):
+    for file in sorted([*files, *(HERE / "coverage").glob("[cmrs]*.py")]):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -1,0 +1,1 @@
+"""How the defaults of one pass were found: candidates on a part of the training images."""
