@@ -25,7 +25,7 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
 
 
 def row_of(program: Callable[[str], ModuleType], name: str = "resnet20") -> dict[str, Any]:
-    checks = program("coverage_checks")
+    checks = program("coverage.checks")
     row: dict[str, Any] = checks.check_network(
         name, checks.Settings(image_size=16, batch=2, repeats=1, onnx=False)
     )
@@ -34,7 +34,7 @@ def row_of(program: Callable[[str], ModuleType], name: str = "resnet20") -> dict
 
 def test_an_exact_network(program: Callable[[str], ModuleType]) -> None:
     saved: list[str] = []
-    checks = program("coverage_checks")
+    checks = program("coverage.checks")
     settings = checks.Settings(image_size=16, batch=2, repeats=1, onnx=False)
     row = checks.check_network("resnet20", settings, lambda row: saved.append(row["stage"]))
     assert row["problems"] == []
@@ -48,7 +48,7 @@ def test_an_exact_network(program: Callable[[str], ModuleType]) -> None:
     assert row["reference"]["skipped"] == {}
     assert row["exact"]["evaluation_variation"] > 1e-3
     assert 0 < row["one_sided"] < 0.05  # the stem and the classifier
-    tables = program("coverage_tables")
+    tables = program("coverage.tables")
     summary = tables.summarise([row])
     assert (summary["exact"], summary["WRONG"]) == (1, 0)
     record = {"settings": row["settings"], "summary": summary, "left_out": {}, "rows": [row]}
@@ -65,7 +65,7 @@ def test_a_broken_collapse_is_wrong(
             next(dense.parameters()).mul_(1 + 1e-6)
         return dense
 
-    monkeypatch.setattr(program("coverage_checks"), "collapse", broken)
+    monkeypatch.setattr(program("coverage.checks"), "collapse", broken)
     row = row_of(program)
     assert row["verdict"] == "WRONG"
     assert {p["stage"] for p in row["problems"]} >= {"exact", "reference", "blocks"}
@@ -78,7 +78,7 @@ def test_a_wrong_analysis_is_seen_by_the_eager_reference_alone(
     from polarprune.graph.sites import Analysis
 
     right = Analysis.units_at
-    reference = program("coverage_reference")
+    reference = program("coverage.reference")
     find = reference.find_readers
 
     def find_wrongly(*arguments: Any) -> Any:
@@ -87,7 +87,7 @@ def test_a_wrong_analysis_is_seen_by_the_eager_reference_alone(
         monkeypatch.setattr(Analysis, "units_at", right)
         return found
 
-    monkeypatch.setattr(program("coverage_checks"), "find_readers", find_wrongly)
+    monkeypatch.setattr(program("coverage.checks"), "find_readers", find_wrongly)
     row = row_of(program)
     assert row["verdict"] == "WRONG"
     assert {p["stage"] for p in row["problems"]} == {"reference"}
@@ -105,7 +105,7 @@ def test_refusals_and_crashes_keep_their_line(
     def failing(*arguments: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(program("coverage_checks"), "attach_gates", failing)
+    monkeypatch.setattr(program("coverage.checks"), "attach_gates", failing)
     row = row_of(program)
     assert row["verdict"] == expected
     [problem] = row["problems"]
@@ -116,7 +116,7 @@ def test_refusals_and_crashes_keep_their_line(
 def test_a_closed_last_norm_or_tiny_scale_does_not_stay(
     program: Callable[[str], ModuleType],
 ) -> None:
-    signal = program("coverage_signal")
+    signal = program("coverage.signal")
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 5))
     nn.init.zeros_(net[1].weight)
     images = torch.randn(2, 3, 8, 8)
@@ -127,7 +127,7 @@ def test_a_closed_last_norm_or_tiny_scale_does_not_stay(
 
 
 def test_the_list_is_wide_enough(program: Callable[[str], ModuleType]) -> None:
-    models = program("coverage_models")
+    models = program("coverage.models")
     timm = pytest.importorskip("timm")
     known = set(timm.list_models())
     names = [name for members in models.timm_families().values() for name in members]
