@@ -1,6 +1,7 @@
 """The README's numbers are those of the records."""
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -22,6 +23,14 @@ def test_the_readmes_tables_are_made_from_the_records() -> None:
     program = _program()
     [begin, end] = program.BLOCK.search((ROOT / "README.md").read_text()).groups()
     assert begin + program.results_block() + end in (ROOT / "README.md").read_text()
+
+
+def test_the_page_of_results_is_made_from_the_records() -> None:
+    program = _program()
+    page = program.PAGE.read_text()
+    assert page == program.results_page()
+    for target in re.findall(r"\]\(([^)]+)\)", page):
+        assert (program.PAGE.parent / target).exists(), target
 
 
 def test_a_changed_number_in_the_readme_is_noticed() -> None:
