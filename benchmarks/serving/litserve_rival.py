@@ -2,13 +2,14 @@
 
     python -m benchmarks.serving litserve --bundle BUNDLE --python VENV/bin/python
 
-VENV holds litserve, onnxruntime and numpy (`litserve_app` says what is served). Both servers are up
+VENV holds litserve, onnxruntime and numpy (`litserve_app` says what is served). The servers are up
 all the time and loaded in turn, so many clients each with one request of one image on its way.
-LitServe runs twice: with one worker on all cores, and with a worker of one thread a core; the
-better of them in each row is what ours is held against. Its window is ours. The bare session, in a
-loop beside them, is the bound of every server and every client. Each server gets the
-request form that is cheapest for it: ours raw bytes, LitServe base64 in JSON, the form it reads
-fastest; ours is also measured with numbers in JSON.
+Whoever is not loaded is stopped (SIGSTOP): idle workers of LitServe look at their queue all the
+time, and would take the cores from the others. LitServe runs twice: with one worker on all cores,
+and with a worker of one thread a core; the better of them in each row is what ours is held against.
+Its window is ours. The bare session, in a loop beside them, is the bound of every server and every
+client. Each server gets the request form that is cheapest for it: ours raw bytes, LitServe base64
+in JSON, the form it reads fastest; ours is also measured with numbers in JSON.
 """
 
 import argparse
@@ -114,6 +115,7 @@ def _beside(
         "ours_json": _ours_json(endpoint, name_of_ours, name, images, right),
     }
     bare = BareLoop(args.bundle, None, spinning=False)
+    running_as = {"ours": ours.pid, "ours_json": ours.pid}
     with ExitStack() as running:
         for way, (each, workers) in ways.items():
             port = _free_port()
@@ -125,8 +127,9 @@ def _beside(
             rival = parse_endpoint(f"http://{HOST}:{port}")
             _wait_until_up(rival, process)
             targets[way] = _theirs(rival, images, right)
+            running_as[way] = process.pid
         rows = [
-            _row(targets, list(ways), bare, batch["size"], int(clients), args)
+            _row(targets, running_as, bare, batch["size"], int(clients), args)
             for clients in args.clients.split(",")
         ]
     versions = subprocess.run(
@@ -143,14 +146,15 @@ def _beside(
 
 
 def _row(
-    targets: dict[str, tuple[Dialer, list[bytes], Expected]], rivals: list[str], bare: BareLoop,
-    size: int, clients: int, args: Any,
+    targets: dict[str, tuple[Dialer, list[bytes], Expected]], running_as: dict[str, int],
+    bare: BareLoop, size: int, clients: int, args: Any,
 ) -> dict[str, Any]:  # fmt: skip
     samples: dict[str, list[Samples]] = {name: [] for name in targets}
     generator = np.random.default_rng(clients)
     bound = []
     for number in range(-1, args.rounds):  # the first one warms up
         for name in generator.permutation([*targets, "bare"]).tolist():
+            _wake_alone(running_as, name)
             if name == "bare":
                 times = bare.seconds_of_runs(size, args.seconds)
                 bound += [size * len(times) / sum(times)] if number >= 0 else []
@@ -166,12 +170,20 @@ def _row(
         row |= {f"{name}_rps": median(rates[name]), f"{name}_n": len(times)}
         row |= {f"{name}_p{q}_ms": float(np.percentile(times, q)) for q in (50, 99)}
         row[f"{name}_bad"] = int(sum((b.outcomes != Outcome.OK).sum() for b in blocks))
+    rivals = [name for name in targets if name.startswith("litserve")]
     best = max(rivals, key=lambda rival: median(rates[rival]))
     row["rival"] = best
     row["times"] = ratio_with_interval(rates["ours"], rates[best])
     row["bound_times"] = ratio_with_interval(bound, rates[best])
     row["json_times"] = ratio_with_interval(rates["ours_json"], rates[best])
     return row
+
+
+def _wake_alone(running_as: dict[str, int], name: str) -> None:
+    """Stop all servers but one, with their workers; all of them for a name that is none."""
+    for pid in set(running_as.values()):
+        send = os.killpg if os.getpgid(pid) == pid else os.kill
+        send(pid, signal.SIGCONT if pid == running_as.get(name) else signal.SIGSTOP)
 
 
 async def _block(
