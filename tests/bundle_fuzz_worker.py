@@ -20,7 +20,7 @@ from polarprune.errors import PolarpruneError
 from polarprune_deploy import load_runner
 from polarprune_deploy.backends.runner_onnxruntime import OnnxRuntimeRunner
 from polarprune_export import verify_bundle
-from tests.bundle_mutations import FORGED, PLAIN, Mutation
+from tests.mutations import FORGED, PLAIN, Mutation
 
 ALLOWED_BYTES = 1 << 30
 

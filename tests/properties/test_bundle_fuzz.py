@@ -1,7 +1,7 @@
 """A thousand damaged bundles: each is refused in one line, or the damage was harmless.
 
 What must never happen: another exception, a crash, a wait, or memory taken because a file says so.
-The damage is in `tests/bundle_mutations.py`; half of it comes with digests that fit.
+The damage is in `tests/mutations`; half of it comes with digests that fit.
 """
 
 import sys
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.bundle_mutations import FORGED, PLAIN
+from tests.mutations import FORGED, PLAIN
 from tests.replaced_workers import ask_worker
 from tests.small_bundles import ENGINE, write_small_bundle
 
