@@ -174,6 +174,7 @@ def _row(
     best = max(rivals, key=lambda rival: median(rates[rival]))
     row["rival"] = best
     row["times"] = ratio_with_interval(rates["ours"], rates[best])
+    row["one_worker_times"] = ratio_with_interval(rates["ours"], rates["litserve"])
     row["bound_times"] = ratio_with_interval(bound, rates[best])
     row["json_times"] = ratio_with_interval(rates["ours_json"], rates[best])
     return row
