@@ -46,7 +46,8 @@ def litserve_lines() -> list[str]:
     """Beside LitServe."""
     lines = [
         "| clients | ours, requests/s | LitServe | its workers | times | times one worker's "
-        "| the bare loop | p99 of ours, ms | of LitServe's | ours with numbers in JSON, requests/s |",
+        "| the bare loop | p99 of ours, ms | of LitServe's "
+        "| ours with numbers in JSON, requests/s |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for case in cases("litserve").values():
