@@ -197,9 +197,9 @@ def page(anchors: dict[str, Measured]) -> str:
         "# Structure",
         "",
         "Written by `python -m benchmarks.structure`. Arrows are imports, with their number "
-        f"({FEW} or more; the exceptions, which all import, left out); deploy imports export, export the core, never back (`lint-imports`): "
-        "what points back here are the verbs of the command line, which import a package when "
-        "they run.",
+        f"({FEW} or more; the exceptions, which all import, left out); deploy imports export, "
+        "export the core, never back (`lint-imports`): what points back here are the verbs of the "
+        "command line, which import a package when they run.",
         "",
         *picture(),
         "",
