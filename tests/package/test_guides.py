@@ -289,7 +289,8 @@ def test_production_is_served_asked_and_stopped(
 def check_fleet(block: Block, folder: Path) -> None:
     """Both commands write what the page says."""
     run_program(RUN_ALL, folder, list(commands([block])))
-    assert list((folder / "repository").glob("*/1/model.onnx"))
+    assert (folder / "repository" / "photos" / "1" / "model.onnx").is_file()
+    assert (folder / "kserve" / "bundles" / "mynet-build" / "model.onnx").is_file()
     assert (folder / "kserve" / "Dockerfile").is_file()
     assert (folder / "kserve" / "inferenceservice.yaml").is_file()
     assert (folder / "fleet" / "inferenceservice.yaml").is_file()
