@@ -149,7 +149,7 @@ def test_the_verified_bytes_of_a_bundle_go_to_the_deserializer(
 ) -> None:
     trt = fake_module("tensorrt")
     monkeypatch.setattr(loading, "import_engine_runtime", lambda name: trt)
-    monkeypatch.setattr(loading, "require_gpu", lambda: None)
+    monkeypatch.setattr(loading, "require_gpu", lambda otherwise: None)
     monkeypatch.setattr("polarprune_deploy.backends.cuda_streams.Gpu", CpuGpu)
     runner = loading.load_runner(engine_bundle, "tensorrt", "cuda")
     assert trt.seen == [engine_text()]
