@@ -145,10 +145,15 @@ def check_reachable(analysis: Analysis, align: int, budget: Budget) -> None:
     """
     least = budget.cost(list(smallest_decisions(analysis, align).values()))
     if least > budget.bound:
+        ways = ["a larger target"]
+        if align > 1:
+            ways.append(f"a smaller --align than {align}")
+        if len({site.kind for site in analysis.sites}) < 2:
+            ways.append("--granularity both")
         raise ConfigError(
             f"{OPTIONS[budget.quantity]} {budget.share:g} cannot be reached: the smallest network "
             f"that these gates allow keeps {least / budget.dense:.4f} of the {budget.quantity}; "
-            "choose a larger target or --granularity both"
+            f"choose {' or '.join(ways)}"
         )
 
 

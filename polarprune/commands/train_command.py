@@ -2,12 +2,16 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from polarprune.commands import train_options as opt
 from polarprune.commands.errors import noting_when_stopped
 from polarprune.commands.options import AsJson, Classes, Data, ImageSize, Model, Weights
 from polarprune.figure_words import cut_figures, sentence, task_figures
 from polarprune.terminal import Terminal, progress_on
+
+if TYPE_CHECKING:
+    from polarprune.runs.train_config import TrainResult
 
 
 def train(
@@ -85,16 +89,21 @@ def train(
         f"residual blocks removed: {result.blocks_removed}.",
         f"{sentence(cut_figures(result.figures))}, "
         f"training MACs {100 * result.train_macs_ratio:.1f} % of dense training.",
-        *_latency_words(result.latency_ratio, result.align),
+        *_latency_words(result, latency_table),
         f"Run folder {result.run}; look at it with: polarprune inspect {result.run}",
     )
     terminal.result(result.as_dict())
 
 
-def _latency_words(ratio: float | None, align: int) -> list[str]:
-    if ratio is None:
+def _latency_words(result: "TrainResult", latency_table: Path | None) -> list[str]:
+    from polarprune.latency_table import read_latency_table
+
+    if result.latency_ratio is None or latency_table is None:
         return []
+    batch = read_latency_table(latency_table).head.get("batch")
+    there = "" if batch is None else f" --batch {batch}"
     return [
-        f"Predicted latency {100 * ratio:.1f} % of the dense network's, channel counts in "
-        f"multiples of {align}; measure it with: polarprune bench"
+        f"Predicted latency {100 * result.latency_ratio:.1f} % of the dense network's, channel "
+        f"counts in multiples of {result.align}; measure it with: polarprune bench {result.run}"
+        f"{there}"
     ]

@@ -193,6 +193,19 @@ def test_a_budget_of_parameters_that_cannot_be_reached_says_what_can(gated: Gate
         check_reachable(gated.analysis, 1, parameters_budget(gated, 0.001))
 
 
+def test_only_what_would_help_is_advised(gated: GatedNetwork) -> None:
+    budget = parameters_budget(gated, 0.001)
+    for align, advice in (
+        (1, "choose a larger target$"),
+        (8, "target or a smaller --align than 8$"),
+    ):
+        with pytest.raises(ConfigError, match=advice):
+            check_reachable(gated.analysis, align, budget)
+    channels = polarprune.attach_gates(small(_block), image(), blocks=False)
+    with pytest.raises(ConfigError, match=r"choose a larger target or --granularity both$"):
+        check_reachable(channels.analysis, 1, channels.macs_budget(1e-9))
+
+
 def test_a_block_goes_with_the_channels_that_it_cannot_do_without(gated: GatedNetwork) -> None:
     names = [site.name for site in gated.sites]
     block, inner = (names.index(n) for n in (gated.sites[0].name, "one"))

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,13 @@ import torch
 from digit_runs import Killed, config, kill_in_epoch
 
 import polarprune
+from polarprune.commands.train_command import _latency_words
 from polarprune.errors import ConfigError
 from polarprune.graph.geometry import Geometry
 from polarprune.latency_cost import LatencyCircuit
 from polarprune.latency_table import LatencyTable, LayerPoint
 from polarprune.runs.run_folder import RunFolder
+from polarprune.runs.train_config import TrainResult
 from polarprune.runs.training import train
 
 BLOCK = 4  # channels that the made-up device computes at once
@@ -48,6 +51,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LatencyTab
     train(config(folder / "run", target_latency=0.6, latency_table=folder / "table.json",
                  target=None, align=None))  # fmt: skip
     return folder / "run", table
+
+
+@pytest.mark.parametrize(("head", "end"), [({}, ""), ({"batch": 64}, " --batch 64")])
+def test_whoever_bounds_latency_is_told_how_to_measure_it(
+    finished: tuple[Path, LatencyTable], head: dict[str, int], end: str, tmp_path: Path
+) -> None:
+    run, table = finished
+    replace(table, head={**table.head, **head}).write(tmp_path / "table.json")
+    result = TrainResult.from_dict({"run": str(run), **RunFolder(run).result})
+    [words] = _latency_words(result, tmp_path / "table.json")
+    assert words.endswith(f"measure it with: polarprune bench {run}{end}")
 
 
 def test_the_network_keeps_the_bound_by_the_table(finished: tuple[Path, LatencyTable]) -> None:
