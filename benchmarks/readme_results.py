@@ -9,9 +9,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks.graph_results import graph_core_line
 from benchmarks.latency_target import ROWS as LATENCY_ROWS
 from benchmarks.pareto.settings import EPOCHS
 from benchmarks.recorded_runs import mean_of, read_results
+from benchmarks.records import load_record
 from benchmarks.serving.summary import words as serving_words
 from benchmarks.unet_membrane import TARGETS
 
@@ -20,12 +22,6 @@ README = HERE.parent / "README.md"
 PAGE = HERE.parent / "docs" / "results.md"
 UNIFORM_CUTS = HERE / "results" / "gpu" / "uniform_cuts.jsonl"
 BLOCK = re.compile(r"(<!-- results:begin -->\n).*?(<!-- results:end -->)", re.DOTALL)
-
-
-def load(name: str) -> dict[str, Any]:
-    """One record."""
-    record: dict[str, Any] = json.loads((HERE / "results" / f"{name}.json").read_text())
-    return record
 
 
 def machine(record: dict[str, Any]) -> str:
@@ -44,8 +40,8 @@ def timed(row: dict[str, Any]) -> str:
 
 def headline_table() -> list[str]:
     """What was bounded in training, what that did to accuracy, and what it did to the time."""
-    record = load("latency_target")
-    dense = next(row for row in load("pareto")["rows"] if row["name"] == "dense")
+    record = load_record("latency_target")
+    dense = next(row for row in load_record("pareto")["rows"] if row["name"] == "dense")
     head = record["table"]
     lines = [
         f"ResNet-20 trained on CIFAR-10 in one pass of {EPOCHS} epochs (test images used once, on "
@@ -82,7 +78,7 @@ def headline_table() -> list[str]:
 
 def explained_line() -> list[str]:
     """How well a table foresees, and what `bench --explain` is for."""
-    found = load("predicted_latency")
+    found = load_record("predicted_latency")
     names = {"align 1": "counts as they fall", "align 8": "multiples of 8"}
     words = "; ".join(
         f"{names[name]}: median error {100 * each['table']['median']:.1f} %, "
@@ -100,7 +96,7 @@ def explained_line() -> list[str]:
 
 def demo_line() -> list[str]:
     """Dense against pruned, as `make demo` shows it."""
-    demo = load("demo")
+    demo = load_record("demo")
     dense = demo["dense"]
     rows = ", ".join(f"at batch {row['batch']} {timed(row)}" for row in demo["rows"])
     return [
@@ -114,7 +110,7 @@ def demo_line() -> list[str]:
 
 def alignment_line() -> list[str]:
     """Latency against the multiple that kept channel counts are rounded up to."""
-    runs = load("alignment")["runs"]
+    runs = load_record("alignment")["runs"]
     found = ", ".join(
         f"{run['align']}: {timed({row['batch']: row for row in run['rows']}[64])} "
         f"({100 * run['result']['macs_ratio']:.0f} % of the MACs kept)"
@@ -128,7 +124,7 @@ def alignment_line() -> list[str]:
 
 def resnet50_cuts() -> str:
     """What a cut to half of the MACs does to ResNet-50 on a CPU, ours and Torch-Pruning's."""
-    record = load("resnet50_cuts")
+    record = load_record("resnet50_cuts")
     rows = {row["name"]: row["latency"] for row in record["rows"]}
 
     def words(names: dict[str, str]) -> str:
@@ -156,7 +152,7 @@ def gpu_cuts() -> str:
     """What cuts do to ResNet-50 on a GPU, by what is cut; of the newer record if there is one."""
     if UNIFORM_CUTS.exists():
         return uniform_gpu_cuts(UNIFORM_CUTS)
-    record = load("gpu/latency")
+    record = load_record("gpu/latency")
     rows = [row for row in record["rows"] if row["network"] == "resnet50"]
     found = "; ".join(
         f"{cut} ({100 * record['networks']['resnet50'][cut]['macs_ratio']:.0f} % of the MACs kept) "
@@ -209,7 +205,7 @@ def _timed_or_not(row: dict[str, Any]) -> str:
 
 def study_table() -> list[str]:
     """One pass on CIFAR-10 beside dense, narrowed and Torch-Pruning, all with one recipe."""
-    rows = {row["name"]: row for row in load("pareto")["rows"]}
+    rows = {row["name"]: row for row in load_record("pareto")["rows"]}
     rivals = [row for row in rows.values() if row["group"] == "torch-pruning"]
     best = max(rivals, key=lambda row: row["mean"], default={"name": ""})["name"]
     shown = (
@@ -289,62 +285,12 @@ def real_resnet18() -> str:
     )
 
 
-def graph_core_line() -> list[str]:
-    """What can be cut, how exactly, how fast: one paragraph from three records."""
-    return [" ".join([coverage(), random_graphs(), surgery_speed()])]
-
-
-def coverage() -> str:
-    """How many networks of the zoos can be cut."""
-    found = load("coverage")["summary"]
-    return (
-        f"{found['networks']} networks of torchvision and timm with a random half of their "
-        f"channels cut: {found['exact']} exact in float64, {found['refused']} with something "
-        f"refused as a whole, {found['WRONG']} wrong, {found['crash'] + found['timeout']} crashed "
-        "or out of time; [the table](benchmarks/results/coverage.md)."
-    )
-
-
-def random_graphs() -> str:
-    """Networks that nobody wrote."""
-    record = load("random_graphs")
-    found = record["outcomes"]
-    return (
-        f"{record['n']:,} networks put together at random from the same operators, "
-        f"{record['cuts']:,} cuts: {found['exact']:,} exact (largest relative error "
-        f"{record['largest_relative_error']:.0e}), {found['refused']} refused, "
-        f"{found['wrong']} wrong, {found['crash']} crashed."
-    )
-
-
-def surgery_speed() -> str:
-    """What attach and collapse cost, beside Torch-Pruning."""
-    record = load("surgery_speed")
-    rows = {row["network"]: row for row in record["rows"]}
-    parts = []
-    for name, text in (
-        ("resnet50", "ResNet-50"),
-        ("densenet201", "DenseNet-201"),
-        ("efficientnet_b0", "EfficientNet-B0"),
-    ):
-        ratio = rows[name]["theirs_over_ours"]
-        parts.append(
-            f"{rows[name]['median_s']['ours']['total_s']:.2f} s for {text}, "
-            f"{ratio['speedup']:.1f} times as fast [{ratio['ci_low']:.1f}, {ratio['ci_high']:.1f}]"
-        )
-    return (
-        "Attach and collapse against Torch-Pruning's MagnitudePruner at half of the channels "
-        f"(paired, n = {record['n']}, one thread): {'; '.join(parts)}; "
-        "[all](benchmarks/results/surgery_speed.png)."
-    )
-
-
 def resnet56() -> str:
     """The published network through our exporter, and exact cuts of it."""
-    record = load("resnet56_export")
+    record = load_record("resnet56_export")
     worst = max(cut["max_rel_error"] for cut in record["random_cuts"])
     lower = ", ".join(
-        f"{name} {100 * load(f'precisions/resnet56.dense.{name}-0')['result']['top1']:.2f} %"
+        f"{name} {100 * load_record(f'precisions/resnet56.dense.{name}-0')['result']['top1']:.2f} %"
         for name in ("fp16", "bf16", "int8")
     )
     return (
@@ -364,7 +310,7 @@ def serving_line() -> list[str]:
 
 def narrower_line() -> str:
     """What the simplest rival makes of the same MACs, which is not flattering."""
-    rows = {row["name"]: row for row in load("pareto")["rows"]}
+    rows = {row["name"]: row for row in load_record("pareto")["rows"]}
     words = ", ".join(
         f"{rows[name]['what']} {rows[name]['minus_narrowed']}" for name in ("ours", "relaxation")
     )

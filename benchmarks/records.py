@@ -1,12 +1,22 @@
-"""What every record says about where it was made."""
+"""Records: what each says about where it was made, and how one is read."""
 
+import json
 import os
 import platform
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torchvision
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def load_record(name: str) -> dict[str, Any]:
+    """One record of `benchmarks/results`, by its path there without `.json`."""
+    record: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return record
 
 
 def describe_machine() -> dict[str, Any]:

@@ -35,7 +35,10 @@ CONTROL_PATHS = tuple(f"/v2/repository/models/{{model}}/{verb}" for verb in ("lo
 
 
 def make_routes(repository: Repository) -> Starlette:
-    """All of them, over one repository; none is left to a thread: they belong to its loop."""
+    """All of them, over one repository; none is left to a thread: they belong to its loop.
+
+    It is as long as there are routes: one line of its own for each.
+    """
 
     async def live(_: Request) -> Response:
         return JSONResponse({"live": not repository.broken}, 503 if repository.broken else 200)
