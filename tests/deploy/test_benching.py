@@ -15,6 +15,8 @@ from polarprune.errors import BundleError, ConfigError
 from polarprune.lowering import plain_network
 from polarprune_deploy import Comparison, bench
 
+pytestmark = pytest.mark.usefixtures("brief_timing")
+
 ROW = {
     "backend", "device", "precision", "batch", "against_ms", "ms", "speedup", "ci_low", "ci_high",
     "verdict", "control",
