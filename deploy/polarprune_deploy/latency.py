@@ -188,9 +188,7 @@ def check_request(batch: int, rounds: int, scenario: str) -> None:
         raise ConfigError(f"single_stream sends one image at a time, got batch {batch}; use 1")
 
 
-def check_feasible(
-    runners: Sequence[Runner], batch: int, rounds: int, max_seconds: float = MAX_SECONDS
-) -> None:
+def check_feasible(runners: Sequence[Runner], batch: int, rounds: int) -> None:
     """Refuse what would take too long, by two runs of each network, before anything is timed.
 
     Raises:
@@ -208,7 +206,7 @@ def check_feasible(
             times.append((time.perf_counter_ns() - start) / 1e6)
         run_ms.append(min(times))
     # A control for each candidate runs beside it.
-    calibrate([*run_ms, *run_ms[1:]], rounds, max_seconds)
+    calibrate([*run_ms, *run_ms[1:]], rounds, MAX_SECONDS)
 
 
 def _runs_apart(scenario: str, rounds: int) -> int:

@@ -133,7 +133,7 @@ def read_facts(path: Path, latency: MeasuredLatency | None) -> ReportFacts:
 def _read_head(run: RunFolder) -> RunHead:
     path = run.path / RUN_FILE
     try:
-        head: RunHead = build_known(RunHead, run.document, "it")
+        head: RunHead = build_known(RunHead, run.document)
     except ValueError as error:
         raise RunFolderError(f"{path}: {error}; put the file right") from error
     names = [head.config.get("model"), head.config.get("data")]
