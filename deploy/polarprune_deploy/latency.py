@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from polarprune.collecting import paused_collection
 from polarprune.errors import ConfigError
 from polarprune_deploy.backends.input_making import inputs_for, random_inputs
 from polarprune_deploy.backends.runners import Array, DeviceTimed, Runner
@@ -32,7 +33,6 @@ from polarprune_deploy.timing import (
     Race,
     calibrate,
     enter,
-    no_garbage_collection,
     time_rounds,
     warm_up,
 )
@@ -99,7 +99,7 @@ def compare_latency(
         errors = check_outputs(field.against, field.pairs, field.inputs)
         watcher = monitor(field.against.runner.device)
         evict = eviction(cache, field.against.runner.device)
-        with no_garbage_collection():
+        with paused_collection():
             before = None if watcher is None else watcher.look()
             stolen_before, begun = stolen(), clock()
             warm_ups = _warm_all(field, clock, watcher, batch, progress)

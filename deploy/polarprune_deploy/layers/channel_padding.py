@@ -12,22 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from polarprune_deploy.layers.layers_onnx import infer_shapes
+from polarprune_deploy.layers.layers_onnx import ACTIVATIONS, infer_shapes
 
 if TYPE_CHECKING:
     import onnx
 
-_ALIKE = frozenset(
+_ALIKE = ACTIVATIONS.union(
     [
-        "Relu",
-        "LeakyRelu",
-        "Sigmoid",
-        "Tanh",
-        "Clip",
-        "HardSigmoid",
-        "HardSwish",
-        "Elu",
-        "Gelu",
         "Identity",
         "Cast",
         "MaxPool",
