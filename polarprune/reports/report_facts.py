@@ -25,7 +25,7 @@ _LARGEST_SIDE = 1 << 16
 
 @dataclass(frozen=True)
 class ResultLine:
-    """`result` of run.json (train_config.TrainResult says what is what)."""
+    """What is shown of `result` in run.json (train_config.TrainResult says what is what)."""
 
     dense_macs: int
     macs: int
@@ -44,8 +44,6 @@ class ResultLine:
     pixel_agreement: float | None = None
     dynamic_top1: float | None = None
     dynamic_miou: float | None = None
-    dynamic_macs_ratio: float | None = None
-    forecast_macs_ratio: float | None = None
 
 
 @dataclass(frozen=True)
