@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from deployed_bundles import convolution, engine_info, write_bundle_of
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from small_bundles import write_small_bundle
 
 from polarprune.manifest import BatchProfile, FileEntry, Manifest, TensorSpec, write_manifest
 from polarprune_deploy import timing
@@ -194,6 +196,18 @@ def convolutions(tmp_path: Path) -> Callable[..., Path]:
         return write_convolutions(tmp_path / f"net-{stem}.onnx", layers, **options)  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A bundle with an engine of TensorRT-RTX, which is no plan."""
+    return write_small_bundle(tmp_path / "small")
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    """A bundle with an engine of TensorRT."""
+    return write_bundle_of(tmp_path / "plan", convolution(), engine=engine_info())
 
 
 @pytest.fixture

@@ -259,7 +259,7 @@ def test_what_is_too_slow_at_the_largest_batch_is_said_before_anything_is_timed(
     from polarprune.errors import Refused
     from polarprune_deploy import latency
 
-    monkeypatch.setattr(latency.check_feasible, "__defaults__", (1e-3,))
+    monkeypatch.setattr(latency, "MAX_SECONDS", 1e-3)
     monkeypatch.setattr("polarprune_deploy.benching.compare_latency", None)
     with pytest.raises(Refused, match=r"40 rounds would take .* use a smaller batch"):
         bench(bundle, bundle, batches=(1, 4), threads=1)
