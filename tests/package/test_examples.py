@@ -12,7 +12,7 @@ import torch
 import polarprune
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-EPOCHS = 2
+EPOCHS = 3
 
 
 @pytest.mark.slow

@@ -21,14 +21,14 @@ HEAD = {"part": "cifar", "what": "a test", "device": "a device", "dry_run": True
 
 @pytest.mark.slow
 def test_a_run_that_time_stopped_is_packed_and_goes_on(tmp_path: Path) -> None:
-    options = {"model": "resnet20", "data": "digits", "epochs": 1, "device": "cpu",
+    options = {"model": "digit_runs:resnet8", "data": "digits", "epochs": 1, "device": "cpu",
                "image_size": 8}  # fmt: skip
     record = RecordFile(tmp_path / "out" / "cifar.jsonl", HEAD)
 
     def jobs(work: Path, ends: float) -> list[Any]:
         return cifar.jobs_left(["dense"], range(1), record, work, ends, options, None)
 
-    (job,) = jobs(tmp_path / "first", time.time() + 2.0)
+    (job,) = jobs(tmp_path / "first", time.time() + 4.0)
     (amid,) = [replace(job, config=replace(job.config, epochs=200))]
     stopped = cifar.train_until(amid)
     assert "dense-0" in stopped["stopped"]
@@ -49,7 +49,7 @@ def test_a_run_that_time_stopped_is_packed_and_goes_on(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_run_that_fails_does_not_cost_the_others_theirs(tmp_path: Path) -> None:
     record = RecordFile(tmp_path / "cifar.jsonl", HEAD)
-    options = {"model": "resnet20", "epochs": 1, "device": "cpu", "image_size": 8}
+    options = {"model": "digit_runs:resnet8", "epochs": 1, "device": "cpu", "image_size": 8}
 
     def job(row: str, data: str) -> Any:
         ends = time.time() + 100.0
