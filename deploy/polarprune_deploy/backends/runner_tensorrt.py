@@ -146,8 +146,8 @@ class TensorRtRunner:
         if not fitting:
             ranges = ", ".join(f"{p.min} to {p.max}" for p in self.profiles)
             raise ConfigError(
-                f"the engine of {self.name} takes batches of {ranges}, got {batch}; "
-                "export it with another --batch"
+                f"the engine of {self.name} takes batches of {ranges}, got --batch {batch}; "
+                "export it with a larger range, as --batch 1:8:64"
             )
         return min(fitting)[1]
 
@@ -223,7 +223,9 @@ class EngineRun:
             context.set_input_shape(spec.name, tuple(tensor.shape))
         missing = context.infer_shapes()
         if missing:
-            raise ConfigError(f"the engine does not tell the shapes of {', '.join(missing)}")
+            raise ConfigError(
+                f"the engine does not tell the shapes of {', '.join(missing)}; export again"
+            )
         self._outputs = [spec.name for spec in outputs]
         for spec in outputs:
             shape = tuple(int(side) for side in context.get_tensor_shape(spec.name))
