@@ -19,11 +19,13 @@ def read_token(path: Path | None, shortest: int) -> bytes | None:
     try:
         token = path.read_bytes().strip()
     except OSError as error:
-        raise ConfigError(f"--token-file {path} cannot be read ({error.strerror})") from None
+        raise ConfigError(
+            f"--token-file {path} cannot be read ({error.strerror}); give a file with a token"
+        ) from None
     # Anything else would end the header line, and begin one of its own.
     if len(token) < shortest or not all(32 < byte < 127 for byte in token):
         raise ConfigError(
             f"--token-file {path} must hold one token of printable ASCII without spaces, at least "
-            f"{shortest} long, got {len(token)} bytes; make one with: openssl rand -hex 32"
+            f"{shortest} long, got {len(token)} bytes"
         )
     return token

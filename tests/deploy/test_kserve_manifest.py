@@ -353,7 +353,7 @@ def test_the_schema_would_catch_a_misspelt_field_anywhere(image: str | None) -> 
 
 
 BAD_OPTIONS = [
-    ({"runtime": "mlserver"}, "--runtime must be polarprune or triton, got 'mlserver'"),
+    ({"runtime": "mlserver"}, "--runtime must be one of polarprune, triton, got 'mlserver'"),
     ({"runtime": "triton"}, "give --storage-uri"),
     ({**ON_TRITON, "image": "net:1"}, "--image is not for --runtime triton"),
     ({"gpus": 1}, "--gpus is for --runtime triton"),
@@ -367,7 +367,7 @@ BAD_OPTIONS = [
     ({"storage_uri": "s3://"}, "--storage-uri must begin with one of s3://"),
     ({"min_replicas": 0}, "--min-replicas must be from 1"),
     ({"min_replicas": 4}, "--max-replicas must be from 4"),
-    ({"scale_metric": "rps"}, "--scale-metric must be cpu or memory"),
+    ({"scale_metric": "rps"}, "--scale-metric must be one of cpu, memory, got"),
     ({"scale_target": 101}, "--scale-target must be from 1 to 100"),
     ({"cpu": "two"}, "--cpu must be a quantity"),
     ({"cpu": "2Gi"}, "--cpu must be a quantity"),

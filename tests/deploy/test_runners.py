@@ -155,7 +155,7 @@ def test_a_session_that_fell_back_is_refused(bundle: Path, monkeypatch: pytest.M
     [
         ({"backend": "onnx"}, "backend must be one of"),
         ({"device": "tpu"}, "device must be one of"),
-        ({"threads": 0}, "threads must be at least 1, got 0"),
+        ({"threads": 0}, "--threads must be at least 1, got 0"),
     ],
 )
 def test_values_out_of_range_are_refused(
@@ -243,7 +243,7 @@ def test_a_closed_runner_says_so(bundle: Path) -> None:
 def test_a_fixed_batch_is_refused_by_name(convolutions: Callable[..., Path]) -> None:
     runner = load_runner(convolutions(1, batch=2), threads=1)
     assert random_inputs(runner, 2, np.random.default_rng(0))["input"].shape[0] == 2
-    with pytest.raises(ConfigError, match="exported for batches of 2, got batch 8"):
+    with pytest.raises(ConfigError, match="exported for batches of 2 alone, got --batch 8; export it"):
         random_inputs(runner, 8, np.random.default_rng(0))
 
 

@@ -207,7 +207,7 @@ def _block_seconds(warm: Sequence[Block], clients: int, rounds: int) -> float:
     if needed > MAX_SECONDS:
         raise Refused(
             f"{rounds} rounds would take {needed:.0f} s, over the {MAX_SECONDS:.0f} s allowed; "
-            "use a smaller --batch, or fewer --clients or --rounds"
+            "use a smaller --batch or fewer --clients"
         )
     return seconds
 

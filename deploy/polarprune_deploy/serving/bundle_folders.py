@@ -63,7 +63,7 @@ class Seen:
             (self.misnamed, "its name cannot be a model's; rename it to up to 128 letters, digits, "
              "'.', '-' and '_', but not to stats"),
             (self.misplaced, "its name is no version; rename it to 1, 2, ..."),
-            (self.nested, "lies in another bundle; give each a folder of its own, as NAME/1 and NAME/2"),
+            (self.nested, "lies in another bundle; give each its own folder, as NAME/1 and NAME/2"),
         )  # fmt: skip
         return [
             f"the folder {quote(name)} holds a bundle, and {why}"

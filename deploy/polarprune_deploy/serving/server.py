@@ -101,7 +101,9 @@ def _check_source(source: Path) -> None:
     try:
         seen = find_bundles(source)
     except OSError as error:
-        raise BundleError(f"{source} cannot be read ({error.strerror}); give a folder") from None
+        raise BundleError(
+            f"{source} cannot be read ({error.strerror}); give a bundle, or a folder of bundles"
+        ) from None
     if seen.bundles:
         return
     for words in seen.passed_over:

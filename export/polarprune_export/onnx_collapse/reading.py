@@ -35,7 +35,9 @@ def read_model(path: Path) -> "tuple[onnx.ModelProto, bool]":
     try:
         model = onnx.load_model_from_string(path.read_bytes())
     except DecodeError as error:
-        raise Refused(f"{path} is no ONNX file, or a truncated one ({first_line(error)})") from None
+        raise Refused(
+            f"{path} is no ONNX file, or a truncated one ({first_line(error)}); name another"
+        ) from None
     _check_graph(model, path)
     external = load_external(model, path)
     return model, external

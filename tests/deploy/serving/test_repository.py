@@ -95,7 +95,7 @@ def test_names_that_are_not_plain_are_said_once_and_hidden_ones_ignored(
     serve(folder, work)
     warned = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert len(warned) == 5
-    assert all("cannot be a model's name" in words and "\n" not in words for words in warned)
+    assert all("its name cannot be a model's; rename it" in words and "\n" not in words for words in warned)
 
 
 def test_bundles_beside_the_versions_of_a_model_are_said_once_to_be_none(
@@ -112,7 +112,7 @@ def test_bundles_beside_the_versions_of_a_model_are_said_once_to_be_none(
     serve(folder, work)
     warned = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert [words.split("'")[1] for words in warned] == ["net/v3", "only/01"]
-    assert all("its name is no version: rename it to 1, 2, ..." in words for words in warned)
+    assert all("its name is no version; rename it to 1, 2, ..." in words for words in warned)
 
 
 def test_links_are_followed_and_keep_their_own_names(stock: Path, folder: Path) -> None:
@@ -167,8 +167,8 @@ def test_an_engine_that_cannot_run_here_is_refused_or_its_onnx_file_served(
         )
         for served in (strict, lenient):
             await served.repository.look()
-        assert "the engine of net cannot be served here" in strict.reason()
-        assert strict.reason().endswith("; or serve its ONNX file: --fallback")
+        assert "the engine cannot be served here" in strict.reason()
+        assert strict.reason().endswith("; or serve the ONNX file: --fallback")
         assert "--device cpu" not in strict.reason(), "engines run on no CPU"
         assert (await lenient.ask("net"))[0] == 0
         assert lenient.repository.get("net").facts.platform == "onnxruntime_onnx"

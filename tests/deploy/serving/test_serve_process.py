@@ -380,9 +380,9 @@ def test_a_token_file_that_is_none_is_refused_in_one_line(
 def test_options_out_of_range_are_refused_in_one_line(serve: Any, folder: Path) -> None:
     for words, *options in (
         ("--backend must be one of", "--backend", "torch"),
-        ("--http-port must be 0 to 65535", "--http-port", "70000"),
-        ("the ports must differ", "--http-port", "8002"),
-        ("--grpc-port must be 0 to 65535, or -1 for none, got -2", "--grpc-port", "-2"),
+        ("--http-port must be from 0 to 65535, got", "--http-port", "70000"),
+        ("--metrics-port must differ, got 8002, 8001, 8002", "--http-port", "8002"),
+        ("--grpc-port must be from 0 to 65535, or -1 for none, got -2", "--grpc-port", "-2"),
         ("--drain-seconds must be from 0 to 1000000, got -1", "--drain-seconds", "-1"),
         ("--drain-seconds must be from 0 to 1000000, got inf", "--drain-seconds", "inf"),
         ("--window-ms must be from 0 to 1000000, got nan", "--window-ms", "nan"),
