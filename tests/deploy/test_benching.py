@@ -198,7 +198,10 @@ def test_a_model_is_exported_before_it_is_compared(bundle: Path, factory: str) -
         ({"mode": "fast"}, "mode must be one of eager, graph, compile"),
         ({"cache": "hot"}, "cache must be one of warm, cold, got 'hot'"),
         ({"scenario": "server"}, "scenario must be one of offline, single_stream, got 'server'"),
-        ({"scenario": "single_stream", "batches": (8,)}, "one image at a time, got --batch 8; give 1"),
+        (
+            {"scenario": "single_stream", "batches": (8,)},
+            "one image at a time, got --batch 8; give 1",
+        ),
         ({"builds": 0}, "--builds must be at least 1, got 0"),
         ({"rounds": 39}, "--rounds must be at least 40, got 39"),
         ({"precision": "fp16"}, "--precision is for --backend torch"),

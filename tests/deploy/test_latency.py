@@ -283,7 +283,10 @@ def test_sides_that_differ_in_more_than_the_network_are_refused(
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"rounds": 39}, "--rounds must be at least 40, got 39"), ({"batch": 0}, "--batch must be at least 1, got 0")],
+    [
+        ({"rounds": 39}, "--rounds must be at least 40, got 39"),
+        ({"batch": 0}, "--batch must be at least 1, got 0"),
+    ],
 )
 def test_requests_out_of_range_are_refused(
     options: dict[str, int],

@@ -94,7 +94,9 @@ def test_two_engines_are_compared_with_device_time_beside_host_latency() -> None
 
 def test_a_batch_outside_of_all_profiles_is_refused() -> None:
     runner = TensorRtRunner(ENGINE, fake_module("tensorrt"), gpu=CpuGpu())
-    with pytest.raises(ConfigError, match="takes batches of 1 to 1, 1 to 16, got --batch 17; export it"):
+    with pytest.raises(
+        ConfigError, match="takes batches of 1 to 1, 1 to 16, got --batch 17; export it"
+    ):
         runner.prepare(random_inputs(runner, 17, np.random.default_rng(0)))
     assert taken_batches(runner, (1, 8, 64)) == (1, 8)
     assert taken_batches(runner, (32, 64)) == (1,)

@@ -243,7 +243,9 @@ def test_a_closed_runner_says_so(bundle: Path) -> None:
 def test_a_fixed_batch_is_refused_by_name(convolutions: Callable[..., Path]) -> None:
     runner = load_runner(convolutions(1, batch=2), threads=1)
     assert random_inputs(runner, 2, np.random.default_rng(0))["input"].shape[0] == 2
-    with pytest.raises(ConfigError, match="exported for batches of 2 alone, got --batch 8; export it"):
+    with pytest.raises(
+        ConfigError, match="exported for batches of 2 alone, got --batch 8; export it"
+    ):
         random_inputs(runner, 8, np.random.default_rng(0))
 
 

@@ -114,7 +114,7 @@ def test_the_cards_can_be_chosen(written: Path, tmp_path: Path) -> None:
     assert "capability 12.0, 8.9 (" in report.runs_on
     with pytest.raises(Refused, match=r"build for 9\.0; it builds for 8\.6, 8\.9, 12\.0"):
         build_engine(written, out_path=tmp_path / "n", runtime="tensorrt_rtx", targets=("9.0",))
-    with pytest.raises(Refused, match="has no engine compatibility 'version'"):
+    with pytest.raises(Refused, match="--engine-compat version is not for TensorRT-RTX"):
         build_engine(
             written, out_path=tmp_path / "n", runtime="tensorrt_rtx", compatibility="version"
         )
@@ -131,7 +131,10 @@ def test_what_cannot_be_built_is_refused_before_anything_is_exported(
     monkeypatch.setattr("polarprune_export.bundle.write_onnx", None)
     for options, words in (
         (EngineOptions("tensorrt_rtx", ("9.0",)), "cannot build for"),
-        (EngineOptions("tensorrt_rtx", None, "version"), "has no engine compatibility"),
+        (
+            EngineOptions("tensorrt_rtx", None, "version"),
+            "--engine-compat version is not for TensorRT-RTX",
+        ),
     ):
         with pytest.raises(Refused, match=words):
             write_bundle(plain, tmp_path / "b", example, contents, engine=options)

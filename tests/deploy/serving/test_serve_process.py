@@ -367,6 +367,20 @@ def test_what_is_no_bundle_is_refused_in_one_line(serve: Any, folder: Path, tmp_
     assert "'net/v1' holds a bundle, and its name is no version" in serve(str(tmp_path / "third"))
 
 
+def test_what_the_operator_may_not_have_meant_is_warned_of(folder: Path) -> None:
+    (folder / "net").rename(folder / "infer")
+    with Served(folder, "--host", "0.0.0.0", "--batch-size", "65") as server:
+        server.wait_for("serving", model="infer")
+        warned = [e["message"] for e in server.events() if e.get("level") == "warning"]
+        assert len(warned) == 2
+        assert warned[0].startswith("--host 0.0.0.0 without --token-file: ")
+        assert warned[1] == (
+            "--batch-size 65 is more than the 8 images that infer takes at once; it gets 8"
+        )
+        assert server.ask("/v2/models/infer").document["name"] == "infer"
+        assert infer(server, "infer", IMAGES[:1]).status == 200
+
+
 def test_a_token_file_that_is_none_is_refused_in_one_line(
     serve: Any, folder: Path, tmp_path: Path
 ) -> None:
