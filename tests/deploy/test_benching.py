@@ -120,7 +120,7 @@ def test_an_edited_bundle_is_refused_and_leaves_no_record(bundle: Path, tmp_path
     with (bundle / "model.onnx").open("ab") as file:
         file.write(b"\0")
     record = tmp_path / "record.jsonl"
-    with pytest.raises(BundleError):
+    with pytest.raises(BundleError, match=r"bytes, the manifest says .* export again"):
         bench(bundle, bundle, record=record)
     assert not record.exists()
 

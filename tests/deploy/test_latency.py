@@ -328,7 +328,7 @@ def test_garbage_collection_is_off_while_timing_and_back_on_after_a_failure(
 
     virtual_comparison(make_runner(device, 5.0), make_runner(device, 5.0), stolen=stolen)
     assert seen == {False}
-    with pytest.raises(Refused):
+    with pytest.raises(Refused, match=r"40 rounds would take .* s allowed; use a smaller --batch"):
         virtual_comparison(make_runner(device, 9e3), make_runner(device, 9e3))
     assert gc.isenabled()
 

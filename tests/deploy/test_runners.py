@@ -225,10 +225,11 @@ def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
 )
 def test_inputs_that_do_not_fit_are_refused(bundle: Path, inputs: dict[str, np.ndarray]) -> None:
     runner = load_runner(bundle, threads=1)
-    with pytest.raises(ConfigError):
-        runner.run(inputs)
-    with pytest.raises(ConfigError):
-        runner.prepare(inputs)
+    for call in (runner.run, runner.prepare):
+        with pytest.raises(
+            ConfigError, match=r"takes the inputs \['input'\], got|must be float32 of"
+        ):
+            call(inputs)
 
 
 def test_a_closed_runner_says_so(bundle: Path) -> None:

@@ -214,7 +214,7 @@ class EngineRun:
         self._handle = gpu.handle(self.stream)
         self._graph: Any = None
         if not context.set_optimization_profile_async(profile, self._handle):
-            raise ConfigError(f"the engine does not take its own profile {profile}; export again")
+            raise BundleError(f"the engine does not take its own profile {profile}; export again")
         self._buffers = {}
         self._inputs = [spec.name for spec in inputs]
         for spec in inputs:
@@ -223,7 +223,7 @@ class EngineRun:
             context.set_input_shape(spec.name, tuple(tensor.shape))
         missing = context.infer_shapes()
         if missing:
-            raise ConfigError(
+            raise BundleError(
                 f"the engine does not tell the shapes of {', '.join(missing)}; export again"
             )
         self._outputs = [spec.name for spec in outputs]
@@ -233,7 +233,7 @@ class EngineRun:
             self._buffers[spec.name] = gpu.place(torch.zeros(shape, dtype=dtype))
         for name, tensor in self._buffers.items():
             if not context.set_tensor_address(name, tensor.data_ptr()):
-                raise ConfigError(f"the engine does not take a buffer for {name}; export again")
+                raise BundleError(f"the engine does not take a buffer for {name}; export again")
         self()
         for name in self._outputs:
             tensor = self._buffers[name]
@@ -248,7 +248,7 @@ class EngineRun:
     def _queue(self) -> None:
         if not self._context.execute_async_v3(self._handle):
             self.stream.synchronize()  # raises CUDA's own error, where that is the reason
-            raise Refused("the engine did not run; its log says why")
+            raise Refused("the engine did not run; export it again here with --format trt")
 
     def submit(self) -> None:
         """Queue one run."""

@@ -237,7 +237,7 @@ class _Service:
         except Exception as error:  # a folder on a network may fail in many ways
             trouble = f"the folder cannot be looked at ({type(error).__name__}: {error})"
             if trouble != self._trouble:  # else it would be said every few seconds
-                log.error("the folder cannot be looked at", exc_info=error)
+                log.error("%s cannot be looked at", self._options.source, exc_info=error)
             self._trouble = trouble
         else:
             self._trouble = ""
@@ -264,7 +264,9 @@ class _Service:
             await asyncio.sleep(options.lame_duck_seconds)
         drained = await repository.close(0 if self.failure else options.drain_seconds)
         if not drained:
-            log.error("not all requests were answered in time")
+            log.error(
+                "not all requests were answered within --drain-seconds %g", options.drain_seconds
+            )
 
     def _break(self, model: str, error: BaseException) -> None:
         log.critical("engine failed", extra={"model": model, "error": str(error)})

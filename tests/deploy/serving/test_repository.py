@@ -199,7 +199,7 @@ def test_an_engine_that_cannot_run_here_is_refused_or_its_onnx_file_served(
 
     run(work())
     (warned,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert warned.startswith("net: its engine cannot run here (")
+    assert warned.startswith("the engine cannot be served here (")
     assert warned.endswith("its ONNX file is served")
 
 
