@@ -124,7 +124,7 @@ def _open_runner(
                 raise type(error)(
                     f"the engine cannot be served here: {error}; or serve the ONNX file: --fallback"
                 ) from error
-            say(f"the engine cannot be served here ({error}); the ONNX file is")
+            say(f"the engine cannot be served here ({error}); its ONNX file is served")
     how = How("onnxruntime", options.device, options.threads)
     check_how(how)
     # The event loop wants the cores too (ResNet-20, 32 clients, 2 cores: 1,192 against 1,000
