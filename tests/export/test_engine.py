@@ -224,7 +224,7 @@ def test_a_missing_runtime_says_what_to_install(
 @pytest.mark.parametrize("batch", [(0, 1, 1), (2, 1, 4), (1, 8, 4)])
 def test_a_profile_out_of_order_is_refused(batch: tuple[int, int, int]) -> None:
     with pytest.raises(
-        ConfigError, match="--batch must be MIN:OPT:MAX with 1 <= MIN|--batch may be up to"
+        ConfigError, match=r"--batch must be MIN:OPT:MAX with 1 <= MIN|--batch may be up to"
     ):
         batch_profiles(batch)
 
