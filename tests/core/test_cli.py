@@ -160,7 +160,7 @@ FAILURES = [
     (["collapse-onnx", "in.onnx"], 2, "error: Missing argument 'OUT.onnx'"),
     (["serve"], 2, "error: Missing argument 'FOLDER_OF_BUNDLES|BUNDLE'"),
     (["serve", "absent"], 1, "error: absent cannot be read (No such file or directory)"),
-    (["serve", ".", "--http-port", "70000"], 1, "error: --http-port must be 0 to 65535"),
+    (["serve", ".", "--http-port", "70000"], 1, "error: --http-port must be from 0 to 65535"),
 ]
 
 
