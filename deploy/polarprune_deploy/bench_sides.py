@@ -19,6 +19,7 @@ from polarprune_deploy.backends.loading import (
     engine_runner,
     load_runner,
     onnx_runner,
+    refuse_onnx,
 )
 from polarprune_deploy.backends.network_bytes import EngineBytes, NetworkBytes, read_network
 from polarprune_deploy.backends.runners import Runner
@@ -56,11 +57,8 @@ def check_source(path: Path, how: How) -> None:
     """
     name = str(path)
     if path.exists():
-        if how.runtime == "torch" and is_exported(path):
-            raise ConfigError(
-                f"{path} holds ONNX, which torch does not run; use --backend onnxruntime, or "
-                "name the run or model that it was exported from"
-            )
+        if how.runtime == "torch":
+            refuse_onnx(path)
         return
     if means_a_path(name):
         raise ConfigError(f"{name} does not exist; give a run folder, a bundle or a model")

@@ -39,11 +39,21 @@ def bench_tables(comparisons: Sequence[Comparison]) -> Iterator["Table | str"]:
                 _interval(device.effect), _interval(device.control), WORDS[device.verdict],
             )  # fmt: skip
     yield table
+    if any(_medians_disagree(one) for one in comparisons):
+        yield (
+            "Where the times of a row point the other way than its ratio: the times are medians of "
+            "each side, the ratio is the median of pairs taken side by side; verdicts go by it."
+        )
     yield from (_reason(one) for one in comparisons)
     for one in comparisons:
         if one.scenario == "single_stream":
             yield from _percentile_lines(one)
     yield _what(first)
+
+
+def _medians_disagree(one: Comparison) -> bool:
+    quantities = (one, one.device_time) if one.device_time is not None else (one,)
+    return any((q.against_ms - q.ms) * (q.effect.speedup - 1) < 0 for q in quantities)
 
 
 def _ms(value: float) -> str:

@@ -7,12 +7,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from polarprune.errors import ConfigError
+from polarprune.option_values import check_range
 from polarprune.runs.run_folder import BENCH_FILE
 from polarprune_deploy.backends.input_making import taken_batches
 from polarprune_deploy.backends.loading import How, check_how
 from polarprune_deploy.backends.runners import Runner
 from polarprune_deploy.bench_sides import SideOpener, check_source, is_run
-from polarprune_deploy.cache_regimes import CACHES
 from polarprune_deploy.comparisons import Comparison
 from polarprune_deploy.environment import describe_environment
 from polarprune_deploy.latency import (
@@ -258,14 +258,9 @@ def _keep(
 
 
 def _check_protocol(protocol: Protocol, sizes: Sequence[int] | None) -> None:
-    if sizes is not None and (not sizes or min(sizes) < 1):
-        raise ConfigError(f"batch sizes must be at least 1, got {list(sizes)}")
-    if protocol.builds < 1:
-        raise ConfigError(f"builds must be at least 1, got {protocol.builds}")
-    if protocol.cache not in CACHES:
-        raise ConfigError(f"cache must be one of {', '.join(CACHES)}, got {protocol.cache!r}")
-    for size in sizes or (1,):
-        check_request(size, protocol.rounds, protocol.scenario)
+    check_range("--builds", protocol.builds, 1)
+    for size in (1,) if sizes is None else sizes or (0,):
+        check_request(size, protocol.rounds, protocol.scenario, protocol.cache)
 
 
 def _check_sources(
@@ -280,4 +275,6 @@ def _check_sources(
         )
     models = [path for path in (candidate, rival) if path and not path.exists()]
     if not models and any(value is not None for value in model_options.values()):
-        raise ConfigError("--num-classes and --image-size belong to a model, and none is named")
+        raise ConfigError(
+            "--num-classes and --image-size belong to a model, and none is named; leave them out"
+        )

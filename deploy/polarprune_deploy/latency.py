@@ -18,9 +18,10 @@ import numpy as np
 
 from polarprune.collecting import paused_collection
 from polarprune.errors import ConfigError
+from polarprune.option_values import check_choice, check_range
 from polarprune_deploy.backends.input_making import inputs_for, random_inputs
 from polarprune_deploy.backends.runners import Array, DeviceTimed, Runner
-from polarprune_deploy.cache_regimes import Eviction, eviction_for
+from polarprune_deploy.cache_regimes import CACHES, Eviction, eviction_for
 from polarprune_deploy.comparisons import Comparison, WarmUp
 from polarprune_deploy.concluding import Circumstances, conclude
 from polarprune_deploy.environment import stolen_seconds, usable_cpus
@@ -88,7 +89,7 @@ def compare_latency(
             what its reference says; nothing has been timed then.
         Refused: the networks are too slow for the rounds to fit into `max_seconds`.
     """
-    check_request(batch, rounds, scenario)
+    check_request(batch, rounds, scenario, cache)
     if len(runners) < 2:
         raise ConfigError(f"a comparison needs two runners or more, got {len(runners)}")
     check_alike(runners, across_precisions)
@@ -174,18 +175,20 @@ def _warm_all(
     return warm_ups
 
 
-def check_request(batch: int, rounds: int, scenario: str) -> None:
+def check_request(batch: int, rounds: int, scenario: str, cache: str) -> None:
     """Refuse numbers and words out of range.
 
     Raises:
         ConfigError: which one.
     """
-    if scenario not in SCENARIOS:
-        raise ConfigError(f"scenario must be one of {', '.join(SCENARIOS)}, got {scenario!r}")
-    if rounds < MIN_ROUNDS:
-        raise ConfigError(f"a comparison needs at least {MIN_ROUNDS} rounds, got {rounds}")
+    check_choice("--scenario", scenario, SCENARIOS)
+    check_choice("--cache", cache, CACHES)
+    check_range("--batch", batch, 1)
+    check_range("--rounds", rounds, MIN_ROUNDS)
     if scenario == "single_stream" and batch != 1:
-        raise ConfigError(f"single_stream sends one image at a time, got batch {batch}; use 1")
+        raise ConfigError(
+            f"--scenario single_stream sends one image at a time, got --batch {batch}; give 1"
+        )
 
 
 def check_feasible(runners: Sequence[Runner], batch: int, rounds: int) -> None:

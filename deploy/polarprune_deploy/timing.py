@@ -126,7 +126,7 @@ def calibrate(
         needed = (shortest * one_pass + untimed * together) * rounds / 1e3
         raise Refused(
             f"{rounds} rounds would take {needed:.0f} s, over the {max_seconds:.0f} s allowed; "
-            "use a smaller batch"
+            "use a smaller --batch"
         )
     return BlockPlan(untimed, min(wanted, affordable), by_itself)
 

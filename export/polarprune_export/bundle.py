@@ -32,6 +32,7 @@ from polarprune.manifest import (
     write_manifest,
 )
 from polarprune.manifest_checks import PRECISIONS
+from polarprune.option_values import check_choice
 from polarprune.tasks import build_task
 from polarprune_export.accuracy import onnx_accuracy, torch_accuracy
 from polarprune_export.base_operators import base_operators, refuse_masks
@@ -216,7 +217,7 @@ def _check_cuts(cuts: Sequence[CertificateLink]) -> None:
         if link.passed is False:
             raise ParityError(
                 f"the certificate chain is broken at {link.stage!r}: the check of that cut failed "
-                f"(error {link.max_rel_error}, tolerance {link.tolerance}); train again"
+                f"(error {link.max_rel_error:.1e}, tolerance {link.tolerance:g}); train again"
             )
 
 
@@ -225,20 +226,17 @@ def _check_contents(contents: BundleContents, channels: int) -> None:
     if contents.preprocessing is not None and len(contents.preprocessing.mean) != channels:
         raise ConfigError(
             f"the preprocessing is for images of {len(contents.preprocessing.mean)} channels, the "
-            f"network takes {channels}"
+            f"network takes {channels}; give data with as many"
         )
-    if contents.precision not in PRECISIONS:
-        raise ConfigError(
-            f"the precision is {contents.precision!r}; it must be one of {', '.join(PRECISIONS)}"
-        )
+    check_choice("--precision", contents.precision, PRECISIONS)
     if contents.max_accuracy_drop is not None and contents.data is None:
-        raise ConfigError("the accuracy drop was bounded without a data set; give --data")
+        raise ConfigError("--max-accuracy-drop is measured on a test split; give --data")
     if contents.precision == "int8" and contents.data is None:
-        raise ConfigError("int8 takes its scales from real images; give --data")
+        raise ConfigError("--precision int8 takes its scales from real images; give --data")
     if contents.embed_preprocess and contents.preprocessing is None:
         raise ConfigError(
-            "the preprocessing is not known, so it cannot be embedded; give --data, or weights "
-            "that say how they were trained"
+            "--embed-preprocess needs the mean and std of the training images, and they are not "
+            "known; give --data, or --weights that say them"
         )
     _check_cuts(contents.cuts)
 
@@ -293,12 +291,14 @@ def _accuracy_after(
     if contents.max_accuracy_drop is not None and before is not None:
         figure = build_task(contents.data.task).headline
         was, now = before.figures[figure], accuracy.figures[figure]
-        drop = 100 * (was - now)
-        if drop > contents.max_accuracy_drop:
+        drop = was - now
+        if 100 * drop > contents.max_accuracy_drop:
+            pruned = "pruned " if contents.cuts else ""
             raise ParityError(
-                f"{WORDS[figure]} falls by {drop:.2f} points on {contents.data.name} ({was:.4f} to "
-                f"{now:.4f}), {contents.max_accuracy_drop:g} are allowed; "
-                "export with another precision or allow more"
+                f"{WORDS[figure]} on {contents.data.name} is {100 * drop:.2f} points below that of "
+                f"the {pruned}network in float32 before export ({was:.4f} to {now:.4f}), "
+                f"{contents.max_accuracy_drop:g} are allowed; choose another --precision, or a "
+                "larger --max-accuracy-drop"
             )
     return accuracy
 

@@ -162,12 +162,11 @@ def batch_profiles(batch: tuple[int, int, int]) -> tuple[BatchProfile, ...]:
     low, opt, high = batch
     if not 1 <= low <= opt <= high:
         raise ConfigError(
-            f"the batch profile is {low}:{opt}:{high}; "
-            "it must be MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX"
+            f"--batch must be MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX, got {low}:{opt}:{high}"
         )
     most = LARGEST_FIXED if low == high else LARGEST_BATCH
     if high > most:
-        raise ConfigError(f"the largest batch is {high} images; it may be up to {most}")
+        raise ConfigError(f"--batch may be up to {most} images, got {high}")
     whole = BatchProfile(low, opt, high)
     one = BatchProfile(1, 1, 1)
     return (one, whole) if low == 1 < high else (whole,)

@@ -6,7 +6,8 @@ some speed (NVIDIA's words; not measured by us).
 
 from typing import Any
 
-from polarprune.errors import ConfigError, Refused
+from polarprune.errors import Refused
+from polarprune.option_values import check_choice
 
 COMPATIBILITIES = ("none", "version", "ampere+", "same-cc")
 """Nothing; later TensorRT of the same major; every GPU from 8.0 on; the same compute capability."""
@@ -20,10 +21,7 @@ def check_compatibility(compatibility: str) -> None:
     Raises:
         ConfigError: it is not.
     """
-    if compatibility not in COMPATIBILITIES:
-        raise ConfigError(
-            f"unknown engine compatibility {compatibility!r}; it is {', '.join(COMPATIBILITIES)}"
-        )
+    check_choice("--engine-compat", compatibility, COMPATIBILITIES)
 
 
 def set_compatibility(trt: Any, runtime: str, config: Any, compatibility: str) -> None:
@@ -38,9 +36,9 @@ def set_compatibility(trt: Any, runtime: str, config: Any, compatibility: str) -
         # Measured with 1.7: a version-compatible build fails for want of libnvinfer_lean, and the
         # hardware level is answered with a warning and ignored.
         raise Refused(
-            f"TensorRT-RTX has no engine compatibility {compatibility!r}: its engines are compiled "
-            "on the card where they are loaded and are built anew for each release; leave "
-            "--engine-compat out and choose cards with --gpu"
+            f"--engine-compat {compatibility} is not for TensorRT-RTX: its engines are compiled on "
+            "the card where they are loaded and are built anew for each release; leave it out and "
+            "choose cards with --gpu"
         )
     if compatibility == "version":
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
@@ -48,8 +46,8 @@ def set_compatibility(trt: Any, runtime: str, config: Any, compatibility: str) -
     level = getattr(trt.HardwareCompatibilityLevel, _LEVELS[compatibility], None)
     if level is None:
         raise Refused(
-            f"TensorRT {trt.__version__} has no {_LEVELS[compatibility]}; "
-            "install a newer one or choose another --engine-compat"
+            f"TensorRT {trt.__version__} has no --engine-compat {compatibility}; install a newer "
+            "one or choose another"
         )
     config.hardware_compatibility_level = level
 

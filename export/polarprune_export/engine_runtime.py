@@ -42,7 +42,7 @@ def import_runtime(runtime: str) -> tuple[str, Any]:
             return name, import_module(name)
         except (ImportError, OSError) as error:  # bindings without libraries raise OSError
             why = (str(error).splitlines() or ["no reason given"])[0]
-            reasons.append(f"{name} cannot be imported ({why}); `{INSTALL[name]}` installs it")
+            reasons.append(f"{name} cannot be imported ({why}); run: {INSTALL[name]}")
     raise BackendUnavailable(f"no TensorRT to build with: {'; '.join(reasons)}")
 
 

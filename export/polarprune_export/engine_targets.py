@@ -26,7 +26,8 @@ def parse_targets(values: Sequence[str]) -> tuple[str, ...]:
     targets = [part.strip() for value in values for part in value.split(",")]
     if not all(targets):
         raise ConfigError(
-            f"a compute capability is empty in {', '.join(map(repr, values))}; give them as 8.6,8.9"
+            f"--gpu must be compute capabilities with commas, as 8.6,8.9, got "
+            f"{', '.join(map(repr, values))}"
         )
     return tuple(dict.fromkeys(targets))
 
@@ -70,8 +71,8 @@ def _choose_rtx(trt: Any, config: Any, targets: Sequence[str] | None) -> tuple[s
     unknown = [target for target in wanted if target not in known]
     if unknown or not wanted:
         raise Refused(
-            f"TensorRT-RTX {trt.__version__} cannot build for {', '.join(unknown) or 'no GPU'}; "
-            f"it builds for {', '.join(known)}"
+            f"TensorRT-RTX {trt.__version__} cannot build for --gpu {', '.join(unknown) or 'none'}"
+            f"; it builds for {', '.join(known)}"
         )
     config.num_compute_capabilities = len(wanted)
     for i, capability in enumerate(wanted):

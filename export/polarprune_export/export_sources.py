@@ -11,6 +11,7 @@ from torch import nn
 
 from polarprune.errors import ConfigError, RunFolderError
 from polarprune.manifest import CertificateLink, Preprocessing, is_bundle
+from polarprune.option_values import check_range, refuse_given
 from polarprune.runs.run_folder import CUTS_FILE, RUN_FILE, RunFolder, means_a_path
 
 if TYPE_CHECKING:
@@ -57,9 +58,7 @@ def open_source(
         if is_bundle(Path(source)) and not (Path(source) / RUN_FILE).exists():
             raise RunFolderError(f"{source} is a bundle already; give the run or model to export")
         given = {"--weights": weights, "--num-classes": num_classes, "--image-size": image_size}
-        for option, value in given.items():
-            if value is not None:
-                raise ConfigError(f"{option} belongs to a model, and {source} is a run; leave it")
+        refuse_given(given, f"belongs to a model, and {source} is a run")
         return _open_run(Path(source), data)
     if means_a_path(str(source)):
         raise RunFolderError(f"{source} is no run folder; give one, or a model's name")
@@ -101,8 +100,7 @@ def _open_model(
 ) -> ExportSource:
     from polarprune import networks
 
-    if image_size is not None and image_size < 1:
-        raise ConfigError(f"the image size is {image_size}; it must be at least 1")
+    check_range("--image-size", image_size, 1)
     network = networks.build_network(name, num_classes, weights).eval()
     count = networks.default_classes(name) if num_classes is None else num_classes
     channels, height, width = networks.input_size(name)

@@ -9,6 +9,7 @@ import torch
 from polarprune.errors import ConfigError
 from polarprune.manifest import Manifest
 from polarprune.manifest_checks import PRECISIONS
+from polarprune.option_values import check_choice, check_range
 from polarprune_export.bundle import ONNX_NAME, BundleContents, Progress, write_bundle
 from polarprune_export.engine import EngineOptions, batch_profiles
 from polarprune_export.engine_compatibility import check_compatibility
@@ -57,16 +58,9 @@ def export_bundle(
     Raises:
         PolarpruneError: one line that says what is wrong; nothing is left half-written.
     """
-    if format not in FORMATS:
-        raise ConfigError(f"the format is {format!r}; it must be {' or '.join(FORMATS)}")
-    if precision not in PRECISIONS:
-        raise ConfigError(
-            f"the precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}"
-        )
-    if max_accuracy_drop is not None and not 0 <= max_accuracy_drop <= 100:
-        raise ConfigError(
-            f"the accuracy drop is {max_accuracy_drop:g} points; it must be from 0 to 100"
-        )
+    check_choice("--format", format, FORMATS)
+    check_choice("--precision", precision, PRECISIONS)
+    check_range("--max-accuracy-drop", max_accuracy_drop, 0, 100, " points")
     engine = _engine_options(format, gpus, engine_compat)
     sizes = parse_batch(batch)
     opened = open_source(
@@ -108,7 +102,7 @@ def parse_batch(batch: str | tuple[int, int, int]) -> tuple[int, int, int]:
         parts = batch.split(":")
         if len(parts) not in (1, 3) or not all(part.strip().isdecimal() for part in parts):
             raise ConfigError(
-                f"the batch profile is {batch!r}; it must be MIN:OPT:MAX, as 1:8:64, or one number"
+                f"--batch must be MIN:OPT:MAX, as 1:8:64, or one number, got {batch!r}"
             )
         low, opt, high = (int(part) for part in (parts if len(parts) == 3 else parts * 3))
         batch = (low, opt, high)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from polarprune.errors import BackendUnavailable
+from polarprune.optional_packages import import_package
 from polarprune_export.onnx_session import open_session, run_session
 
 if TYPE_CHECKING:
@@ -72,13 +72,7 @@ def simplify(model: "onnx.ModelProto") -> "onnx.ModelProto | None":
     Raises:
         BackendUnavailable: onnxsim, or ONNX Runtime, which does the comparing, is not installed.
     """
-    try:
-        import onnxsim
-    except ImportError as error:
-        raise BackendUnavailable(
-            f"onnxsim cannot be imported ({error}); run: pip install onnxsim"
-        ) from None
-
+    onnxsim = import_package("onnxsim", "pip install onnxsim")
     simplified: onnx.ModelProto = onnxsim.simplify(model)[0]
     if len(simplified.graph.node) >= len(model.graph.node):
         return None

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from polarprune.errors import BackendUnavailable, Refused
+from polarprune.errors import Refused
+from polarprune.optional_packages import import_package
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -28,14 +29,9 @@ def require_onnxruntime() -> Any:
     Raises:
         BackendUnavailable: it is not installed.
     """
-    try:
-        import onnxruntime
-    except (ImportError, OSError) as error:
-        raise BackendUnavailable(
-            f"ONNX Runtime cannot be imported ({_first_line(error)}); "
-            "`pip install 'polarprune[cpu]'` installs it (`[gpu]` for CUDA; never both)"
-        ) from None
-    return onnxruntime
+    return import_package(
+        "onnxruntime", "pip install 'polarprune[cpu]' ('polarprune[gpu]' for CUDA; never both)"
+    )
 
 
 def open_session(
@@ -78,7 +74,9 @@ def run_session(
     """
     inputs = session.get_inputs()
     if len(inputs) != 1:
-        raise Refused(f"the model has {len(inputs)} inputs, only those with one image can be run")
+        raise Refused(
+            f"the model has {len(inputs)} inputs, only those with one, an image, can be run"
+        )
     name, size = inputs[0].name, inputs[0].shape[0]
     fixed = size if isinstance(size, int) else None
     parts = []

@@ -159,7 +159,7 @@ def _export(
             )
     except (ImportError, ModuleNotFoundError) as error:
         raise BackendUnavailable(
-            f"the ONNX exporter cannot be imported ({error}); `pip install onnx onnxscript`"
+            f"the ONNX exporter cannot be imported ({error}); run: pip install onnx onnxscript"
         ) from None
     except Exception as error:  # the exporter wraps whatever went wrong in its own classes
         cause = error.__cause__ or error

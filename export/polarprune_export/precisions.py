@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polarprune.errors import ConfigError, Refused
+from polarprune.errors import Refused
 from polarprune_export.half_emulation import emulate_half
 from polarprune_export.half_precision import LARGEST, lower_to_half
 from polarprune_export.onnx_session import Array, split_batch
@@ -49,12 +49,10 @@ class Samples:
     Attributes:
         calibration: (n, c, h, w) float32; real ones, or random ones where there are none.
         held_out: other real ones, which say whether what was chosen is good enough.
-        real: whether these are real images.
     """
 
     calibration: Array
     held_out: Array
-    real: bool
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,6 @@ def lower_precision(
         precision: any but fp32.
 
     Raises:
-        ConfigError: int8 without real images.
         Refused: no weights can have that precision.
     """
     from onnx import ModelProto
@@ -84,8 +81,6 @@ def lower_precision(
     lowered = ModelProto()
     lowered.CopyFrom(model)
     if precision == "int8":
-        if not samples.real:
-            raise ConfigError("int8 takes its scales from real images; give --data")
         with tempfile.TemporaryDirectory() as folder:
             quantizer = Quantizer(lowered, samples.calibration, Path(folder))
             choice = choose_int8(lowered, quantizer, samples.held_out, progress)

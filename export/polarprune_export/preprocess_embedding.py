@@ -28,10 +28,15 @@ def embed_preprocessing(model: "onnx.ModelProto", preprocessing: Preprocessing) 
     sizes = graph.input[0].type.tensor_type.shape.dim
     kind = graph.input[0].type.tensor_type.elem_type
     if len(graph.input) != 1 or kind != TensorProto.FLOAT or len(sizes) != 4:
-        raise Refused("preprocessing can be embedded where the one input is float32 images only")
+        raise Refused(
+            "--embed-preprocess is for networks with one input, float32 images; leave it out"
+        )
     batch, channels, height, width = (size.dim_param or size.dim_value for size in sizes)
     if channels != 3:
-        raise Refused(f"preprocessing is for images of 3 channels, the network reads {channels}")
+        raise Refused(
+            f"--embed-preprocess is for images of 3 channels, the network reads {channels}; leave "
+            "it out"
+        )
     name = graph.input[0].name
     taken = {t.name for t in graph.initializer} | {n for node in graph.node for n in node.output}
     taken |= {name}

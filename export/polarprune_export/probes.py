@@ -72,7 +72,7 @@ def draw_samples(
         count = count_for_side(RANDOM_IMAGES, shape[-1])
         generator = np.random.default_rng(RANDOM_SEED + 1)
         noise = generator.standard_normal((count, *shape)).astype(np.float32)
-        return Samples(noise, noise[:0], real=False)
+        return Samples(noise, noise[:0])
     wanted = count_for_side(CALIBRATION_IMAGES + HELD_OUT_IMAGES, data.image_size)
     pixels = data.train.raw(min(wanted, len(data.train)))[0].numpy()
     if len(pixels) < 2:
@@ -81,4 +81,4 @@ def draw_samples(
     calibration, held_out = (
         normalise_pixels(part, preprocessing) for part in (pixels[third], pixels[~third])
     )
-    return Samples(calibration, held_out, real=True)
+    return Samples(calibration, held_out)

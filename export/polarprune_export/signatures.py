@@ -13,8 +13,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polarprune.errors import BackendUnavailable, BundleError, ConfigError
+from polarprune.errors import BundleError, ConfigError
 from polarprune.manifest import MANIFEST_NAME, SIGNATURE_NAME, Manifest, read_manifest_bytes
+from polarprune.optional_packages import import_package
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import (
@@ -148,16 +149,15 @@ def _read_key(path: Path | str) -> bytes:
 
 def _cryptography() -> tuple[Any, Any, type[Exception]]:
     """Serialization, ed25519, and what is raised where a signature does not fit."""
-    try:
-        from cryptography.exceptions import InvalidSignature
-        from cryptography.hazmat.primitives import serialization
-        from cryptography.hazmat.primitives.asymmetric import ed25519
-    except (ImportError, OSError) as error:
-        raise BackendUnavailable(
-            f"signatures need the package cryptography ({_words(error)}); "
-            "run: pip install 'polarprune[sign]'"
-        ) from None
-    return serialization, ed25519, InvalidSignature
+    exceptions, serialization, ed25519 = (
+        import_package(f"cryptography.{part}", "pip install 'polarprune[sign]'")
+        for part in (
+            "exceptions",
+            "hazmat.primitives.serialization",
+            "hazmat.primitives.asymmetric.ed25519",
+        )
+    )
+    return serialization, ed25519, exceptions.InvalidSignature
 
 
 def _words(error: Exception) -> str:

@@ -26,9 +26,9 @@ def inspect(
     """Show gate sites and MACs, or a bundle's content.
 
     Of a model or run: sites, units, what was kept, MACs and refusals. Of a bundle: files, digests,
-    certificate, where it runs, preprocessing and classes.
+    certificate, where it runs, preprocessing and classes; files that were changed end it with 1.
     """
-    from polarprune.inspection.inspecting import BundleInspection, inspect_source
+    from polarprune.inspection.inspecting import BundleInspection, check_files, inspect_source
     from polarprune.inspection.inspection_page import check_page_path, write_page
     from polarprune.inspection.inspection_tables import bundle_tables, network_tables
 
@@ -45,3 +45,5 @@ def inspect(
     if html is not None:
         terminal.show(f"Page: {html}")
     terminal.result(found.as_dict())
+    if isinstance(found, BundleInspection):
+        check_files(found)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from polarprune.errors import BundleError, ConfigError, RunFolderError
 from polarprune.figure_words import WORDS
 from polarprune.manifest import Manifest, is_bundle, read_manifest, read_verified
+from polarprune.option_values import check_range, refuse_given
 from polarprune.runs.run_folder import PRUNED, RUN_FILE, RunFolder, means_a_path
 
 if TYPE_CHECKING:
@@ -143,9 +144,8 @@ def inspect_source(
         if means_a_path(source):
             raise RunFolderError(f"{source} does not exist; give a run folder, a bundle or a model")
         return inspect_model(source, num_classes, image_size)
-    for option, value in (("--num-classes", num_classes), ("--image-size", image_size)):
-        if value is not None:
-            raise ConfigError(f"{option} belongs to a model, and {source} is a folder; leave it")
+    given = {"--num-classes": num_classes, "--image-size": image_size}
+    refuse_given(given, f"belongs to a model, and {source} is a folder")
     if is_bundle(path):
         return inspect_bundle(path)
     if (path / RUN_FILE).exists():
@@ -159,8 +159,7 @@ def inspect_model(name: str, num_classes: int | None, image_size: int | None) ->
     """The sites of a network by its name, with nothing decided."""
     from polarprune.networks import build_network, input_size
 
-    if image_size is not None and image_size < 1:
-        raise ConfigError(f"--image-size must be at least 1, got {image_size}")
+    check_range("--image-size", image_size, 1)
     channels, height, width = input_size(name)
     shape = (channels, image_size or height, image_size or width)
     return _inspect_network("model", name, build_network(name, num_classes=num_classes), shape)
@@ -206,6 +205,17 @@ def inspect_bundle(folder: Path) -> BundleInspection:
             problem = str(error)
         files.append(FileRow(name, entry.size, problem))
     return BundleInspection(manifest, tuple(files))
+
+
+def check_files(found: BundleInspection) -> None:
+    """Refuse, once it has been shown, a bundle whose files are not those of its manifest.
+
+    Raises:
+        BundleError: what is wrong with which file.
+    """
+    problems = [file.problem for file in found.files if file.problem is not None]
+    if problems:
+        raise BundleError("; ".join(problems))
 
 
 def _inspect_network(

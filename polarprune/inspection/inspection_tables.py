@@ -97,7 +97,6 @@ def bundle_tables(found: BundleInspection) -> Iterator[Table | str]:
     for file in found.files:
         files.add_row(file.name, "ok" if file.problem is None else "NOT OK", f"{file.bytes:,}")
     yield files
-    yield from (f"{file.problem}" for file in found.files if file.problem is not None)
     chain = make_table(
         "certificate",
         ["stage", "against", "inputs", "passed"],

@@ -48,6 +48,14 @@ def test_each_quantity_is_a_labelled_line_and_each_verdict_has_its_reason(compar
     assert "warm caches, 40 paired rounds" in got
 
 
+def test_medians_that_point_the_other_way_than_the_ratio_are_explained(compare: Compare) -> None:
+    one = compare()
+    assert one.effect.speedup > 1
+    assert "point the other way" not in words(one)
+    got = words(replace(one, ms=one.against_ms * 1.01))
+    assert "point the other way than its ratio: the times are medians of each side" in got
+
+
 def test_what_differs_from_the_usual_is_said(compare: Compare) -> None:
     cold = replace(compare(), cache="cold", evicted_bytes=256 << 20, against_precision="fp16")
     got = words(combine_builds([cold, cold]))

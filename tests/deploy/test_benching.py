@@ -95,7 +95,7 @@ def test_a_bundle_needs_something_to_compare_with(bundle: Path) -> None:
 
 @pytest.mark.parametrize("batches", [(), (0,), (1, -8)])
 def test_batch_sizes_out_of_range_are_refused(bundle: Path, batches: tuple[int, ...]) -> None:
-    with pytest.raises(ConfigError, match="batch sizes must be at least 1"):
+    with pytest.raises(ConfigError, match="--batch must be at least 1, got"):
         bench(bundle, bundle, batches=batches)
 
 
@@ -122,7 +122,7 @@ def test_an_edited_bundle_is_refused_and_leaves_no_record(bundle: Path, tmp_path
     with (bundle / "model.onnx").open("ab") as file:
         file.write(b"\0")
     record = tmp_path / "record.jsonl"
-    with pytest.raises(BundleError):
+    with pytest.raises(BundleError, match=r"bytes, the manifest says .* export again"):
         bench(bundle, bundle, record=record)
     assert not record.exists()
 
@@ -200,11 +200,14 @@ def test_a_model_is_exported_before_it_is_compared(bundle: Path, factory: str) -
         ({"mode": "fast"}, "mode must be one of eager, graph, compile"),
         ({"cache": "hot"}, "cache must be one of warm, cold, got 'hot'"),
         ({"scenario": "server"}, "scenario must be one of offline, single_stream, got 'server'"),
-        ({"scenario": "single_stream", "batches": (8,)}, "one image at a time, got batch 8"),
-        ({"builds": 0}, "builds must be at least 1, got 0"),
-        ({"rounds": 39}, "at least 40 rounds, got 39"),
+        (
+            {"scenario": "single_stream", "batches": (8,)},
+            "one image at a time, got --batch 8; give 1",
+        ),
+        ({"builds": 0}, "--builds must be at least 1, got 0"),
+        ({"rounds": 39}, "--rounds must be at least 40, got 39"),
         ({"precision": "fp16"}, "--precision is for --backend torch"),
-        ({"mode": "compile"}, "--mode compile is for --backend torch, got onnxruntime"),
+        ({"mode": "compile"}, "--mode compile is for --backend torch, got --backend onnxruntime"),
         ({"mode": "graph"}, "--mode graph records a CUDA graph"),
         ({"record": "nowhere/x.jsonl"}, "the folder nowhere does not exist; make it first"),
         ({"record": "."}, "--record takes a file, and . is a folder"),
@@ -261,7 +264,7 @@ def test_what_is_too_slow_at_the_largest_batch_is_said_before_anything_is_timed(
 
     monkeypatch.setattr(latency, "MAX_SECONDS", 1e-3)
     monkeypatch.setattr("polarprune_deploy.benching.compare_latency", None)
-    with pytest.raises(Refused, match=r"40 rounds would take .* use a smaller batch"):
+    with pytest.raises(Refused, match=r"40 rounds would take .* use a smaller --batch"):
         bench(bundle, bundle, batches=(1, 4), threads=1)
 
 

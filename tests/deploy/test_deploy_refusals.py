@@ -39,7 +39,7 @@ BAD_FOR_TRITON: list[tuple[dict[str, Any], str]] = [
     ({"options": TritonOptions(device="cpu", accelerate=True)}, "does not go with --device cpu"),
 ]
 BAD_FOR_KSERVE: list[tuple[dict[str, Any], str]] = [
-    ({"runtime": "mlserver"}, "--runtime must be polarprune or triton, got 'mlserver'"),
+    ({"runtime": "mlserver"}, "--runtime must be one of polarprune, triton, got 'mlserver'"),
     ({"runtime": "triton"}, "give --storage-uri"),
     ({**ON_TRITON, "image": "net:1"}, "--image is not for --runtime triton"),
     ({"gpus": 1}, "--gpus is for --runtime triton"),
@@ -53,7 +53,7 @@ BAD_FOR_KSERVE: list[tuple[dict[str, Any], str]] = [
     ({"storage_uri": "s3://"}, "--storage-uri must begin with one of s3://"),
     ({"min_replicas": 0}, "--min-replicas must be from 1"),
     ({"min_replicas": 4}, "--max-replicas must be from 4"),
-    ({"scale_metric": "rps"}, "--scale-metric must be cpu or memory"),
+    ({"scale_metric": "rps"}, "--scale-metric must be one of cpu, memory, got"),
     ({"scale_target": 101}, "--scale-target must be from 1 to 100"),
     ({"cpu": "two"}, "--cpu must be a quantity"),
     ({"cpu": "2Gi"}, "--cpu must be a quantity"),

@@ -283,7 +283,10 @@ def test_sides_that_differ_in_more_than_the_network_are_refused(
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"rounds": 39}, "at least 40 rounds, got 39"), ({"batch": 0}, "at least 1, got 0")],
+    [
+        ({"rounds": 39}, "--rounds must be at least 40, got 39"),
+        ({"batch": 0}, "--batch must be at least 1, got 0"),
+    ],
 )
 def test_requests_out_of_range_are_refused(
     options: dict[str, int],
@@ -325,7 +328,7 @@ def test_garbage_collection_is_off_while_timing_and_back_on_after_a_failure(
 
     virtual_comparison(make_runner(device, 5.0), make_runner(device, 5.0), stolen=stolen)
     assert seen == {False}
-    with pytest.raises(Refused):
+    with pytest.raises(Refused, match=r"40 rounds would take .* s allowed; use a smaller --batch"):
         virtual_comparison(make_runner(device, 9e3), make_runner(device, 9e3))
     assert gc.isenabled()
 

@@ -94,7 +94,9 @@ def test_two_engines_are_compared_with_device_time_beside_host_latency() -> None
 
 def test_a_batch_outside_of_all_profiles_is_refused() -> None:
     runner = TensorRtRunner(ENGINE, fake_module("tensorrt"), gpu=CpuGpu())
-    with pytest.raises(ConfigError, match="takes batches of 1 to 1, 1 to 16, got 17"):
+    with pytest.raises(
+        ConfigError, match="takes batches of 1 to 1, 1 to 16, got --batch 17; export it"
+    ):
         runner.prepare(random_inputs(runner, 17, np.random.default_rng(0)))
     assert taken_batches(runner, (1, 8, 64)) == (1, 8)
     assert taken_batches(runner, (32, 64)) == (1,)
@@ -107,7 +109,7 @@ def test_a_batch_outside_of_all_profiles_is_refused() -> None:
 )
 def test_inputs_that_do_not_fit_are_refused(inputs: dict[str, Any]) -> None:
     runner = TensorRtRunner(ENGINE, fake_module("tensorrt"), gpu=CpuGpu())
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match=r"takes the inputs \['image'\], got|must be float32 of"):
         runner.run(inputs)
     runner.close()
     with pytest.raises(ConfigError, match="closed"):

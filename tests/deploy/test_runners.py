@@ -155,7 +155,7 @@ def test_a_session_that_fell_back_is_refused(bundle: Path, monkeypatch: pytest.M
     [
         ({"backend": "onnx"}, "backend must be one of"),
         ({"device": "tpu"}, "device must be one of"),
-        ({"threads": 0}, "threads must be at least 1, got 0"),
+        ({"threads": 0}, "--threads must be at least 1, got 0"),
     ],
 )
 def test_values_out_of_range_are_refused(
@@ -225,10 +225,11 @@ def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
 )
 def test_inputs_that_do_not_fit_are_refused(bundle: Path, inputs: dict[str, np.ndarray]) -> None:
     runner = load_runner(bundle, threads=1)
-    with pytest.raises(ConfigError):
-        runner.run(inputs)
-    with pytest.raises(ConfigError):
-        runner.prepare(inputs)
+    for call in (runner.run, runner.prepare):
+        with pytest.raises(
+            ConfigError, match=r"takes the inputs \['input'\], got|must be float32 of"
+        ):
+            call(inputs)
 
 
 def test_a_closed_runner_says_so(bundle: Path) -> None:
@@ -243,7 +244,9 @@ def test_a_closed_runner_says_so(bundle: Path) -> None:
 def test_a_fixed_batch_is_refused_by_name(convolutions: Callable[..., Path]) -> None:
     runner = load_runner(convolutions(1, batch=2), threads=1)
     assert random_inputs(runner, 2, np.random.default_rng(0))["input"].shape[0] == 2
-    with pytest.raises(ConfigError, match="exported for batches of 2, got batch 8"):
+    with pytest.raises(
+        ConfigError, match="exported for batches of 2 alone, got --batch 8; export it"
+    ):
         random_inputs(runner, 8, np.random.default_rng(0))
 
 

@@ -58,7 +58,7 @@ def test_single_stream_is_of_single_images(
 ) -> None:
     device = make_device(4)
     runners = make_runner(device, 8.0), make_runner(device, 4.0)
-    with pytest.raises(ConfigError, match="one image at a time, got batch 8"):
+    with pytest.raises(ConfigError, match="one image at a time, got --batch 8; give 1"):
         virtual_comparison(*runners, batch=8, scenario="single_stream")
 
 

@@ -101,7 +101,7 @@ def test_swapping_the_sides_inverts_ratio_and_interval() -> None:
     ids=["unpaired", "zero", "nan"],
 )
 def test_times_that_cannot_be_paired_are_refused(first: list[float], second: list[float]) -> None:
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match=r"paired times must be two equal rows|not a positive"):
         paired_ratio(first, second, confidence=0.95)
 
 

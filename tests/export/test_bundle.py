@@ -139,7 +139,7 @@ def store_weights_beside(path: Path, model: onnx.ModelProto) -> None:
     [
         (change_a_weight, ParityError, "stored reference"),
         (plant_an_identity, Refused, "Identity 'gate'"),
-        (store_weights_beside, BundleError, "model.onnx"),
+        (store_weights_beside, BundleError, "is kept in another file, which no digest covers"),
     ],
 )
 def test_a_forged_digest_does_not_help(

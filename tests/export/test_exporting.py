@@ -130,17 +130,17 @@ def test_a_network_by_name_needs_no_data_and_the_paths_open_from_here(
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "format": ({"format": "tflite"}, "format"),
-    "precision": ({"precision": "fp8"}, "it must be one of fp32, fp16, bf16, int8"),
+    "format": ({"format": "tflite"}, "--format must be one of onnx, trt, got"),
+    "precision": ({"precision": "fp8"}, "--precision must be one of fp32, fp16, bf16, int8"),
     "int8 without images": ({"precision": "int8"}, "int8 takes its scales from real images; give"),
-    "unknown preprocessing": ({"embed_preprocess": True}, "so it cannot be embedded; give --data"),
+    "unknown preprocessing": ({"embed_preprocess": True}, "--embed-preprocess needs the mean"),
     "batch text": ({"batch": "1:x:8"}, "MIN:OPT:MAX"),
     "batch order": ({"batch": "8:4:16"}, "MIN <= OPT"),
     "batch zero": ({"batch": (0, 1, 2)}, "1 <= MIN"),
-    "drop": ({"max_accuracy_drop": 101}, "from 0 to 100"),
-    "drop without data": ({"max_accuracy_drop": 1.0}, "--data"),
+    "drop": ({"max_accuracy_drop": 101}, "--max-accuracy-drop must be from 0 to 100 points"),
+    "drop without data": ({"max_accuracy_drop": 1.0}, "measured on a test split; give --data"),
     "model": ({"source": "resnet21"}, "unknown model 'resnet21'"),
-    "image size": ({"image_size": 0}, "image size"),
+    "image size": ({"image_size": 0}, "--image-size must be at least 1"),
     "classes": ({"num_classes": 7, "data": "digits"}, "10 classes"),
     "data": ({"data": "no-such-folder"}, "no-such-folder"),
 }

@@ -130,7 +130,7 @@ def test_an_overflow_is_caught_where_a_cpu_would_not_show_it(tmp_path: Path) -> 
 def test_what_overflows_stays_in_float32_and_is_named(tmp_path: Path) -> None:
     net, images = Loud().eval(), _images()
     model = _written(net, tmp_path, "fp16")
-    lowered = lower_precision(model, "fp16", Samples(images, images[:0], real=False))
+    lowered = lower_precision(model, "fp16", Samples(images, images[:0]))
     assert set(lowered.kept) == {"conv_0", "relu_0", "conv_1"}
     assert lowered.why is not None
     kinds = {t.name: t.data_type for t in lowered.model.graph.initializer}
@@ -139,7 +139,7 @@ def test_what_overflows_stays_in_float32_and_is_named(tmp_path: Path) -> None:
     reference = reference_outputs(net.double(), images)[0]
     assert np.abs(_run(lowered.model, images) - reference).max() < 5e-3 * np.abs(reference).max()
     bf16 = lower_precision(
-        _written(net.float(), tmp_path, "bf16"), "bf16", Samples(images, images[:0], real=False)
+        _written(net.float(), tmp_path, "bf16"), "bf16", Samples(images, images[:0])
     )
     assert bf16.kept == ()
 

@@ -227,7 +227,7 @@ def test_images_of_another_depth_are_refused(tmp_path: Path, digits: Dataset) ->
 def test_a_batch_that_nobody_can_mean_is_refused(
     tmp_path: Path, batch: tuple[int, int, int]
 ) -> None:
-    with pytest.raises(ConfigError, match="the largest batch is"):
+    with pytest.raises(ConfigError, match="--batch may be up to"):
         write_bundle(
             Computed(torch.relu), tmp_path / "b", torch.randn(2, 3, SIDE, SIDE),
             BundleContents("net"), batch=batch,

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from polarprune.errors import ConfigError
 from polarprune_export import sensitivity
 from polarprune_export.onnx_session import Array, open_session
 from polarprune_export.onnx_writer import write_onnx
@@ -121,14 +120,8 @@ def test_the_same_network_and_images_give_the_same_bytes(
     plain: fx.GraphModule, tmp_path: Path
 ) -> None:
     model = _written(plain, tmp_path)
-    samples = Samples(_images(32), _images(32, seed=1), real=True)
+    samples = Samples(_images(32), _images(32, seed=1))
     first, second = (lower_precision(model, "int8", samples).model for _ in range(2))
     assert first.SerializeToString(deterministic=True) == second.SerializeToString(
         deterministic=True
     )
-
-
-def test_without_real_images_it_is_refused(plain: fx.GraphModule, tmp_path: Path) -> None:
-    model = _written(plain, tmp_path)
-    with pytest.raises(ConfigError, match="int8 takes its scales from real images; give --data"):
-        lower_precision(model, "int8", Samples(_images(4), _images(0), real=False))

@@ -180,7 +180,7 @@ def test_a_bad_key_stops_an_export_before_it_begins(
 def test_without_cryptography_it_is_said_what_to_install(
     signed: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives", None)
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.serialization", None)
     for call in (lambda: verify_bundle(signed, keys[1]), lambda: load_signing_key(keys[0])):
         with pytest.raises(BackendUnavailable, match=r"pip install 'polarprune\[sign\]'"):
             call()

@@ -15,15 +15,13 @@ def random_inputs(runner: Runner, batch: int, generator: np.random.Generator) ->
     Raises:
         ConfigError: the network does not take this batch size, or leaves another side open.
     """
-    if batch < 1:
-        raise ConfigError(f"batch must be at least 1, got {batch}")
     inputs: dict[str, Array] = {}
     for spec in runner.inputs:
         first, *rest = spec.shape
         if first not in (-1, batch):
             raise ConfigError(
-                f"{runner.name} was exported for batches of {first}, got batch {batch}; "
-                "export it with a dynamic batch"
+                f"{runner.name} was exported for batches of {first} alone, got --batch {batch}; "
+                "export it with a larger range, as --batch 1:8:64"
             )
         if any(side < 0 for side in rest):
             raise ConfigError(

@@ -1,16 +1,18 @@
 """From what a user names to a runner of the backend that was asked for."""
 
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from polarprune.errors import BackendUnavailable, BundleError, ConfigError
+from polarprune.errors import BackendUnavailable, ConfigError
 from polarprune.manifest import is_bundle
+from polarprune.option_values import check_choice, check_range
+from polarprune.optional_packages import import_package
 from polarprune.runs.run_folder import RUN_FILE, RunFolder
 from polarprune_deploy.backends.network_bytes import (
     EngineBytes,
     NetworkBytes,
+    no_signature,
     read_engine,
     read_network,
 )
@@ -59,15 +61,13 @@ def check_how(how: How) -> None:
         BackendUnavailable: a library or device that is not here.
     """
     for option, value, allowed in (
-        ("backend", how.backend, BACKENDS),
-        ("device", how.device, DEVICES),
-        ("mode", how.mode, MODES),
-        ("precision", how.precision or "fp32", PRECISIONS),
+        ("--backend", how.backend, BACKENDS),
+        ("--device", how.device, DEVICES),
+        ("--mode", how.mode, MODES),
+        ("--precision", how.precision or "fp32", PRECISIONS),
     ):
-        if value not in allowed:
-            raise ConfigError(f"{option} must be one of {', '.join(allowed)}, got {value!r}")
-    if how.threads is not None and how.threads < 1:
-        raise ConfigError(f"threads must be at least 1, got {how.threads}")
+        check_choice(option, value, allowed)
+    check_range("--threads", how.threads, 1)
     runtime = how.runtime
     if how.precision is not None and runtime != "torch":
         raise ConfigError(
@@ -75,15 +75,15 @@ def check_how(how: How) -> None:
             "was exported in: polarprune export --precision"
         )
     if "compile" in how.mode and runtime != "torch":
-        raise ConfigError(f"--mode {how.mode} is for --backend torch, got {runtime}")
+        raise ConfigError(f"--mode {how.mode} is for --backend torch, got --backend {runtime}")
     if "graph" in how.mode and (runtime == "onnxruntime" or how.device != "cuda"):
         raise ConfigError(
-            f"--mode {how.mode} records a CUDA graph: for torch, tensorrt and tensorrt_rtx, with "
-            "--device cuda"
+            f"--mode {how.mode} records a CUDA graph; give --device cuda and --backend torch, "
+            "tensorrt or tensorrt_rtx"
         )
     if runtime in ENGINE_BACKENDS:
         if how.device != "cuda":
-            raise ConfigError(f"{runtime} runs on GPUs alone; give --device cuda")
+            raise ConfigError(f"--backend {runtime} runs on GPUs alone; give --device cuda")
         import_engine_runtime(runtime)
     if runtime in ("torch", *ENGINE_BACKENDS) and how.device == "cuda":
         require_gpu("--device cpu" if runtime == "torch" else "--backend onnxruntime")
@@ -97,13 +97,7 @@ def import_engine_runtime(runtime: str) -> Any:
     """
     from polarprune_export.engine_runtime import INSTALL
 
-    try:
-        return import_module(runtime)
-    except (ImportError, OSError) as error:  # bindings without libraries raise OSError
-        reason = (str(error).splitlines() or ["no reason given"])[0]
-        raise BackendUnavailable(
-            f"{runtime} cannot be imported ({reason}); run: {INSTALL[runtime]}"
-        ) from error
+    return import_package(runtime, INSTALL[runtime])
 
 
 def require_gpu(otherwise: str) -> None:
@@ -178,14 +172,23 @@ def engine_runner(engine: EngineBytes, how: How) -> Runner:
     return TensorRtRunner(engine, import_engine_runtime(engine.runtime), mode=how.mode)
 
 
-def _load_torch(path: Path, how: How, public_key: Path | str | None, name: str | None) -> Runner:
+def refuse_onnx(path: Path) -> None:
+    """Refuse what torch does not run.
+
+    Raises:
+        ConfigError: a bundle or an ONNX file.
+    """
     if is_bundle(path) or path.suffix == ".onnx":
         raise ConfigError(
             f"{path} holds ONNX, which torch does not run; use --backend onnxruntime, or name the "
             "run or model that it was exported from"
         )
+
+
+def _load_torch(path: Path, how: How, public_key: Path | str | None, name: str | None) -> Runner:
+    refuse_onnx(path)
     if public_key is not None:
-        raise BundleError(f"{path} is no bundle, so that {public_key} cannot check its signature")
+        raise no_signature(path, public_key)
     from polarprune.network_files import load_network
     from polarprune_deploy.backends.runner_torch import TorchRunner
 

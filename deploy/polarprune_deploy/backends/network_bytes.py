@@ -55,7 +55,7 @@ def read_network(path: Path, public_key: Path | str | None = None) -> NetworkByt
             guard_model(data, str(path))
         return NetworkBytes(manifest.name, data, _digest(data), manifest.precision)
     if public_key is not None:
-        raise BundleError(f"{path} is no bundle, so that {public_key} cannot check its signature")
+        raise no_signature(path, public_key)
     if path.suffix != ".onnx":
         raise BundleError(
             f"{path} is neither a bundle nor an ONNX file; write one with: polarprune export"
@@ -63,9 +63,19 @@ def read_network(path: Path, public_key: Path | str | None = None) -> NetworkByt
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise BundleError(f"{path} cannot be read ({error.strerror})") from None
+        raise BundleError(
+            f"{path} cannot be read ({error.strerror}); give a bundle or an ONNX file"
+        ) from None
     guard_model(data, str(path), foreign=True)
     return NetworkBytes(path.stem, data, _digest(data), None)
+
+
+def no_signature(path: Path, public_key: Path | str) -> BundleError:
+    """The refusal of a key for something that cannot be signed."""
+    return BundleError(
+        f"{path} is no bundle, so that {public_key} cannot check its signature; give a bundle, or "
+        "no public key"
+    )
 
 
 def read_engine(folder: Path, runtime: str, public_key: Path | str | None = None) -> EngineBytes:

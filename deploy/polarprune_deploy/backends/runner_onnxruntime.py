@@ -13,6 +13,7 @@ import numpy as np
 
 from polarprune.errors import BackendUnavailable, BundleError, ConfigError
 from polarprune.manifest import TensorSpec
+from polarprune.optional_packages import import_package
 from polarprune_deploy.backends.input_making import check_inputs
 from polarprune_deploy.backends.network_bytes import NetworkBytes
 from polarprune_deploy.backends.runners import Array
@@ -111,7 +112,7 @@ class OnnxRuntimeRunner:
         if session.get_providers()[0] != wanted:
             raise BackendUnavailable(
                 f"onnxruntime fell back to {session.get_providers()[0]} instead of {wanted}; "
-                "install polarprune[gpu] and a matching CUDA"
+                "install a matching CUDA, and run: pip install 'polarprune[gpu]'"
             )
         return session
 
@@ -188,13 +189,8 @@ class BoundRun:
 
 
 def _onnxruntime(device: str) -> Any:
-    try:
-        ort = importlib.import_module("onnxruntime")
-    except ImportError as error:
-        extra = "cpu" if device == "cpu" else "gpu"
-        raise BackendUnavailable(
-            f"onnxruntime is not installed; run: pip install 'polarprune[{extra}]'"
-        ) from error
+    extra = "cpu" if device == "cpu" else "gpu"
+    ort = import_package("onnxruntime", f"pip install 'polarprune[{extra}]'")
     if PROVIDERS[device] not in ort.get_available_providers():
         raise BackendUnavailable(
             f"this onnxruntime has no {PROVIDERS[device]} for --device {device}; "

@@ -147,8 +147,8 @@ class TensorRtRunner:
         if not fitting:
             ranges = ", ".join(f"{p.min} to {p.max}" for p in self.profiles)
             raise ConfigError(
-                f"the engine of {self.name} takes batches of {ranges}, got {batch}; "
-                "export it with another --batch"
+                f"the engine of {self.name} takes batches of {ranges}, got --batch {batch}; "
+                "export it with a larger range, as --batch 1:8:64"
             )
         return min(fitting)[1]
 
@@ -200,7 +200,7 @@ class EngineRun:
         self._handle = gpu.handle(self.stream)
         self._graph: Any = None
         if not context.set_optimization_profile_async(profile, self._handle):
-            raise ConfigError(f"the engine does not take its own profile {profile}; export again")
+            raise BundleError(f"the engine does not take its own profile {profile}; export again")
         self._buffers = {}
         self._inputs = [spec.name for spec in inputs]
         for spec in inputs:
@@ -209,7 +209,9 @@ class EngineRun:
             context.set_input_shape(spec.name, tuple(tensor.shape))
         missing = context.infer_shapes()
         if missing:
-            raise ConfigError(f"the engine does not tell the shapes of {', '.join(missing)}")
+            raise BundleError(
+                f"the engine does not tell the shapes of {', '.join(missing)}; export again"
+            )
         self._outputs = [spec.name for spec in outputs]
         for spec in outputs:
             shape = tuple(int(side) for side in context.get_tensor_shape(spec.name))
@@ -217,7 +219,7 @@ class EngineRun:
             self._buffers[spec.name] = gpu.place(torch.zeros(shape, dtype=dtype))
         for name, tensor in self._buffers.items():
             if not context.set_tensor_address(name, tensor.data_ptr()):
-                raise ConfigError(f"the engine does not take a buffer for {name}; export again")
+                raise BundleError(f"the engine does not take a buffer for {name}; export again")
         self()
         for name in self._outputs:
             tensor = self._buffers[name]
@@ -232,7 +234,7 @@ class EngineRun:
     def _queue(self) -> None:
         if not self._context.execute_async_v3(self._handle):
             self.stream.synchronize()  # raises CUDA's own error, where that is the reason
-            raise Refused("the engine did not run; its log says why")
+            raise Refused("the engine did not run; export it again here with --format trt")
 
     def submit(self) -> None:
         """Queue one run."""

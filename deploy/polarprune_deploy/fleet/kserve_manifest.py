@@ -8,19 +8,19 @@ kserve/model-repository/              with --runtime triton
 import hashlib
 import shutil
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
 
 import polarprune
-from polarprune.errors import BackendUnavailable, ConfigError, Refused
+from polarprune.errors import ConfigError, Refused
 from polarprune.manifest import (
     MANIFEST_NAME,
     SIGNATURE_NAME,
     Manifest,
     read_verified,
 )
+from polarprune.optional_packages import import_package
 from polarprune_deploy.fleet.checked_manifest import checked_manifest_bytes
 from polarprune_deploy.fleet.kserve_service import KServeOptions, inference_service, service_name
 from polarprune_deploy.fleet.server_image import ServerImage, check_wheel_name, dockerfile
@@ -65,7 +65,7 @@ def write_kserve(
     options = options or KServeOptions()
     options.check()
     wheel = _check_wheel(wheel, options)
-    yaml = _yaml()
+    yaml = import_package("yaml", "pip install 'polarprune[serve]'")
     bundle, out = Path(bundle), Path(out)
     read = read_bundle_model(bundle, public_key)
     check_outside(out, bundle)
@@ -113,7 +113,9 @@ def _check_wheel(wheel: Path | str | None, options: KServeOptions) -> Path | Non
     if wheel is None:
         return None
     if options.runtime == "triton":
-        raise ConfigError("--wheel is for the embedded server's image, not for --runtime triton")
+        raise ConfigError(
+            "--wheel is for the embedded server's image, not for --runtime triton; leave it out"
+        )
     wheel = Path(wheel)
     check_wheel_name(wheel.name)
     if not wheel.is_file():
@@ -208,12 +210,3 @@ def _steps(out: Path, image: str | None, options: KServeOptions) -> list[str]:
         folder = REPOSITORY_FOLDER if image is None else BUNDLES_FOLDER
         steps.append(f"copy what is in {out / folder} to {options.storage_uri}")
     return [*steps, f"kubectl apply --filename {out / SERVICE_FILE}"]
-
-
-def _yaml() -> Any:
-    try:
-        return import_module("yaml")
-    except ImportError as error:
-        raise BackendUnavailable(
-            "PyYAML is not installed; run: pip install 'polarprune[serve]'"
-        ) from error

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from polarprune.errors import ConfigError, quote
+from polarprune.option_values import check_choice, check_range
 from polarprune_deploy.fleet.server_image import (
     GRPC_PORT,
     HTTP_PORT,
@@ -79,8 +80,7 @@ class KServeOptions:
             ("--runtime", self.runtime, RUNTIMES),
             ("--scale-metric", self.scale_metric, SCALE_METRICS),
         ):
-            if word not in allowed:
-                raise ConfigError(f"{option} must be {' or '.join(allowed)}, got {word!r}")
+            check_choice(option, word, allowed)
         for option, value, low, high in (
             ("--min-replicas", self.min_replicas, 1, 10_000),
             ("--max-replicas", self.max_replicas, self.min_replicas, 10_000),
@@ -88,8 +88,7 @@ class KServeOptions:
             ("--gpus", self.gpus or 0, 0, 64),
             ("--drain-seconds", self.drain_seconds, 0, 3600),
         ):
-            if not low <= value <= high:
-                raise ConfigError(f"{option} must be from {low} to {high}, got {value}")
+            check_range(option, value, low, high)
         for option, text, form, example in (
             ("--cpu", self.cpu, CPUS, "2 or 500m"),
             ("--memory", self.memory, MEMORY, "2Gi or 512Mi"),
@@ -115,11 +114,11 @@ class KServeOptions:
                 )
             if self.image is not None:
                 raise ConfigError(
-                    f"--image is not for --runtime triton: {TRITON_RUNTIME} has its own"
+                    f"--image is not for --runtime triton ({TRITON_RUNTIME} is one); leave it out"
                 )
         elif self.gpus:
             raise ConfigError(
-                "--gpus is for --runtime triton; the embedded server's image has CPUs"
+                "--gpus is for --runtime triton; the embedded server's image has CPUs; leave it out"
             )
 
 

@@ -7,9 +7,11 @@ before anybody sees it.
 from dataclasses import dataclass
 from typing import Any
 
-from polarprune.errors import BackendUnavailable, BundleError, ConfigError
+from polarprune.errors import BundleError
 from polarprune.manifest import Manifest, TensorSpec
-from polarprune_deploy.fleet.triton_protocol import message_class
+from polarprune.option_values import check_range
+from polarprune.optional_packages import import_package
+from polarprune_deploy.fleet.triton_protocol import INSTALL, message_class
 from polarprune_deploy.fleet.triton_source import TritonSource
 
 CONFIG_FILE, LABELS_FILE = "config.pbtxt", "labels.txt"
@@ -64,8 +66,7 @@ class TritonOptions:
             ("--timeout-ms", self.timeout_ms, 1, 3_600_000),
             ("--queue-delay-us", self.queue_delay_us, 0, 1_000_000),
         ):
-            if not low <= value <= high:
-                raise ConfigError(f"{option} must be from {low} to {high}, got {value}")
+            check_range(option, value, low, high)
 
 
 def model_config(
@@ -224,10 +225,4 @@ def _scored(source: TritonSource) -> TensorSpec:
 
 
 def _text_format() -> Any:
-    try:
-        from google.protobuf import text_format
-    except ImportError as error:
-        raise BackendUnavailable(
-            "protobuf is not installed; run: pip install 'polarprune[serve]'"
-        ) from error
-    return text_format
+    return import_package("google.protobuf.text_format", INSTALL)

@@ -11,8 +11,9 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from polarprune.errors import BackendUnavailable
+from polarprune.optional_packages import import_package
 
+INSTALL = "pip install 'polarprune[serve]'"
 SERVICE = "inference.GRPCInferenceService"
 DESCRIPTION = "triton_protocol.binpb"
 
@@ -39,12 +40,8 @@ def service_methods() -> list[Any]:
 
 @cache
 def _pool() -> Any:
-    try:
-        from google.protobuf import descriptor_pb2, descriptor_pool
-    except ImportError as error:
-        raise BackendUnavailable(
-            "protobuf is not installed; run: pip install 'polarprune[serve]'"
-        ) from error
+    descriptor_pb2 = import_package("google.protobuf.descriptor_pb2", INSTALL)
+    descriptor_pool = import_package("google.protobuf.descriptor_pool", INSTALL)
     described = descriptor_pb2.FileDescriptorSet.FromString(
         (files("polarprune_deploy.fleet") / DESCRIPTION).read_bytes()
     )

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import polarprune
 from polarprune.errors import BundleError, ConfigError, Refused, quote
 from polarprune.manifest import Manifest, is_bundle
+from polarprune.option_values import check_range
 from polarprune.runs.run_folder import RUN_FILE
 from polarprune_deploy.fleet.checked_manifest import checked_manifest_bytes
 from polarprune_deploy.fleet.triton_config import (
@@ -76,7 +77,7 @@ def write_triton_repository(
 
     options = options or TritonOptions()
     options.check()
-    _check_version(version)
+    check_range("--version", version, 1, LARGEST_VERSION)
     bundle, out = Path(bundle), Path(out)
     read = read_bundle_model(bundle, public_key)
     name = check_model_name(name, read.manifest.name)
@@ -129,11 +130,6 @@ def check_model_name(name: str | None, bundle_name: str) -> str:
             "'-', the first a letter or digit"
         )
     return chosen
-
-
-def _check_version(version: int | None) -> None:
-    if version is not None and not 1 <= version <= LARGEST_VERSION:
-        raise ConfigError(f"--version must be from 1 to {LARGEST_VERSION}, got {version}")
 
 
 def _choose_version(model: Path, taken: list[int], version: int | None) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from polarprune.errors import ConfigError
 from polarprune.manifest import BatchProfile, EngineInfo, Manifest, TensorSpec, read_verified
+from polarprune.option_values import check_choice
 
 if TYPE_CHECKING:
     from polarprune_export.bundle_reading import BundleModel
@@ -71,9 +72,8 @@ def choose_source(
         ConfigError: words that do not go together or do not go with this bundle.
         BundleError: the engine is not what the manifest says.
     """
-    for option, value, allowed in (("backend", backend, BACKENDS), ("device", device, DEVICES)):
-        if value not in allowed:
-            raise ConfigError(f"--{option} must be one of {', '.join(allowed)}, got {value!r}")
+    check_choice("--backend", backend, BACKENDS)
+    check_choice("--device", device, DEVICES)
     engine = read.manifest.engine
     is_plan = engine is not None and engine.runtime == "tensorrt"
     if backend == "tensorrt" and not is_plan:

@@ -34,12 +34,9 @@ def check_explainable(how: How, *, cache: str, across_precisions: bool) -> None:
     elif how.mode != "eager":
         words = f"--mode {how.mode} leaves no layers to be timed; {EXPLAINED}"
     elif cache != "warm":
-        words = f"--explain times warm runs, got --cache {cache}; leave one of the two away"
+        words = f"--explain times warm runs, got --cache {cache}; leave one of the two out"
     elif across_precisions:
-        words = (
-            "--explain compares MACs of one precision with each other; leave --across-precisions "
-            "away"
-        )
+        words = "--explain compares MACs of one precision; leave --across-precisions out"
     if words:
         raise ConfigError(words)
 

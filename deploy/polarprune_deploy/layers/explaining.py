@@ -246,6 +246,6 @@ def _layers(runner: OnnxRuntimeRunner, batch: int) -> OnnxLayers:
     if not found.layers:
         raise ConfigError(
             f"{runner.name} has no convolution or linear layer with stored weights, so there are "
-            "no MACs to explain its time by; leave --explain away"
+            "no MACs to explain its time by; leave --explain out"
         )
     return found

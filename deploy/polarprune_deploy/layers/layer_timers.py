@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from polarprune.errors import ConfigError
+from polarprune.option_values import check_choice, refuse_given
 from polarprune_deploy.backends.loading import How, check_how
 from polarprune_deploy.backends.runners import Runner
 from polarprune_deploy.environment import usable_cpus
@@ -147,21 +148,21 @@ def choose_timer(
         ConfigError: a word out of range, or words that do not go together.
         BackendUnavailable: no GPU is here.
     """
-    if backend not in BACKENDS:
-        raise ConfigError(f"--backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    check_choice("--backend", backend, BACKENDS)
     if backend == "auto":
         backend = "torch" if device == "cuda" else "onnxruntime"
     if backend == "onnxruntime" and device == "cuda":
         raise ConfigError(
-            "layers are timed in onnxruntime on the CPU only; on a GPU give --backend torch"
+            "--backend onnxruntime times layers on the CPU only; with --device cuda give "
+            "--backend torch"
         )
     if backend == "onnxruntime" and precision not in (None, "fp32"):
         raise ConfigError(
             f"--precision {precision} is for --backend torch; layers are timed in onnxruntime in "
             "fp32 only"
         )
-    if device == "cuda" and threads is not None:
-        raise ConfigError("--threads is for --device cpu")
+    if device == "cuda":
+        refuse_given({"--threads": threads}, "is for --device cpu")
     check_how(How(backend, device, threads, precision=None if backend != "torch" else precision))
     if backend == "onnxruntime":
         return OnnxRuntimeTimer(threads or usable_cpus())

@@ -189,7 +189,9 @@ def check_same_outputs(original: Runner, padded: Runner, inputs: Mapping[str, Ar
         here = got[name]
         limit = 1e-3 * max(float(np.abs(wanted).max(initial=0.0)), 1e-30)
         if here.shape != wanted.shape or not np.abs(here - wanted).max(initial=0.0) <= limit:
-            raise ParityError(f"padded to other channel counts, {original.name} differs in {name}")
+            raise ParityError(
+                f"padded to other channel counts, {original.name} differs in {name}; report this"
+            )
 
 
 def _chain(nodes: int) -> bytes:

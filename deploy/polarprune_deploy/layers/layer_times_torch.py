@@ -84,7 +84,7 @@ def require_layers(network: nn.Module, name: str) -> None:
     if not any(_counted(network)):
         raise ConfigError(
             f"{name} has no convolution or linear layer, so there are no MACs to explain its "
-            "time by; leave --explain away"
+            "time by; leave --explain out"
         )
 
 

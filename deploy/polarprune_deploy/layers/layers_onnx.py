@@ -80,7 +80,9 @@ def infer_shapes(model: "onnx.ModelProto", batch: int) -> dict[str, tuple[int, .
         inferred = onnx.shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True)
     except Exception as error:  # its class is not exported
         words = " ".join(str(error).split())[:200]
-        raise ConfigError(f"the shapes of the network cannot be inferred: {words}") from error
+        raise ConfigError(
+            f"the shapes of the network cannot be inferred ({words}); export it again"
+        ) from error
     graph = inferred.graph
     shapes = {
         value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)

@@ -15,6 +15,7 @@ from polarprune.errors import ConfigError
 from polarprune.graph.geometry import Geometry
 from polarprune.latency_cost import LatencyCircuit
 from polarprune.latency_table import LatencyTable, LayerPoint, Staircase
+from polarprune.option_values import check_range
 from polarprune_deploy.environment import describe_environment
 from polarprune_deploy.layers.channel_counts import find_multiples, grid_counts, staircase_counts
 from polarprune_deploy.layers.layer_requests import LayerRequest
@@ -68,9 +69,8 @@ class ProfileRequest:
         Raises:
             ConfigError: the option is named.
         """
-        for name, value in (("--batch", self.batch), ("--threads", self.threads)):
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}")
+        check_range("--batch", self.batch, 1)
+        check_range("--threads", self.threads, 1)
 
 
 @dataclass(frozen=True)
@@ -292,7 +292,7 @@ def profile(
 
     timer = request.timer()
     if out.is_dir() or not out.parent.is_dir():
-        raise ConfigError(f"--out {out} is a folder, or lies in none; name a file")
+        raise ConfigError(f"--out {out} is a folder, or lies in none; name a file in a folder")
     source = open_source(x, data=None, weights=None, num_classes=num_classes, image_size=image_size)
     torch.manual_seed(request.seed)
     network = source.unpruned().eval()

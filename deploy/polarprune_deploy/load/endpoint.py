@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from polarprune.errors import ConfigError, ServerError, first_line, quote
 from polarprune.files.strict_json import parse_strict
+from polarprune_deploy.token_files import read_token
 
 PATIENCE_SECONDS = 30.0
 """How long nothing may come from a server that owes an answer."""
@@ -133,13 +134,14 @@ def parse_endpoint(url: str, token_file: Path | None = None) -> Endpoint:
     if not path.isascii() or any(character <= " " for character in path):
         raise ConfigError(f"the path of a server is plain ASCII, got {quote(url)}")
     secure = parts.scheme == "https"
+    token = read_token(token_file, 1)
     return Endpoint(
         url=f"{parts.scheme}://{parts.netloc}{path}",
         host=parts.hostname or "",
         port=parts.port or (443 if secure else 80),
         secure=secure,
         prefix=path,
-        token=None if token_file is None else _read_token(token_file),
+        token=None if token is None else token.decode(),
     )
 
 
@@ -157,15 +159,3 @@ def _split(url: str) -> Any:
             "a server's URL has no user, query or fragment (a token goes into a file, --token-file)"
         )
     return parts
-
-
-def _read_token(path: Path) -> str:
-    try:
-        token = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise ConfigError(f"--token-file: {path} cannot be read ({reason})") from None
-    # Anything else would end the header line, and begin one of its own.
-    if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise ConfigError(f"--token-file: {path} must hold one token, printable and without spaces")
-    return token

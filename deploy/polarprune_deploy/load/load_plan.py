@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import isfinite
 
 from polarprune.errors import ConfigError
+from polarprune.option_values import check_choice, check_range
 from polarprune_deploy.load.schedule import poisson_arrivals
 
 SCENARIOS = ("closed", "poisson")
@@ -12,7 +13,7 @@ CONNECTIONS = 256
 MOST_CONNECTIONS = 512
 SECONDS = 10.0
 SHORTEST_SECONDS = 0.2
-LONGEST_SECONDS = 3600.0
+LONGEST_SECONDS = 3600
 FEWEST = 20
 """Arrivals of one load, on average."""
 
@@ -45,19 +46,12 @@ class LoadPlan:
         Raises:
             ConfigError: which value.
         """
-        if self.scenario not in SCENARIOS:
-            raise ConfigError(
-                f"the scenario of a server is one of {', '.join(SCENARIOS)}, got {self.scenario!r}"
-            )
+        check_choice("--scenario of a --server", self.scenario, SCENARIOS)
         if (self.scenario == "poisson") != bool(self.rates):
-            raise ConfigError("--rate belongs to --scenario poisson, which needs one")
+            raise ConfigError("--rate and --scenario poisson need each other; give both or none")
         if not all(isfinite(rate) and rate > 0 for rate in self.rates):
             raise ConfigError(f"--rate must be above 0, got {list(self.rates)}")
-        if not SHORTEST_SECONDS <= self.seconds <= LONGEST_SECONDS:
-            raise ConfigError(
-                f"--seconds must be from {SHORTEST_SECONDS:g} to {LONGEST_SECONDS:.0f}, got "
-                f"{self.seconds:g}"
-            )
+        check_range("--seconds", self.seconds, SHORTEST_SECONDS, LONGEST_SECONDS)
         clients = self.clients or CLIENTS
         if not all(1 <= count <= MOST_CONNECTIONS for count in clients):
             raise ConfigError(
@@ -70,8 +64,8 @@ class LoadPlan:
         for rate in self.rates:
             if rate * self.seconds < FEWEST:
                 raise ConfigError(
-                    f"{rate:g} requests a second for {self.seconds:g} s are fewer than {FEWEST}; "
-                    "use more --seconds"
+                    f"{rate:g} requests a second for {self.seconds:g} s are fewer than {FEWEST} "
+                    "requests; use more --seconds"
                 )
             poisson_arrivals(rate, self.seconds + self.warm_up, self.seed)
 

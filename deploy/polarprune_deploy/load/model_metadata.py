@@ -77,8 +77,8 @@ def check_status(endpoint: Endpoint, asked: str, status: int, document: Any) -> 
     """
     if status in (401, 403):
         raise ServerError(
-            f"{endpoint.url} answers {asked} with status {status}: it wants a token that it knows, "
-            "--token-file"
+            f"{endpoint.url} answers {asked} with status {status}; give a token that it takes: "
+            "--token-file FILE"
         )
     if status != 200:
         raise ServerError(

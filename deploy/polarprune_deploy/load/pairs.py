@@ -13,7 +13,7 @@ import numpy as np
 from polarprune.errors import ConfigError, Refused, ServerError
 from polarprune_deploy.concluding import THROTTLED_SHARE
 from polarprune_deploy.environment import stolen_seconds, usable_cpus
-from polarprune_deploy.latency import MAX_SECONDS, MIN_ROUNDS
+from polarprune_deploy.latency import MAX_SECONDS
 from polarprune_deploy.load.loops import ClosedLoop
 from polarprune_deploy.load.samples import Outcome, Samples
 from polarprune_deploy.load.targets import Target
@@ -104,16 +104,6 @@ class ServerPair:
         }
 
 
-def check_rounds(rounds: int) -> None:
-    """Refuse too few.
-
-    Raises:
-        ConfigError: fewer than a comparison needs.
-    """
-    if rounds < MIN_ROUNDS:
-        raise ConfigError(f"a comparison needs at least {MIN_ROUNDS} rounds, got {rounds}")
-
-
 def check_alike(candidate: Target, against: Target) -> None:
     """Both servers take the same requests.
 
@@ -160,7 +150,9 @@ async def compare(
             for position, role in enumerate(generator.permutation(list(loops)).tolist()):
                 blocks.append(_block(number, position, role, await loops[role].run(seconds)))
     except _NoAnswers as error:
-        raise ServerError(f"{targets[error.role].url} had no right answer in a block") from None
+        raise ServerError(
+            f"{targets[error.role].url} gave no right answer for {seconds:g} s"
+        ) from None
     finally:
         for loop in loops.values():
             await loop.close()
@@ -215,7 +207,7 @@ def _block_seconds(warm: Sequence[Block], clients: int, rounds: int) -> float:
     if needed > MAX_SECONDS:
         raise Refused(
             f"{rounds} rounds would take {needed:.0f} s, over the {MAX_SECONDS:.0f} s allowed; "
-            "use a smaller batch or fewer clients"
+            "use a smaller --batch or fewer --clients"
         )
     return seconds
 

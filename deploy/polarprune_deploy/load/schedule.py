@@ -26,8 +26,8 @@ def poisson_arrivals(rate: float, seconds: float, seed: int) -> NDArray[np.float
     expected = rate * seconds
     if expected > LARGEST_LOAD:
         raise ConfigError(
-            f"{rate:g} requests a second for {seconds:g} s are more than {LARGEST_LOAD:,}; use a "
-            "lower --rate or fewer --seconds"
+            f"{rate:g} requests a second for {seconds:g} s are more than {LARGEST_LOAD:,} "
+            "requests; use a lower --rate or fewer --seconds"
         )
     generator = np.random.default_rng(seed)
     # So many gaps that falling short is a matter of ten standard deviations; then some more.

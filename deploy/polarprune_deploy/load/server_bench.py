@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from polarprune.errors import ConfigError, ServerError
+from polarprune.option_values import check_range
 from polarprune_deploy.environment import describe_environment
 from polarprune_deploy.latency import MIN_ROUNDS
 from polarprune_deploy.latency_records import check_record_path, write_lines
@@ -13,7 +14,7 @@ from polarprune_deploy.load.figures import LoadFigures
 from polarprune_deploy.load.load_plan import LoadPlan
 from polarprune_deploy.load.measuring import measure
 from polarprune_deploy.load.model_metadata import read_model
-from polarprune_deploy.load.pairs import ServerPair, check_alike, check_rounds, compare
+from polarprune_deploy.load.pairs import ServerPair, check_alike, compare
 from polarprune_deploy.load.targets import look_at
 from polarprune_deploy.load.traffic import run_loop
 
@@ -98,9 +99,9 @@ def compare_servers(
         Refused: they are too slow for so many rounds.
     """
     plan.check()
-    check_rounds(rounds)
+    check_range("--rounds", rounds, MIN_ROUNDS)
     if plan.scenario != "closed":
-        raise ConfigError("--against-server compares closed loops; leave --scenario out")
+        raise ConfigError("--against-server compares closed loops; leave --scenario and --rate out")
     ends = [parse_endpoint(each, token_file) for each in (url, against)]
     if record is not None:
         check_record_path(record)
@@ -141,7 +142,7 @@ def check_right(rows: Sequence[Mapping[str, object]]) -> None:
         if row.get("ok") == 0:
             raise ServerError(
                 f"{row['server']} answered no request of a load with 200: {row['rejected']} were "
-                f"refused, {row['failed']} failed"
+                f"refused, {row['failed']} failed; use fewer --clients, or a lower --rate"
             )
 
 

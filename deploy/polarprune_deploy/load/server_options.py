@@ -33,10 +33,10 @@ def check_together(given: Collection[str]) -> None:
     if "against_server" in given:
         if "seconds" in given or "rate" in given:
             raise ConfigError(
-                "--against-server compares closed loops in --rounds, without --seconds and --rate"
+                "--against-server compares closed loops in --rounds; leave --seconds and --rate out"
             )
     elif "rounds" in given:
-        raise ConfigError("--rounds belongs to --against-server, or to networks; use --seconds")
+        raise ConfigError("--rounds belongs to --against-server, or to networks; give --seconds")
 
 
 def _option(name: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from polarprune.errors import ConfigError
+from polarprune.errors import ConfigError, Refused
 from polarprune.manifest import BatchProfile
 from polarprune_deploy.backends.runners import Profiled, RefillableRun, Runner
 from polarprune_deploy.serving.batcher import Named
@@ -62,7 +62,7 @@ class BucketedEngine:
         """Outputs of the first `rows` images.
 
         Raises:
-            ConfigError: an output that is not one an image.
+            Refused: an output that is not one an image.
         """
         if self.exact:
             return _held_to(rows, self._runner.run(batch))
@@ -96,7 +96,7 @@ class BucketedEngine:
 def _held_to(rows: int, outputs: Named) -> Named:
     for name, array in outputs.items():
         if array.ndim == 0 or len(array) != rows:
-            raise ConfigError(
+            raise Refused(
                 f"output {name} has shape {list(array.shape)} for {rows} images; a model that is "
                 "served gives one row an image"
             )

@@ -14,9 +14,11 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from polarprune.errors import quote
 from polarprune.manifest import MANIFEST_NAME
 
-PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
+PLAIN_NAME = re.compile(r"(?!stats$)[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
+"""`/v2/models/stats` is the protocol's route for the statistics of all models."""
 VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 
@@ -45,12 +47,29 @@ class Seen:
         unreadable: names of what may be models, with the reason why nobody can tell.
         misnamed: folders with bundles whose names cannot be those of models.
         misplaced: those in a model's folder whose names are no versions.
+        nested: those that lie in another bundle.
     """
 
     bundles: dict[str, tuple[Found, ...]]
     unreadable: dict[str, str]
     misnamed: tuple[str, ...]
     misplaced: tuple[str, ...] = ()
+    nested: tuple[str, ...] = ()
+
+    @property
+    def passed_over(self) -> list[str]:
+        """Bundles that are not served: why not, and what to do; a line each."""
+        reasons = (
+            (self.misnamed, "its name cannot be a model's; rename it to up to 128 letters, digits, "
+             "'.', '-' and '_', but not to stats"),
+            (self.misplaced, "its name is no version; rename it to 1, 2, ..."),
+            (self.nested, "lies in another bundle; give each its own folder, as NAME/1 and NAME/2"),
+        )  # fmt: skip
+        return [
+            f"the folder {quote(name)} holds a bundle, and {why}"
+            for names, why in reasons
+            for name in names
+        ]
 
 
 def find_bundles(source: Path) -> Seen:
@@ -63,36 +82,39 @@ def find_bundles(source: Path) -> Seen:
         # The name as it was given: behind a link it would change with what the link shows.
         name = Path(os.path.abspath(source)).name
         if PLAIN_NAME.fullmatch(name):
-            return Seen({name: (_found(name, "1", source),)}, {}, ())
+            inner = tuple(os.path.join(name, each) for each in _bundles_in(source))
+            return Seen({name: (_found(name, "1", source),)}, {}, (), nested=inner)
         return Seen({}, {}, (name,))
     bundles: dict[str, tuple[Found, ...]] = {}
     unreadable: dict[str, str] = {}
     misnamed: list[str] = []
     misplaced: list[str] = []
+    nested: list[str] = []
     for name in sorted(os.listdir(source)):
         if name.startswith("."):
             continue
         try:
             versions, others = _versions(name, source / name)
+            passed_over = nested if _is_one(versions, source / name) else misplaced
         except OSError as error:
             unreadable[name] = error.strerror or type(error).__name__
             continue
-        misplaced += [os.path.join(name, other) for other in others]
+        passed_over += [os.path.join(name, other) for other in others]
         if versions and PLAIN_NAME.fullmatch(name):
             bundles[name] = versions
         elif versions:
             misnamed.append(name)
-    return Seen(bundles, unreadable, tuple(misnamed), tuple(misplaced))
+    return Seen(bundles, unreadable, tuple(misnamed), tuple(misplaced), tuple(nested))
 
 
 def _versions(name: str, folder: Path) -> tuple[tuple[Found, ...], list[str]]:
-    """Those of one model, the newest first, and folders with bundles that are no versions.
+    """Those of one model, the newest first, and folders in it with bundles that are none.
 
     Raises:
         OSError: nobody can tell.
     """
     if _is_bundle(folder):
-        return (_found(name, "1", folder),), []
+        return (_found(name, "1", folder),), _bundles_in(folder)
     try:
         entries = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
@@ -100,8 +122,17 @@ def _versions(name: str, folder: Path) -> tuple[tuple[Found, ...], list[str]]:
     numbers = [int(entry) for entry in entries if VERSION.fullmatch(entry)]
     newest_first = [str(number) for number in sorted(numbers, reverse=True)]
     versions = tuple(_found(name, n, folder / n) for n in newest_first if _is_bundle(folder / n))
-    others = [e for e in sorted(entries) if not e.startswith(".") and not VERSION.fullmatch(e)]
-    return versions, [e for e in others if os.path.isfile(folder / e / MANIFEST_NAME)]
+    return versions, [name for name in _bundles_in(folder) if not VERSION.fullmatch(name)]
+
+
+def _bundles_in(folder: Path) -> list[str]:
+    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    return [name for name in names if os.path.isfile(folder / name / MANIFEST_NAME)]
+
+
+def _is_one(versions: tuple[Found, ...], folder: Path) -> bool:
+    """Whether the folder itself is the bundle, not one of those in it."""
+    return bool(versions) and versions[0].folder == folder
 
 
 def _is_bundle(folder: Path) -> bool:

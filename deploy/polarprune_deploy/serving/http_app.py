@@ -96,7 +96,9 @@ class HttpApp:
             if scope["path"] not in OPEN_PATHS:
                 check_token(self._token, headers.get(b"authorization"))
             parts = scope["path"].split("/")
-            if parts[:3] == ["", "v2", "models"] and parts[-1] in ("infer", "classify"):
+            # Five or more: a model may be called infer.
+            asks = len(parts) > 4 and parts[-1] in ("infer", "classify")
+            if asks and parts[:3] == ["", "v2", "models"]:
                 answer = await self._ask_model(scope, headers, parts, receive)
             else:
                 scope["request_id"] = number
@@ -142,7 +144,7 @@ class HttpApp:
         elif len(parts) != 5:
             raise RequestError(UNKNOWN, "no such route")
         if scope["method"] != "POST":
-            raise RequestError(WRONG_METHOD, f"{parts[-1]} takes POST")
+            raise RequestError(WRONG_METHOD, f"{parts[-1]} takes POST, got {scope['method']}")
         model = self._repository.get(parts[3], version)
         try:
             model.batcher.refuse_if_full()

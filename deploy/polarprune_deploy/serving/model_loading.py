@@ -78,6 +78,11 @@ def load_model(
         runner.close()
         raise
     policy = _policy(curve, options, engine.most)
+    if options.batch_size is not None and options.batch_size > engine.most:
+        say(
+            f"--batch-size {options.batch_size} is more than the {engine.most} images that {name} "
+            f"takes at once; it gets {engine.most}"
+        )
     settings = ", ".join(
         f"{key.replace('_', ' ')} {value}" for key, value in runner.settings.items()
     )
@@ -117,10 +122,9 @@ def _open_runner(
         except (BackendUnavailable, BundleError) as error:
             if not options.fallback:
                 raise type(error)(
-                    f"the engine of {folder.name} cannot be served here: {error}; or serve its "
-                    "ONNX file: --fallback"
+                    f"the engine cannot be served here: {error}; or serve the ONNX file: --fallback"
                 ) from error
-            say(f"{folder.name}: its engine cannot run here ({error}); its ONNX file is served")
+            say(f"the engine cannot be served here ({error}); its ONNX file is served")
     how = How("onnxruntime", options.device, options.threads)
     check_how(how)
     # The event loop wants the cores too (ResNet-20, 32 clients, 2 cores: 1,192 against 1,000
@@ -134,8 +138,11 @@ def _open_engine(
     engine = manifest.engine
     wanted = engine.runtime if options.backend == "auto" and engine is not None else options.backend
     if engine is None or engine.runtime != wanted:
-        held = "no engine" if engine is None else f"one for {engine.runtime}, none for {wanted}"
-        raise BundleError(f"the bundle holds {held}; use --backend auto")
+        held = "none" if engine is None else f"one for {engine.runtime}"
+        raise BundleError(
+            f"--backend {wanted} needs an engine for it, and the bundle has {held}; "
+            "use --backend auto"
+        )
     how = How(engine.runtime, "cuda", None, options.mode)
     check_how(how)
     data = read_verified(folder, manifest, engine.file)

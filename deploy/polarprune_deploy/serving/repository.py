@@ -35,6 +35,8 @@ LEAST_SECONDS = 0.1
 """For an engine's thread to end that has nothing to do."""
 CLOSE_SECONDS = 2
 """To free engines, once all is answered."""
+MOST_NAMED = 8
+"""Models in one message."""
 LEAST_QUEUE, LONGEST_QUEUE = 16, 4096
 
 log = logging.getLogger("polarprune.serve")
@@ -155,7 +157,7 @@ class Repository:
         if slot is None and not self._looked:
             raise RequestError(REJECTED, "the server starts, and models are being loaded", 1)
         if slot is None:
-            raise RequestError(UNKNOWN, f"unknown model {shown(name)}")
+            raise RequestError(UNKNOWN, f"unknown model {shown(name)}; {self._known()}")
         if slot.model is None:
             if slot.state == LOADING:
                 raise RequestError(REJECTED, f"model {name} is being loaded", 1)
@@ -311,23 +313,18 @@ class Repository:
 
     def _warn(self, seen: Seen) -> None:
         """Of what cannot be served; once, while it is so."""
-        words = {
-            f"the folder {shown(name)} holds a bundle, and cannot be a model's name: rename it to "
-            "letters, digits, dots, - and _"
-            for name in seen.misnamed
-        }
-        words |= {
-            f"the folder {shown(name)} holds a bundle, and its name is no version: rename it to 1, "
-            "2, ..."
-            for name in seen.misplaced
-        }
-        words |= {
+        words = set(seen.passed_over) | {
             f"the folder {shown(name)} cannot be read ({reason}); what serves from it goes on"
             for name, reason in seen.unreadable.items()
         }
         for line in sorted(words - self._warned):
             log.warning(line)
         self._warned = frozenset(words)
+
+    def _known(self) -> str:
+        names = sorted(self._slots)
+        listed = ", ".join(names[:MOST_NAMED]) + (", ..." if names[MOST_NAMED:] else "")
+        return f"the models are {listed}" if names else "there is none"
 
     def _by_manifest(self, name: str) -> _Slot | None:
         named = [

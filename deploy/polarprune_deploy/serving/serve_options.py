@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polarprune.errors import ConfigError
+from polarprune.option_values import check_choice, check_range
 from polarprune_deploy.backends.loading import DEVICES
 
 LARGEST_PORT = 65_535
 OPTIONAL_PORTS = ("grpc_port", "metrics_port")
-LONGEST = 1e6
+LONGEST = 1_000_000
 """Seconds, or milliseconds."""
 OF_BOUNDS = {"body_bytes": ("--max-body-mb", 1 << 20), "queue_requests": ("--queue", 1)}
 """The bounds that are options of the command, and what these count in."""
@@ -91,29 +92,21 @@ class ServeOptions:
     def __post_init__(self) -> None:
         for name in ("http_port", "grpc_port", "metrics_port"):
             port = getattr(self, name)
-            if port is not None and not 0 <= port <= LARGEST_PORT:
-                off = ", or -1 for none" if name in OPTIONAL_PORTS else ""
-                raise ConfigError(f"--{name.replace('_', '-')} must be 0 to 65535{off}, got {port}")
+            off = ", or -1 for none" if name in OPTIONAL_PORTS else ""
+            check_range(f"--{name.replace('_', '-')}", port, 0, LARGEST_PORT, off)
         taken = [p for p in (self.http_port, self.grpc_port, self.metrics_port) if p]
         if len(set(taken)) != len(taken):
-            raise ConfigError(f"the ports must differ, got {', '.join(map(str, taken))}")
+            raise ConfigError(
+                "--http-port, --grpc-port and --metrics-port must differ, got "
+                f"{', '.join(map(str, taken))}"
+            )
         for name in ("poll_seconds", "lame_duck_seconds", "drain_seconds", "window_ms"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= LONGEST:
-                raise ConfigError(
-                    f"--{name.replace('_', '-')} must be from 0 to {LONGEST:.0f}, got {value}"
-                )
+            check_range(f"--{name.replace('_', '-')}", getattr(self, name), 0, LONGEST)
         for name in ("threads", "batch_size", "timeout_ms"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-        for name, value, allowed in (
-            ("backend", self.backend, BACKENDS),
-            ("device", self.device, DEVICES),
-            ("mode", self.mode, MODES),
-        ):
-            if value not in allowed:
-                raise ConfigError(f"--{name} must be one of {', '.join(allowed)}, got {value!r}")
+            check_range(f"--{name.replace('_', '-')}", getattr(self, name), 1)
+        check_choice("--backend", self.backend, BACKENDS)
+        check_choice("--device", self.device, DEVICES)
+        check_choice("--mode", self.mode, MODES)
         for name, value in vars(self.bounds).items():
             if value is not None and value <= 0:
                 option, unit = OF_BOUNDS.get(name, (f"the bound {name}", 1))

@@ -17,25 +17,25 @@ import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from importlib import import_module
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polarprune.errors import (
-    BackendUnavailable,
     BundleError,
     ConfigError,
     PolarpruneError,
-    quote,
 )
 from polarprune.image_decoding import quiet_decoding
+from polarprune.optional_packages import import_package
 from polarprune.terminal import print_error
-from polarprune_deploy.serving.authorization import read_token
+from polarprune_deploy.serving.authorization import SHORTEST
 from polarprune_deploy.serving.bundle_folders import find_bundles
 from polarprune_deploy.serving.descriptors import allow_descriptors
 from polarprune_deploy.serving.garbage import set_aside_what_is_loaded
 from polarprune_deploy.serving.serve_options import FLUSH_SECONDS, ServeOptions
 from polarprune_deploy.serving.service_log import log_to_stderr
+from polarprune_deploy.token_files import read_token
 
 if TYPE_CHECKING:
     import uvicorn
@@ -72,13 +72,21 @@ def serve(
             results could not be trusted any more.
     """
     _check_source(options.source)
-    token = read_token(options.token_file)
+    token = read_token(options.token_file, SHORTEST)
     _check_packages(options)
     import uvloop
 
     log_to_stderr()
     if not allow_descriptors(options.bounds.connections):
-        log.warning("fewer files may be open than connections are allowed; raise ulimit -n")
+        log.warning(
+            "fewer files may be open than the %d connections that are allowed; raise ulimit -n",
+            options.bounds.connections,
+        )
+    if token is None and not _is_loopback(options.host):
+        log.warning(
+            "--host %s without --token-file: whoever reaches this address may ask; give a token "
+            "file, or let only trusted machines reach it", options.host,
+        )  # fmt: skip
     # Between two batches the engine's thread waits so long for Python's lock, at most.
     sys.setswitchinterval(SWITCH_SECONDS)
     service = _Service(options, token, on_listening)
@@ -93,24 +101,25 @@ def _check_source(source: Path) -> None:
     try:
         seen = find_bundles(source)
     except OSError as error:
-        raise BundleError(f"{source} cannot be read ({error.strerror}); give a folder") from None
+        raise BundleError(
+            f"{source} cannot be read ({error.strerror}); give a bundle, or a folder of bundles"
+        ) from None
     if seen.bundles:
         return
-    if seen.misnamed:
-        raise BundleError(
-            f"the folder {quote(seen.misnamed[0])} holds a bundle, and its name cannot be a "
-            "model's; rename it to letters, digits, dots, - and _"
-        )
-    if seen.misplaced:
-        raise BundleError(
-            f"the folder {quote(seen.misplaced[0])} holds a bundle, and its name is no version; "
-            "rename it to 1, 2, ..."
-        )
+    for words in seen.passed_over:
+        raise BundleError(words)
     for name, reason in seen.unreadable.items():
         raise BundleError(f"{source / name} cannot be read ({reason}); give a folder of bundles")
     raise BundleError(
         f"{source} is neither a bundle nor a folder of bundles; write one with: polarprune export"
     )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host == "localhost"
 
 
 def _end_process(failure: str | None) -> None:
@@ -140,12 +149,7 @@ def _check_packages(options: ServeOptions) -> None:
             ("grpc", "google.protobuf"), ", or serve without gRPC: --grpc-port -1"
         )
     for package, otherwise in packages.items():
-        try:
-            import_module(package)
-        except ImportError as error:
-            raise BackendUnavailable(
-                f"{package} is not installed; run: pip install 'polarprune[serve]'{otherwise}"
-            ) from error
+        import_package(package, f"pip install 'polarprune[serve]'{otherwise}")
 
 
 class _Service:
@@ -233,7 +237,7 @@ class _Service:
         except Exception as error:  # a folder on a network may fail in many ways
             trouble = f"the folder cannot be looked at ({type(error).__name__}: {error})"
             if trouble != self._trouble:  # else it would be said every few seconds
-                log.error("the folder cannot be looked at", exc_info=error)
+                log.error("%s cannot be looked at", self._options.source, exc_info=error)
             self._trouble = trouble
         else:
             self._trouble = ""
@@ -260,7 +264,9 @@ class _Service:
             await asyncio.sleep(options.lame_duck_seconds)
         drained = await repository.close(0 if self.failure else options.drain_seconds)
         if not drained:
-            log.error("not all requests were answered in time")
+            log.error(
+                "not all requests were answered within --drain-seconds %g", options.drain_seconds
+            )
 
     def _break(self, model: str, error: BaseException) -> None:
         log.critical("engine failed", extra={"model": model, "error": str(error)})

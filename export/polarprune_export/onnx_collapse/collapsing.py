@@ -215,7 +215,7 @@ def _write(target: Path, content: bytes) -> None:
         os.replace(partial, target)
     except OSError as error:
         raise Refused(
-            f"{target} cannot be written: {error.strerror or first_line(error)}"
+            f"{target} cannot be written ({error.strerror or first_line(error)}); name another file"
         ) from None
     finally:
         partial.unlink(missing_ok=True)

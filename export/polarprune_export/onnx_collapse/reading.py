@@ -29,11 +29,15 @@ def read_model(path: Path) -> "tuple[onnx.ModelProto, bool]":
     if not path.is_file():
         raise Refused(f"{path} is no file; name an ONNX file")
     if path.stat().st_size > FILE_LIMIT_BYTES:
-        raise Refused(f"{path} has {path.stat().st_size} bytes, {FILE_LIMIT_BYTES} are the most")
+        raise Refused(
+            f"{path} has {path.stat().st_size} bytes, {FILE_LIMIT_BYTES} are read at most"
+        )
     try:
         model = onnx.load_model_from_string(path.read_bytes())
     except DecodeError as error:
-        raise Refused(f"{path} is no ONNX file, or a truncated one ({first_line(error)})") from None
+        raise Refused(
+            f"{path} is no ONNX file, or a truncated one ({first_line(error)}); name another"
+        ) from None
     _check_graph(model, path)
     external = load_external(model, path)
     return model, external
@@ -42,7 +46,7 @@ def read_model(path: Path) -> "tuple[onnx.ModelProto, bool]":
 def _check_graph(model: "onnx.ModelProto", path: Path) -> None:
     if not model.graph.node or not model.graph.output:
         missing = "outputs" if model.graph.node else "operators"
-        raise Refused(f"{path} holds no ONNX graph with {missing}")
+        raise Refused(f"{path} holds an ONNX graph without {missing}; name another file")
     sparse = sum(len(graph.sparse_initializer) for graph in _graphs(model.graph))
     if sparse:
         raise Refused(
@@ -70,13 +74,20 @@ def load_external(model: "onnx.ModelProto", path: Path) -> bool:
         file = (folder / location).resolve()
         # Links are followed first: neither `..`, an absolute path nor a link leaves the folder.
         if Path(location).is_absolute() or not file.is_relative_to(folder):
-            raise Refused(f"{path} wants data from {location!r}, which is outside of its folder")
+            raise Refused(
+                f"{path} wants data from {location!r}, which is outside of its folder; move it in"
+            )
         if not file.is_file():
-            raise Refused(f"{path} wants data from {location!r}, which is not beside it")
+            raise Refused(
+                f"{path} wants data from {location!r}, which is not there; put it beside it"
+            )
         start, length = int(entries.get("offset", 0)), int(entries.get("length", -1))
         end = file.stat().st_size if length < 0 else start + length
         if start < 0 or end > file.stat().st_size:
-            raise Refused(f"{path} wants bytes {start} to {end} of {location!r}, which is shorter")
+            raise Refused(
+                f"{path} wants bytes {start} to {end} of {location!r}, which is truncated: it has "
+                f"{file.stat().st_size}"
+            )
         size += end - start
         if size > FILE_LIMIT_BYTES:
             raise Refused(f"{path} and its data take over {FILE_LIMIT_BYTES} bytes; one file holds")

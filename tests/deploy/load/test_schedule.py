@@ -35,5 +35,5 @@ def test_arrivals_ascend_inside_of_the_time_and_follow_the_seed() -> None:
 
 
 def test_a_load_without_bounds_is_refused() -> None:
-    with pytest.raises(ConfigError, match="more than 5,000,000; use a lower --rate"):
+    with pytest.raises(ConfigError, match="more than 5,000,000 requests; use a lower --rate"):
         poisson_arrivals(1e6, 10.0, seed=0)

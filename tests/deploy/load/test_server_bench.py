@@ -124,11 +124,11 @@ def test_a_record_tells_every_request_so_that_figures_can_be_made_again(
         (["--server", "http://h", "--rate", "a"], "--rate must be numbers with commas"),
         (["--server", "http://h", "--rate", "0"], "--rate must be above 0, got [0.0]"),
         (["--server", "http://h", "--rate", "nan"], "--rate must be above 0, got [nan]"),
-        (["--server", "http://h", "--rate", "1"], "are fewer than 20; use more --seconds"),
-        (["--server", "http://h", "--rate", "1e9"], "are more than 5,000,000; use a lower --rate"),
-        (["--server", "http://h", "--scenario", "poisson"], "which needs one"),
-        (["--server", "http://h", "--scenario", "closed", "--rate", "9"], "--rate belongs to"),
-        (["--server", "http://h", "--scenario", "offline"], "the scenario of a server is one of"),
+        (["--server", "http://h", "--rate", "1"], "are fewer than 20 requests; use more --seconds"),
+        (["--server", "http://h", "--rate", "1e9"], "5,000,000 requests; use a lower --rate"),
+        (["--server", "http://h", "--scenario", "poisson"], "need each other; give both"),
+        (["--server", "http://h", "--scenario", "closed", "--rate", "9"], "need each other; give"),
+        (["--server", "http://h", "--scenario", "offline"], "of a --server must be one of"),
         (["--server", "http://h", "--seconds", "0.1"], "must be from 0.2 to 3600, got 0.1"),
         (["--server", "http://h", "--seconds", "nan"], "--seconds must be from 0.2 to 3600"),
         (["--server", "http://h", "--batch", "0"], "--batch must be at least 1, got [0]"),
@@ -156,8 +156,9 @@ def test_free_sides_of_images_take_the_image_size(make_stub: MakeStub) -> None:
 def test_two_servers_are_compared_in_turn_and_every_block_is_recorded(
     make_stub: MakeStub, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for name, value in (("BLOCK_SECONDS", 0.05), ("WARM_UP_SECONDS", 0.05), ("MIN_ROUNDS", 10)):
+    for name, value in (("BLOCK_SECONDS", 0.05), ("WARM_UP_SECONDS", 0.05)):
         monkeypatch.setattr(f"polarprune_deploy.load.pairs.{name}", value)
+    monkeypatch.setattr("polarprune_deploy.load.server_bench.MIN_ROUNDS", 10)
     slow, fast = make_stub(delay_s=0.004), make_stub()
     code, out, err = run(
         "--server", fast.url, "--against-server", slow.url, "--clients", "1", "--rounds", "10",

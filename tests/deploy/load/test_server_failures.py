@@ -104,10 +104,10 @@ def test_texts_and_odd_shapes_are_refused(make_stub: MakeStub) -> None:
 
 def test_a_token_is_asked_for_and_taken(make_stub: MakeStub, tmp_path: Path) -> None:
     stub = make_stub(token="open-sesame")
-    assert "wants a token that it knows, --token-file" in complaint(stub.url, "small")
+    assert "give a token that it takes: --token-file FILE" in complaint(stub.url, "small")
     path = tmp_path / "token"
     path.write_text("open-door")
-    assert "wants a token that it knows" in complaint(stub.url, "small", path)
+    assert "give a token that it takes" in complaint(stub.url, "small", path)
     path.write_text("open-sesame\n")
     (row,) = bench_server(stub.url, PLAN, token_file=path)["rows"]
     assert row["ok"] == row["n"]
@@ -118,7 +118,7 @@ def test_what_is_no_token_is_refused(content: bytes | None, tmp_path: Path) -> N
     path = tmp_path / "token"
     if content is not None:
         path.write_bytes(content)
-    assert complaint("http://127.0.0.1:1", None, path).startswith("--token-file: ")
+    assert complaint("http://127.0.0.1:1", None, path).startswith(f"--token-file {path} ")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from polarprune.errors import ConfigError
+from polarprune.errors import ConfigError, Refused
 from polarprune.manifest import BatchProfile, TensorSpec
 from polarprune_deploy import load_runner
 from polarprune_deploy.backends.network_bytes import EngineBytes, NetworkBytes
@@ -183,7 +183,7 @@ def test_an_output_that_is_not_one_an_image_is_refused() -> None:
 
     runner = StandInRunner()
     runner.prepare = lambda inputs: Joined(runner, inputs)  # type: ignore[method-assign]
-    with pytest.raises(ConfigError, match=r"output sum has shape \[1, 1\] for 4 images"):
+    with pytest.raises(Refused, match=r"output sum has shape \[1, 1\] for 4 images"):
         ask(BucketedEngine(runner, ANY), "image", [images(3)])
 
 

@@ -201,7 +201,7 @@ def test_a_stream_answers_in_order_and_goes_on_after_errors(
     for number, (result, error) in enumerate(found):
         if number % 10 == 3:
             assert result is None
-            assert error.message() == "unknown model 'nobody'"
+            assert error.message() == "unknown model 'nobody'; the models are small"
         else:
             assert error is None
             assert result.get_response().id == str(number)

@@ -85,5 +85,5 @@ def test_a_package_that_is_not_here_is_named(
     bundle_folder: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(BackendUnavailable, match=rf"{package} is not installed.*--grpc-port -1"):
+    with pytest.raises(BackendUnavailable, match=rf"{package} cannot be imported.*--grpc-port -1"):
         serve(ServeOptions(bundle_folder))

@@ -162,7 +162,7 @@ def test_bytes_that_are_no_message_are_refused(channel: grpc.Channel, content: b
 
 
 def test_no_message_and_an_empty_one_are_refused(channel: grpc.Channel) -> None:
-    assert refusal(channel, b"") == ("NOT_FOUND", "unknown model ''")
+    assert refusal(channel, b"") == ("NOT_FOUND", "unknown model ''; the models are small")
     with pytest.raises(grpc.RpcError, match="ended without a message") as caught:
         channel.stream_unary(INFER)(iter(()), timeout=PATIENCE)
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT

@@ -86,7 +86,7 @@ def test_another_number_or_another_nesting_is_refused(data: Any) -> None:
 def test_one_long_text_among_many_values_takes_no_memory_for_each_of_them() -> None:
     data = ["x" * (1 << 16), *[""] * 50_000]  # 13 GB where every text has room for the longest
     tracemalloc.start()
-    with pytest.raises(RequestError):
+    with pytest.raises(RequestError, match="input 'x' holds values that are not FP32"):
         from_list(data, "FP32", (len(data),), "x")
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()

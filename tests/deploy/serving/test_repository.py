@@ -95,7 +95,9 @@ def test_names_that_are_not_plain_are_said_once_and_hidden_ones_ignored(
     serve(folder, work)
     warned = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert len(warned) == 5
-    assert all("cannot be a model's name" in words and "\n" not in words for words in warned)
+    assert all(
+        "its name cannot be a model's; rename it" in words and "\n" not in words for words in warned
+    )
 
 
 def test_bundles_beside_the_versions_of_a_model_are_said_once_to_be_none(
@@ -112,7 +114,27 @@ def test_bundles_beside_the_versions_of_a_model_are_said_once_to_be_none(
     serve(folder, work)
     warned = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert [words.split("'")[1] for words in warned] == ["net/v3", "only/01"]
-    assert all("its name is no version: rename it to 1, 2, ..." in words for words in warned)
+    assert all("its name is no version; rename it to 1, 2, ..." in words for words in warned)
+
+
+def test_bundles_that_nobody_could_ask_for_are_said(
+    stock: Path, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for place in ("net", "net/2", "stats"):
+        shutil.copytree(stock / "0", folder / place)
+
+    async def work(served: Asked) -> None:
+        assert served.states() == [("net", "1", "READY")]
+
+    serve(folder, work)
+    serve(folder / "net", work)
+    warned = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    nested = (
+        "the folder 'net/2' holds a bundle, and lies in another bundle; give each its own folder, "
+        "as NAME/1 and NAME/2"
+    )
+    assert [warned[0], warned[2]] == [nested, nested]
+    assert "'stats' holds a bundle, and its name cannot be a model's" in warned[1]
 
 
 def test_links_are_followed_and_keep_their_own_names(stock: Path, folder: Path) -> None:
@@ -167,8 +189,8 @@ def test_an_engine_that_cannot_run_here_is_refused_or_its_onnx_file_served(
         )
         for served in (strict, lenient):
             await served.repository.look()
-        assert "the engine of net cannot be served here" in strict.reason()
-        assert strict.reason().endswith("; or serve its ONNX file: --fallback")
+        assert "the engine cannot be served here" in strict.reason()
+        assert strict.reason().endswith("; or serve the ONNX file: --fallback")
         assert "--device cpu" not in strict.reason(), "engines run on no CPU"
         assert (await lenient.ask("net"))[0] == 0
         assert lenient.repository.get("net").facts.platform == "onnxruntime_onnx"
@@ -177,7 +199,7 @@ def test_an_engine_that_cannot_run_here_is_refused_or_its_onnx_file_served(
 
     run(work())
     (warned,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert warned.startswith("net: its engine cannot run here (")
+    assert warned.startswith("the engine cannot be served here (")
     assert warned.endswith("its ONNX file is served")
 
 
