@@ -10,6 +10,7 @@ from polarprune.gates import GatedNetwork
 from polarprune.graph.normalise import normalise
 from polarprune.graph.sites import analyse
 from polarprune.methods import build_method
+from polarprune.option_checks import check_at_least
 
 
 def attach_gates(
@@ -37,8 +38,7 @@ def attach_gates(
         ConfigError: an unknown method or option, an align below 1, or nothing to gate for a method
             that takes no target (with a target, it is the target that cannot be reached).
     """
-    if align < 1:
-        raise ConfigError(f"align must be at least 1, got {align}")
+    check_at_least("align", align)
     driver = build_method(method, method_options)
     with paused_collection():
         plain = normalise(net, example_input)

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 from polarprune.errors import BundleError, ConfigError, RunFolderError
 from polarprune.figure_words import WORDS
 from polarprune.manifest import Manifest, is_bundle, read_manifest, read_verified
-from polarprune.runs.run_folder import PRUNED, RUN_FILE, RunFolder, means_a_path
+from polarprune.option_checks import check_at_least
+from polarprune.runs.run_folder import (
+    PRUNED,
+    RUN_FILE,
+    RunFolder,
+    means_a_path,
+    refuse_model_options,
+)
 
 if TYPE_CHECKING:
     from torch import fx, nn
@@ -61,14 +68,14 @@ class RefusalRow:
 
 @dataclass(frozen=True)
 class NetworkInspection:
-    """A network by name, or the network of a run before and after (None: not finished).
+    """A network by name or in a file, or that of a run before and after (None: not finished).
 
     `graph` is what a picture of it shows; it is not part of the JSON.
     """
 
     kind: str
     model: str
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     sites: tuple[SiteRow, ...]
     layers: tuple[LayerRow, ...]
     refused: tuple[RefusalRow, ...]
@@ -131,7 +138,7 @@ def inspect_source(
     """Look at whatever the user named.
 
     Args:
-        source: a run folder, a bundle, or a `--model` name.
+        source: a run folder, a bundle, a folder of save_network, or a `--model` name.
         num_classes: of a model; None takes the zoo's own.
         image_size: of a model, square; None takes the zoo's own.
 
@@ -143,15 +150,19 @@ def inspect_source(
         if means_a_path(source):
             raise RunFolderError(f"{source} does not exist; give a run folder, a bundle or a model")
         return inspect_model(source, num_classes, image_size)
-    for option, value in (("--num-classes", num_classes), ("--image-size", image_size)):
-        if value is not None:
-            raise ConfigError(f"{option} belongs to a model, and {source} is a folder; leave it")
+    refuse_model_options(source, {"--num-classes": num_classes, "--image-size": image_size})
     if is_bundle(path):
         return inspect_bundle(path)
     if (path / RUN_FILE).exists():
         return inspect_run(RunFolder(path))
+    from polarprune.network_files import image_shape, is_network_folder, load_network
+
+    if is_network_folder(path):
+        network = load_network(path)
+        return _inspect_network("network", source, network, image_shape(network))
     raise RunFolderError(
-        f"{source} holds neither {RUN_FILE} nor a manifest; give a run folder, a bundle or a model"
+        f"{source} holds neither {RUN_FILE} nor a manifest nor a saved network; give a run folder, "
+        "a bundle or a model"
     )
 
 
@@ -159,8 +170,7 @@ def inspect_model(name: str, num_classes: int | None, image_size: int | None) ->
     """The sites of a network by its name, with nothing decided."""
     from polarprune.networks import build_network, input_size
 
-    if image_size is not None and image_size < 1:
-        raise ConfigError(f"--image-size must be at least 1, got {image_size}")
+    check_at_least("--image-size", image_size)
     channels, height, width = input_size(name)
     shape = (channels, image_size or height, image_size or width)
     return _inspect_network("model", name, build_network(name, num_classes=num_classes), shape)
@@ -212,7 +222,7 @@ def _inspect_network(
     kind: str,
     model: str,
     base: "nn.Module",
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     small: "nn.Module | None" = None,
     *,
     granularity: str = "both",
