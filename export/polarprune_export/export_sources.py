@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,7 +111,7 @@ def _open_network(folder: Path, data: str | None) -> ExportSource:
         with torch.no_grad():
             count = scores_of(network(torch.zeros(1, *shape))).shape[1]
         _check_classes(dataset, str(folder), count, "other data")
-        preprocessing = _preprocessing(dataset, shape[-2:])
+        preprocessing = _preprocessing(dataset, *shape[-2:])
     return ExportSource(
         network=network,
         name=_plain_name(folder.resolve().name),
@@ -145,7 +145,7 @@ def _open_model(
     if dataset is not None:
         count = networks.default_classes(name) if num_classes is None else num_classes
         _check_classes(dataset, name, count, "--num-classes or other data")
-        preprocessing = _preprocessing(dataset, (height, width))
+        preprocessing = _preprocessing(dataset, height, width)
     elif known is not None:
         preprocessing = Preprocessing(height, width, height, _triple(known[0]), _triple(known[1]))
     return ExportSource(
@@ -168,9 +168,9 @@ def _check_classes(dataset: "Dataset", name: str, count: int, wanted: str) -> No
         )
 
 
-def _preprocessing(dataset: "Dataset", sides: Sequence[int]) -> Preprocessing:
+def _preprocessing(dataset: "Dataset", height: int, width: int) -> Preprocessing:
     mean, std = _triple(dataset.mean), _triple(dataset.std)
-    return Preprocessing(*sides, dataset.resize_side, mean, std)
+    return Preprocessing(height, width, dataset.resize_side, mean, std)
 
 
 def cut_links(path: Path) -> tuple[CertificateLink, ...]:

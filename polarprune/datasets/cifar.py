@@ -30,8 +30,9 @@ def load_cifar(
     except (OSError, RuntimeError, EOFError) as error:
         archive = _SETS[name].filename
         raise DataError(
-            f"{name} is not in {cache} and could not be downloaded ({first_line(error)}); put "
-            f"{archive} there, or set {_CACHE_VARIABLE} to a folder that has it, or give a class-folder tree"
+            f"{name} is not in {cache} and could not be downloaded ({first_line(error)}); "
+            f"put {archive} there, or set {_CACHE_VARIABLE} to a folder that has it, or give a "
+            "class-folder tree"
         ) from error
     train_images, test_images = torch.from_numpy(train.data), torch.from_numpy(test.data)
     mean, std = mean_std or channel_statistics(train_images)

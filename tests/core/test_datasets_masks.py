@@ -242,5 +242,5 @@ def test_too_few_and_unfit_data_are_named(tree: Path, tmp_path: Path) -> None:
         load_dataset(tree)
     with pytest.raises(ConfigError, match="--crop-size 64 is larger than the images, 32 pixels"):
         _load(tree, crop_size=64)
-    with pytest.raises(ConfigError, match="crop size is 8 for classification"):
+    with pytest.raises(ConfigError, match="--crop-size belongs to --task segmentation"):
         load_dataset("digits", crop_size=8)

@@ -83,7 +83,7 @@ def test_no_module_of_the_chain_knows_a_method() -> None:
 
 
 BAD = {
-    "nobody knows it": ("wisdom", {}, "method 'wisdom' is unknown; choose one of: consensus"),
+    "nobody knows it": ("wisdom", {}, "--method 'wisdom' is unknown; choose one of: consensus"),
     "no such module": ("no_such_module:M", {}, "cannot import 'no_such_module'"),
     "no such name": ("json:Nothing", {}, "json has no callable 'Nothing'"),
     "no method": ("json:JSONDecoder", {}, "is no subclass of polarprune.methods.Method"),
@@ -198,5 +198,5 @@ def test_an_option_that_is_not_given_is_no_option() -> None:
 
 
 def test_the_protocol_itself_is_no_method() -> None:
-    with pytest.raises(ConfigError, match="method 'protocol' is unknown"):
+    with pytest.raises(ConfigError, match="--method 'protocol' is unknown"):
         build_method("protocol")

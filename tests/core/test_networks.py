@@ -236,7 +236,7 @@ def test_unknown_name_is_a_one_line_error(name: str, message: str) -> None:
 
 
 def test_class_count_below_one_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="number of classes is 0; it must be at least 1"):
+    with pytest.raises(ConfigError, match="--num-classes must be at least 1, got 0"):
         build_network("resnet20", num_classes=0)
 
 

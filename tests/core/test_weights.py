@@ -157,7 +157,7 @@ def _with(name: str, value: Tensor | None) -> dict[str, Tensor]:
             "'linear.weight' has shape 9x2, the network's has 4x2; .* with 9 classes",
             id="classes",
         ),
-        pytest.param(_with("bn.weight", None), "has no parameter 'bn.weight' 2;", id="missing"),
+        pytest.param(_with("bn.weight", None), "has no parameter 'bn.weight' .2.;", id="missing"),
         pytest.param(
             _with("extra.bias", torch.zeros(7)), "'extra.bias' 7 that the network lacks", id="extra"
         ),
@@ -192,7 +192,7 @@ def test_weights_that_do_not_fit_are_named_and_leave_the_network_alone(
 def test_weights_of_another_resnet_name_the_first_parameter(tmp_path: Path) -> None:
     save_file(CifarResNet(1, 10).state_dict(), tmp_path / "small.safetensors")
 
-    with pytest.raises(WeightsError, match=r"has no parameter 'layer1.1.conv1.weight' 16x16x3x3"):
+    with pytest.raises(WeightsError, match=r"has no parameter 'layer1.1.conv1.weight' .16x16x3x3."):
         build_network("resnet20", weights=tmp_path / "small.safetensors")
 
 
@@ -227,6 +227,13 @@ def test_file_of_something_else_is_an_error(tmp_path: Path, content: object, mes
 
     with pytest.raises(WeightsError, match=message):
         load_weights(_TinyNet(), tmp_path / "other.pt")
+
+
+def test_a_file_of_noise_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "noise.pt").write_bytes(b"junk")  # torch raises struct.error
+
+    with pytest.raises(WeightsError, match=r"noise\.pt is not a readable PyTorch file \(unpack"):
+        load_weights(_TinyNet(), tmp_path / "noise.pt")
 
 
 def test_absent_file_and_unknown_suffix_are_errors(tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def _load_torch(path: Path, how: How, public_key: Path | str | None, name: str |
         shape = image_shape(network)
     else:
         raise ConfigError(
-            f"{path} is neither a run folder nor a network folder; give one, or use "
+            f"{path} is neither a run folder nor a saved network; give one, or use "
             "--backend onnxruntime for a bundle"
         )
     return TorchRunner(
