@@ -46,6 +46,6 @@ def attach_gates(
         analysis = analyse(plain, shape, blocks=blocks, channels=channels, weighed=driver.weighs)
         if (blocks or channels) and not analysis.sites and not driver.bounded:
             raise ConfigError(
-                f"there is nothing in this {type(net).__name__} that method {method} could gate"
+                f"there is nothing in this {type(net).__name__} that method {method!r} could gate"
             )
         return GatedNetwork(plain, analysis, driver, align)

@@ -94,7 +94,7 @@ class GatedNetwork(nn.Module):
             gates = list(self.method.make_gates(requests, parameter_budget))
         if len(gates) != len(requests):
             raise ConfigError(
-                f"method {self.state.method} made {len(gates)} gates for {len(requests)} requests; "
+                f"method {self.state.method!r} made {len(gates)} gates for {len(requests)} requests; "
                 "make_gates must return one a request"
             )
         return [

@@ -27,6 +27,7 @@ SCHEMA = 1
 NETWORK_FILE = "network.json"
 WEIGHTS_FILE = "weights.safetensors"
 
+_WHOLE = f"a saved network is a folder with {NETWORK_FILE} and {WEIGHTS_FILE}"
 _FUNCTION_NAMES = {function: name for name, function in reversed(PLAIN_FUNCTIONS.items())}
 # fx writes module paths and attribute names into the code it generates.
 _PATH = re.compile(r"[A-Za-z_0-9-]+(\.[A-Za-z_0-9-]+)*")  # between quotes where no identifier
@@ -91,7 +92,7 @@ def load_network(folder: str | os.PathLike[str]) -> nn.Module:
     source = Path(folder)
     for name in (NETWORK_FILE, WEIGHTS_FILE):
         if not (source / name).is_file():
-            raise CheckpointError(f"{source / name} is missing; give a folder of save_network")
+            raise CheckpointError(f"{source / name} is missing; {_WHOLE}")
     try:
         document = json.loads((source / NETWORK_FILE).read_text())
         weights = load_file(source / WEIGHTS_FILE)

@@ -161,8 +161,7 @@ def inspect_source(
         network = load_network(path)
         return _inspect_network("network", source, network, image_shape(network))
     raise RunFolderError(
-        f"{source} holds neither {RUN_FILE} nor a manifest nor a saved network; give a run folder, "
-        "a bundle or a model"
+        f"{source} is no run folder, bundle or saved network; give one, or a model's name"
     )
 
 

@@ -122,7 +122,7 @@ FAILURES = [
     ([*TRAIN, "--weights", "nothing.pt"], 1, "error: weights file nothing.pt does not exist"),
     ([*TRAIN, "--resume"], 1, "error: out holds no run.json; "),
     (["inspect", "nothing/here"], 1, "error: nothing/here does not exist; give a run folder, a b"),
-    (["inspect", "."], 1, "error: . holds neither run.json nor a manifest; "),
+    (["inspect", "."], 1, "error: . is no run folder, bundle or saved network; "),
     (["inspect", "resnet20", "--html", "no/page.html"], 1, "error: --html: the folder no does not"),
     (["inspect", "resnet20", "--html", "."], 1, "error: --html takes a file, and . is a folder; "),
     (["inspect", "resnet21", "--html", "page.html"], 1, "error: unknown model 'resnet21'"),

@@ -163,7 +163,7 @@ def test_a_saved_network_is_looked_at_as_a_model_is(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_nothing_we_know_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match=r"neither run\.json nor a manifest"):
+    with pytest.raises(RunFolderError, match="is no run folder, bundle or saved network; give one"):
         inspect_source(str(tmp_path))
 
 

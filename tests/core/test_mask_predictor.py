@@ -359,7 +359,7 @@ def test_dense_training_takes_a_target_of_1(tmp_path) -> None:
 
 
 BAD = {
-    "blocks alone": ({"granularity": "block"}, "masks channels, and there are only blocks here"),
+    "blocks alone": ({"granularity": "block"}, "decides about channels alone"),
     "a target": ({"target": 0.5}, "--target cannot be given with method mask-predictor"),
     "parameters": ({"target_params": 0.5}, "--target-params cannot be given with method"),
     "no mass": ({"mass": 0.0}, "--mass must be above 0 and at most 1, got 0"),

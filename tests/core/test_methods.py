@@ -132,22 +132,22 @@ class Bad(Method):
 MISTAKES = {
     "make_gates": (
         "make_gates", "raise KeyError('oops')",
-        "method mine:Bad failed in make_gates: KeyError: 'oops'",
+        "method 'mine:Bad' failed in make_gates: KeyError: 'oops'",
     ),
     "too few gates": (
         "make_gates", "gates.pop()",
-        "method mine:Bad made 5 gates for 6 requests; make_gates must return one a request",
+        "method 'mine:Bad' made 5 gates for 6 requests; make_gates must return one a request",
     ),
     "forward": (
         "forward", "raise ValueError('two\\nlines')",
-        "method mine:Bad failed in the forward of a gate: ValueError: two",
+        "method 'mine:Bad' failed in the forward of a gate: ValueError: two",
     ),
     "width": (
         "forward", "units = 5",
-        "a gate of method mine:Bad gives 5 values for 16 units; values, probability and openness",
+        "a gate of method 'mine:Bad' gives 5 values for 16 units; values, probability and openness",
     ),
-    "loss": ("loss", "raise KeyError('oops')", "method mine:Bad failed in loss: KeyError: 'oops'"),
-    "loss, no words": ("loss", "assert False", "method mine:Bad failed in loss: AssertionError"),
+    "loss": ("loss", "raise KeyError('oops')", "'mine:Bad' failed in loss: KeyError: 'oops'"),
+    "loss, no words": ("loss", "assert False", "method 'mine:Bad' failed in loss: AssertionError"),
     "out of memory": ("loss", "raise torch.OutOfMemoryError('full')", "full"),
 }  # fmt: skip
 

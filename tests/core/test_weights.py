@@ -220,7 +220,10 @@ def test_pickled_network_is_refused_without_being_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [([1, 2], "holds a list, not a state dict"), ({"epoch": 3}, "'epoch' is a int")],
+    [
+        ([1, 2], "it holds list; save net.state_dict"),
+        ({"epoch": 3}, "'epoch' is int, not a tensor"),
+    ],
 )
 def test_file_of_something_else_is_an_error(tmp_path: Path, content: object, message: str) -> None:
     torch.save(content, tmp_path / "other.pt")
