@@ -94,8 +94,8 @@ class GatedNetwork(nn.Module):
             gates = list(self.method.make_gates(requests, parameter_budget))
         if len(gates) != len(requests):
             raise ConfigError(
-                f"method {self.state.method!r} made {len(gates)} gates for {len(requests)} requests; "
-                "make_gates must return one a request"
+                f"method {self.state.method!r} made {len(gates)} gates for {len(requests)} "
+                "requests; make_gates must return one a request"
             )
         return [
             SourceGate(self.state, gate, request.units)
