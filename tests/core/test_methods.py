@@ -146,7 +146,7 @@ MISTAKES = {
         "forward", "units = 5",
         "a gate of method 'mine:Bad' gives 5 values for 16 units; values, probability and openness",
     ),
-    "loss": ("loss", "raise KeyError('oops')", "'mine:Bad' failed in loss: KeyError: 'oops'"),
+    "loss": ("loss", "raise KeyError(1)", "method 'mine:Bad' failed in loss: KeyError: 1"),
     "loss, no words": ("loss", "assert False", "method 'mine:Bad' failed in loss: AssertionError"),
     "out of memory": ("loss", "raise torch.OutOfMemoryError('full')", "full"),
 }  # fmt: skip
