@@ -267,9 +267,7 @@ def test_a_gate_looks_at_features_and_not_at_a_parameter(
 
 def test_where_nothing_can_be_masked_it_is_said() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
-    with pytest.raises(
-        ConfigError, match="nothing in this Sequential that method 'mask-predictor'"
-    ):
+    with pytest.raises(ConfigError, match="in this Sequential that method 'mask-predictor'"):
         polarprune.attach_gates(net, torch.zeros(1, 3, 8, 8), method="mask-predictor")
     dense = polarprune.attach_gates(
         net, torch.zeros(1, 3, 8, 8), method="mask-predictor", blocks=False, channels=False

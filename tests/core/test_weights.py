@@ -154,12 +154,14 @@ def _with(name: str, value: Tensor | None) -> dict[str, Tensor]:
         ),
         pytest.param(
             _TinyNet(num_classes=9).state_dict(),
-            "'linear.weight' has shape 9x2, the network's has 4x2; .* with 9 classes",
+            "'linear.weight' has shape 9x2, the network's has 4x2; .* give --num-classes 9",
             id="classes",
         ),
         pytest.param(_with("bn.weight", None), "has no parameter 'bn.weight' .2.;", id="missing"),
         pytest.param(
-            _with("extra.bias", torch.zeros(7)), "'extra.bias' 7 that the network lacks", id="extra"
+            _with("extra.bias", torch.zeros(7)),
+            "'extra.bias' .7. that the network lacks",
+            id="extra",
         ),
         pytest.param(
             _with("bn.bias", torch.tensor([1.0, float("nan")])),
@@ -261,7 +263,7 @@ def test_normalisation_is_none_where_the_file_does_not_say(tmp_path: Path) -> No
     [
         ("0.5,0.5", "1,1,1", "normalize_mean '0.5,0.5' .* expected three numbers"),
         ("0.5,0.5,0.5", "a,b,c", "normalize_std 'a,b,c'"),
-        ("0.5,0.5,0.5", "1,1,0", "must be > 0"),
+        ("0.5,0.5,0.5", "1,1,0", "must be above 0"),
     ],
 )
 def test_malformed_normalisation_is_an_error(
