@@ -360,11 +360,11 @@ def test_dense_training_takes_a_target_of_1(tmp_path) -> None:
 
 BAD = {
     "blocks alone": ({"granularity": "block"}, "decides about channels alone"),
-    "a target": ({"target": 0.5}, "--target cannot be given with method mask-predictor"),
+    "a target": ({"target": 0.5}, "--target cannot be given with method 'mask-predictor'"),
     "parameters": ({"target_params": 0.5}, "--target-params cannot be given with method"),
     "no mass": ({"mass": 0.0}, "--mass must be above 0 and at most 1, got 0"),
     "too much": ({"mass": 1.5}, "--mass must be above 0 and at most 1, got 1.5"),
-    "other heads": ({"heads": "two"}, "--heads must be decoupled or joint, got 'two'"),
+    "other heads": ({"heads": "two"}, "--heads 'two' is unknown; choose one of: decoupled, joint"),
 }
 
 

@@ -286,5 +286,5 @@ def test_a_killed_run_resumes_bit_for_bit(finished: RunFolder, tmp_path: Path, e
 
 
 def test_an_unknown_ejector_is_named() -> None:
-    with pytest.raises(ConfigError, match="--ejector must be gaussian or annealed, got 'none'"):
+    with pytest.raises(ConfigError, match="--ejector 'none' is unknown; choose one of: gauss"):
         build_method("relaxation", {"ejector": "none"})
