@@ -189,14 +189,9 @@ class GatedNetwork(nn.Module):
         each = torch.cat([gate.last_output().openness for gate in self.gate_modules()])
         return each[self._order.to(each.device)]
 
-    def expected_macs_ratio(self, openness: Float[Tensor, " g"] | None = None) -> Float[Tensor, ""]:
-        """Expected MACs over the dense ones, differentiable.
-
-        Args:
-            openness: of all units, in the order of `sites`; without it that of the last batch.
-        """
-        openness = self.openness() if openness is None else openness
-        return self.expected_share(self.circuit, openness)
+    def expected_macs_ratio(self) -> Float[Tensor, ""]:
+        """Expected MACs of the last batch over the dense ones, differentiable."""
+        return self.expected_share(self.circuit, self.openness())
 
     def by_site(self, values: Tensor) -> list[Tensor]:
         """Per site (units,), of values that lie one gate module after the other."""

@@ -17,8 +17,8 @@ def budget_of(
     *,
     target: float | None,
     target_params: float | None,
-    target_latency: float | None = None,
-    latency_table: LatencyTable | None = None,
+    target_latency: float | None,
+    latency_table: LatencyTable | None,
 ) -> Budget:
     """The bound on MACs, parameters or latency; of a method that takes no target all of the MACs.
 

@@ -1,11 +1,14 @@
-"""What all tests share: one thread, fixed seeds, the folder of published weights."""
+"""What all tests share: one thread, fixed seeds, the command line, published weights."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from polarprune import cli
 
 _TESTS = Path(__file__).resolve().parent
 # pytest's importlib mode puts no test folder on the path; reference.py is imported by name.
@@ -40,6 +43,22 @@ def one_thread() -> None:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """(exit code, stdout, stderr) of the console entry point, called in the test's own folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*args: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["polarprune", *args])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    return call
 
 
 @pytest.fixture(scope="session")

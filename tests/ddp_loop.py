@@ -1,4 +1,4 @@
-"""A loop of somebody else's under DDP, one of two ranks: ddp_loop.py METHOD."""
+"""A loop of somebody else's under DDP, as one of two ranks."""
 
 import hashlib
 import sys
@@ -15,14 +15,14 @@ from polarprune.onepass import Phases
 STEPS, BATCH = 40, 32
 
 
-def main() -> None:
-    torch.distributed.init_process_group("gloo")
+def train(method: str) -> None:
+    """Print the method, the kept share of the MACs, and the digest of the weights."""
     rank = torch.distributed.get_rank()
     torch.manual_seed(0)
     images, labels = torch.randn(2 * BATCH, 3, 8, 8), torch.randint(0, 10, (2 * BATCH,))
     net = CifarResNet(1, 10)
     dense = count_macs(net, images[:2])
-    gated = attach_gates(net, images[:2], method=sys.argv[1])
+    gated = attach_gates(net, images[:2], method=method)
     optimizer = torch.optim.SGD(gated.parameters(), lr=0.05, momentum=0.9)
     one = OnePass(
         gated, optimizer, target=0.6 if gated.method.bounded else None, total_steps=STEPS,
@@ -41,11 +41,5 @@ def main() -> None:
     weights = torch.cat([p.detach().flatten() for p in small.parameters()]).numpy().tobytes()
     ratio = count_macs(small, images[:2]) / dense
     # One write: two ranks print into one pipe.
-    sys.stdout.write(f"{ratio:.4f} {hashlib.sha256(weights).hexdigest()}\n")
+    sys.stdout.write(f"{method} {ratio:.4f} {hashlib.sha256(weights).hexdigest()}\n")
     sys.stdout.flush()
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -17,8 +17,8 @@ import torch
 SHAPE = (3, 4, 4)
 
 
-def engine_text(factor: float = 2.0, profiles: Any = ((1, 1, 1), (1, 8, 16))) -> bytes:
-    return json.dumps({"factor": factor, "profiles": profiles}).encode()
+def engine_text(profiles: Any = ((1, 1, 1), (1, 8, 16))) -> bytes:
+    return json.dumps({"factor": 2.0, "profiles": profiles}).encode()
 
 
 class Severity(IntEnum):

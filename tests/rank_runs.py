@@ -1,23 +1,33 @@
-"""A run on digits, as one process or one rank of several; started by torchrun or by python.
+"""Runs on digits, as one process or one rank of several; started by torchrun or imported.
 
-    python -m torch.distributed.run --nproc-per-node 2 rank_runs.py OUT NETWORK
-    python rank_runs.py OUT NETWORK --halves
+    python -m torch.distributed.run --nproc-per-node 2 rank_runs.py OUT
 
---halves: one process whose batch norms see the two halves of each batch that two ranks would see,
-the slow reference of their arithmetic.
+Its start costs more than what it computes, so that all that two ranks do is done in one.
+
+A run under `in_halves` is the slow reference of what two ranks compute: one process whose batch
+norms see the two halves of each batch that two ranks would see.
 """
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import ddp_loop
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polarprune.errors import ConfigError
 from polarprune.networks.cifar_resnet import CifarResNet
+from polarprune.runs import training
+from polarprune.runs.ranks import leave_ranks
 from polarprune.runs.train_config import TrainConfig
-from polarprune.runs.training import train
+
+METHODS = ("consensus", "mask-predictor")
+"""Of the foreign loop."""
 
 
 def batch_norm(num_classes: int = 10) -> nn.Module:
@@ -25,7 +35,7 @@ def batch_norm(num_classes: int = 10) -> nn.Module:
 
 
 def group_norm(num_classes: int = 10) -> nn.Module:
-    net = CifarResNet(2, num_classes)
+    net = CifarResNet(1, num_classes)
     for name, module in list(net.named_modules()):
         if isinstance(module, nn.BatchNorm2d):
             parent, _, child = name.rpartition(".")
@@ -72,17 +82,41 @@ def _in_halves(module: nn.BatchNorm2d, x: Tensor) -> Tensor:
 _whole = nn.BatchNorm2d.forward
 
 
-def main() -> None:
-    out, network, *flags = sys.argv[1:]
-    torch.set_num_threads(1)
-    if "--halves" in flags:
-        nn.BatchNorm2d.forward = _in_halves  # type: ignore[method-assign]
-    train(
+@contextmanager
+def in_halves() -> Iterator[None]:
+    """Batch norms that see what each of two ranks would see of a batch."""
+    nn.BatchNorm2d.forward = _in_halves  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.BatchNorm2d.forward = _whole  # type: ignore[method-assign]
+
+
+def run(out: Path, network: str, batch_size: int = 128) -> None:
+    """Train one of the networks above."""
+    training.train(
         TrainConfig(
-            model=f"rank_runs:{network}", data="digits", out=Path(out), epochs=2, batch_size=128,
+            model=f"rank_runs:{network}", data="digits", out=out, epochs=2, batch_size=batch_size,
             lr=0.05, precision="fp32", target=0.6,
         )
     )  # fmt: skip
+
+
+def main() -> None:
+    out = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    # The first run joins the group; torch does not let a process join a second one reliably.
+    training.leave_ranks = lambda: None
+    try:
+        run(out / "odd", "batch_norm", batch_size=33)
+    except ConfigError as error:
+        print(error)
+    for network in ("batch_norm", "group_norm"):
+        run(out / network, network)
+    for method in METHODS:
+        ddp_loop.train(method)
+    dist.barrier()
+    leave_ranks()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 from benchmarks.serving.server_process import HOST, SERVER, ServerProcess
 
@@ -34,9 +33,6 @@ class Served(ServerProcess):
         words = ("--backend", "onnxruntime", "--threads", "1", *ports, *options)
         program = SERVER if hurt is None else (str(HURT_SERVER), hurt)
         super().__init__(source, Path(log), *words, program=program)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None,

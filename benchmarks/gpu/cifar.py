@@ -93,7 +93,7 @@ def train_until(job: Job) -> dict[str, Any]:
 
 
 def train_all(
-    jobs: list[Job], record: RecordFile, deadline: Deadline, at_once: int, images: dict[str, int]
+    jobs: list[Job], record: RecordFile, at_once: int, images: dict[str, int]
 ) -> list[str]:
     """Every run as far as time goes; what is left, in words."""
     left = []

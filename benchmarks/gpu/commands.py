@@ -219,7 +219,7 @@ def cifar(
             rows, range(first_seed, seeds), found, work or Path(folder) / "runs",
             study.cifar_ends(deadline), asked, latency_table,
         )  # fmt: skip
-        left = study.train_all(jobs, found, deadline, at_once, images)
+        left = study.train_all(jobs, found, at_once, images)
     _show(study.cifar_table(found))
     for each in left:
         print(f"not finished: {each}; go on with --continue and --work")

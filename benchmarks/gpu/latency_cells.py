@@ -12,7 +12,6 @@ from typing import Any
 NETWORKS = (
     "resnet50", "resnet18", "mobilenet_v2", "efficientnet_b0", "regnet_y_400mf", "convnext_tiny"
 )  # fmt: skip
-KEPT = (0.5, 0.25, 0.75)
 MODES = ("graph", "eager", "onnxruntime", "compile", "compile-graph")
 PRECISIONS = ("fp16", "bf16", "fp32")
 # What a step away from the headline costs in rank; anything else than these is a larger step.

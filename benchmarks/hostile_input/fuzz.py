@@ -223,8 +223,8 @@ def _quantiles(values: list[float]) -> dict[str, float]:
     return {f"p{q}": round(float(np.percentile(values, q)), 5) for q in (50, 99, 100)}
 
 
-def _thinned(memory: list[tuple[int, int]], most: int = 40) -> list[dict[str, int]]:
-    step = max(1, len(memory) // most)
+def _thinned(memory: list[tuple[int, int]]) -> list[dict[str, int]]:
+    step = max(1, len(memory) // 40)
     kept = [*memory[:-1:step], memory[-1]]
     return [{"bodies": bodies, "bytes": size} for bodies, size in kept]
 

@@ -40,6 +40,10 @@ async def study_damages(pair: Pair, scratch: Path, seed: int) -> Any:
                 if damage.label != "A":
                     await _heal(lambda: restore(served / MODEL, pair), "A", server, clients)
         code = await asyncio.to_thread(server.stop)
+    return _told(rows, clients, code)
+
+
+def _told(rows: list[dict[str, Any]], clients: Clients, code: int) -> dict[str, Any]:
     return {
         "n": len(rows),
         "requests": len(clients.samples),
@@ -177,16 +181,7 @@ async def study_full_disk(pair: Pair, scratch: Path, seed: int) -> Any:
                     )
                 ]
             code = await asyncio.to_thread(server.stop)
-    return {
-        "n": len(rows),
-        "requests": len(clients.samples),
-        "outcomes": count_outcomes(clients.samples),
-        "as_they_should": sum(row["as_it_should"] for row in rows),
-        "as_it_should": code == 0 and all(row["as_it_should"] for row in rows),
-        "words": dict(clients.words),
-        "exit_code": code,
-        "rows": rows,
-    }
+    return _told(rows, clients, code)
 
 
 async def _copy_onto_full(

@@ -28,13 +28,11 @@ class ProcessState:
 
     Attributes:
         rss_kb: resident memory, kB.
-        anonymous_kb: the part of it that is no file's.
         threads, descriptors: how many.
         cpu_seconds: spent so far, user and system.
     """
 
     rss_kb: int
-    anonymous_kb: int
     threads: int
     descriptors: int
     cpu_seconds: float
@@ -113,7 +111,7 @@ class ServerProcess:
         """Of HTTP."""
         return f"http://{HOST}:{self.ports['http']}"
 
-    def wait_ready(self, seconds: float = 120.0) -> float:
+    def wait_ready(self) -> float:
         """Wait until every model serves.
 
         Returns:
@@ -123,7 +121,7 @@ class ServerProcess:
             ServerError: it ended, or is not ready in time.
         """
         port = self.ports["http"]
-        self._wait(lambda: _status(port, "/v2/health/ready") == 200, seconds, "is ready")
+        self._wait(lambda: _status(port, "/v2/health/ready") == 200, 120.0, "is ready")
         return time.monotonic() - self.started
 
     def events(self, message: str | None = None) -> list[dict[str, Any]]:
@@ -177,7 +175,6 @@ class ServerProcess:
         times = (folder / "stat").read_text().rpartition(")")[2].split()
         return ProcessState(
             rss_kb=int(status["VmRSS"].split()[0]),
-            anonymous_kb=int(status["RssAnon"].split()[0]),
             threads=int(status["Threads"]),
             descriptors=len(list((folder / "fd").iterdir())),
             cpu_seconds=(int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK"),
@@ -207,9 +204,7 @@ class ServerProcess:
         self.signal(signal.SIGTERM)
         return self.wait(seconds)
 
-    def wait_for(
-        self, message: str, times: int = 1, seconds: float = PATIENCE_SECONDS, **about: str
-    ) -> dict[str, Any]:
+    def wait_for(self, message: str, times: int = 1, **about: str) -> dict[str, Any]:
         """The event with this message, and more about it, once there are so many.
 
         Raises:
@@ -219,7 +214,7 @@ class ServerProcess:
         def found() -> list[dict[str, Any]]:
             return [e for e in self.events(message) if about.items() <= e.items()]
 
-        self._wait(lambda: len(found()) >= times, seconds, f"says {message!r}")
+        self._wait(lambda: len(found()) >= times, PATIENCE_SECONDS, f"says {message!r}")
         return found()[times - 1]
 
     def _wait(self, condition: Callable[[], Any], seconds: float, words: str) -> None:

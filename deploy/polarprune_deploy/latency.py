@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from polarprune.collecting import paused_collection
 from polarprune.errors import ConfigError
 from polarprune_deploy.backends.input_making import inputs_for, random_inputs
 from polarprune_deploy.backends.runners import Array, DeviceTimed, Runner
@@ -32,7 +33,6 @@ from polarprune_deploy.timing import (
     Race,
     calibrate,
     enter,
-    no_garbage_collection,
     time_rounds,
     warm_up,
 )
@@ -99,7 +99,7 @@ def compare_latency(
         errors = check_outputs(field.against, field.pairs, field.inputs)
         watcher = monitor(field.against.runner.device)
         evict = eviction(cache, field.against.runner.device)
-        with no_garbage_collection():
+        with paused_collection():
             before = None if watcher is None else watcher.look()
             stolen_before, begun = stolen(), clock()
             warm_ups = _warm_all(field, clock, watcher, batch, progress)
@@ -188,9 +188,7 @@ def check_request(batch: int, rounds: int, scenario: str) -> None:
         raise ConfigError(f"single_stream sends one image at a time, got batch {batch}; use 1")
 
 
-def check_feasible(
-    runners: Sequence[Runner], batch: int, rounds: int, max_seconds: float = MAX_SECONDS
-) -> None:
+def check_feasible(runners: Sequence[Runner], batch: int, rounds: int) -> None:
     """Refuse what would take too long, by two runs of each network, before anything is timed.
 
     Raises:
@@ -208,7 +206,7 @@ def check_feasible(
             times.append((time.perf_counter_ns() - start) / 1e6)
         run_ms.append(min(times))
     # A control for each candidate runs beside it.
-    calibrate([*run_ms, *run_ms[1:]], rounds, max_seconds)
+    calibrate([*run_ms, *run_ms[1:]], rounds, MAX_SECONDS)
 
 
 def _runs_apart(scenario: str, rounds: int) -> int:

@@ -21,11 +21,7 @@ def combine_builds(builds: Sequence[Comparison]) -> Comparison:
     """
     if len(builds) == 1:
         return builds[0]
-    verdict, reason = _agreed(
-        [build.verdict for build in builds],
-        [build.effect.speedup for build in builds],
-        [build.reason for build in builds],
-    )
+    verdict, reason = _agreed(builds)
     return replace(
         builds[0],
         against_ms=median(build.against_ms for build in builds),
@@ -46,11 +42,10 @@ def combine_builds(builds: Sequence[Comparison]) -> Comparison:
     )
 
 
-def _agreed(
-    verdicts: Sequence[Verdict], speedups: Sequence[float], reasons: Sequence[str]
-) -> tuple[Verdict, str]:
-    if len(set(verdicts)) == 1:
-        return verdicts[0], f"all {len(verdicts)} builds: {reasons[0]}"
+def _agreed(builds: Sequence[Comparison | DeviceTime]) -> tuple[Verdict, str]:
+    if len({build.verdict for build in builds}) == 1:
+        return builds[0].verdict, f"all {len(builds)} builds: {builds[0].reason}"
+    speedups = [build.effect.speedup for build in builds]
     return "inconclusive", f"builds differ: {min(speedups):.2f} to {max(speedups):.2f}"
 
 
@@ -67,11 +62,7 @@ def _combine_device(times: Sequence[DeviceTime | None]) -> DeviceTime | None:
     found = [time for time in times if time is not None]
     if len(found) < len(times):
         return None
-    verdict, reason = _agreed(
-        [time.verdict for time in found],
-        [time.effect.speedup for time in found],
-        [time.reason for time in found],
-    )
+    verdict, reason = _agreed(found)
     return DeviceTime(
         against_ms=median(time.against_ms for time in found),
         ms=median(time.ms for time in found),

@@ -7,10 +7,8 @@ is the enqueue time. The clock is an argument everywhere, so that the whole of i
 clock that nobody waits for.
 """
 
-import gc
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -220,15 +218,3 @@ def _time_on_device(
         enqueue += clock() - start
         watch.stop(run)
     return tuple(watch.elapsed_ns()), enqueue
-
-
-@contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """A collection inside a block would be booked on whichever network is running."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

@@ -6,13 +6,13 @@ on, and for, one GPU.
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from polarprune.errors import BundleError, ConfigError, Refused
+from polarprune.files.whole_files import write_whole
 from polarprune.manifest import BatchProfile, EngineInfo
 from polarprune_export.engine_compatibility import check_compatibility, set_compatibility
 from polarprune_export.engine_description import describe_engine
@@ -107,7 +107,7 @@ def build_engine(
     if plan is None:
         raise Refused(f"{name} {trt.__version__} did not build {onnx_path}: {quote_log(lines)}")
     content = bytes(plan)
-    _write_whole(out_path, content)
+    write_whole(out_path, content)
     if timings is not None:
         notes.append(save_timings(config, timings))
     info = describe_engine(
@@ -138,15 +138,6 @@ def _timings_path(trt: Any) -> Path:
     import torch
 
     return cache_path(str(trt.__version__), torch.cuda.get_device_name())
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def check_engine_options(options: EngineOptions) -> None:

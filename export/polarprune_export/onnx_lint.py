@@ -67,7 +67,7 @@ def lint_onnx(path: Path, base: Mapping[str, int] | None = None) -> None:
     lint_model(onnx.load(str(path)), str(path), base)
 
 
-def lint_model(model: "onnx.ModelProto", where: str, base: Mapping[str, int] | None = None) -> None:
+def lint_model(model: "onnx.ModelProto", where: str, base: Mapping[str, int] | None) -> None:
     """`lint_onnx` for a model that is already in memory; `where` names it in the message."""
     base = base or {}
     found = list(_findings(model.graph))

@@ -45,7 +45,7 @@ def ship_model(
     batch: int | None,
     samples: Callable[[], Samples],
     probes: Sequence[Probe],
-    progress: Progress | None = None,
+    progress: Progress | None,
 ) -> ShippedModel:
     """Replaces the float32 file, and compares what takes its place with the network in float64.
 

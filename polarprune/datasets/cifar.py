@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from polarprune.datasets.memory import MemorySplit, channel_statistics
+from polarprune.datasets.memory import in_memory
 from polarprune.datasets.splits import Dataset, Triple
 from polarprune.errors import DataError, first_line
 
@@ -34,20 +34,5 @@ def load_cifar(
             f"put {archive} there, or set {_CACHE_VARIABLE} to a folder that has it, or give a "
             "class-folder tree"
         ) from error
-    train_images, test_images = torch.from_numpy(train.data), torch.from_numpy(test.data)
-    mean, std = mean_std or channel_statistics(train_images)
-    side = image_size or train_images.shape[1]
-    return Dataset(
-        name=name,
-        classes=list(train.classes),
-        image_size=side,
-        resize_side=side,
-        mean=mean,
-        std=std,
-        train=MemorySplit(
-            train_images, torch.tensor(train.targets), mean=mean, std=std, image_size=side
-        ),
-        test=MemorySplit(
-            test_images, torch.tensor(test.targets), mean=mean, std=std, image_size=side
-        ),
-    )
+    splits = ((torch.from_numpy(s.data), torch.tensor(s.targets)) for s in (train, test))
+    return in_memory(name, list(train.classes), *splits, image_size=image_size, mean_std=mean_std)

@@ -10,10 +10,10 @@ from importlib.resources import files
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from polarprune.datasets.memory import MemorySplit, channel_statistics
+from polarprune.datasets.memory import in_memory
 from polarprune.datasets.splits import Dataset, Triple
 
 _SIDE = 32
@@ -26,25 +26,14 @@ def load_digits(*, image_size: int | None, mean_std: tuple[Triple, Triple] | Non
     """The digits; a mirrored digit is another sign, so that none is ever flipped."""
     with (files("polarprune.datasets") / "digits.npz").open("rb") as file:
         arrays = dict(np.load(file, allow_pickle=False))
-    train_images, test_images = _enlarged(arrays["train_images"]), _enlarged(arrays["test_images"])
-    mean, std = mean_std or channel_statistics(train_images)
-    side = image_size or _SIDE
-
-    def split(images: UInt8[Tensor, "n s s 3"], labels: Int64[Tensor, "n"]) -> MemorySplit:
-        return MemorySplit(
-            images, labels, mean=mean, std=std, image_size=side, flip=False, max_shift=_MAX_SHIFT
-        )
-
-    return Dataset(
-        name="digits",
-        classes=[str(digit) for digit in range(10)],
-        image_size=side,
-        resize_side=side,
-        mean=mean,
-        std=std,
-        train=split(train_images, torch.from_numpy(arrays["train_labels"]).long()),
-        test=split(test_images, torch.from_numpy(arrays["test_labels"]).long()),
+    splits = (
+        (_enlarged(arrays[f"{name}_images"]), torch.from_numpy(arrays[f"{name}_labels"]).long())
+        for name in ("train", "test")
     )
+    return in_memory(
+        "digits", [str(digit) for digit in range(10)], *splits, image_size=image_size,
+        mean_std=mean_std, flip=False, max_shift=_MAX_SHIFT,
+    )  # fmt: skip
 
 
 def _enlarged(images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> UInt8[Tensor, "n s s 3"]:

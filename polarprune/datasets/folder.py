@@ -16,7 +16,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from polarprune.datasets.memory import MemorySplit, channel_statistics
+from polarprune.datasets.memory import in_memory
 from polarprune.datasets.splits import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -76,23 +76,11 @@ def load_folder(
     with quiet_decoding():
         decoded = _decode_all(train, test)
     if decoded is not None:
-        train_images, test_images = decoded
-        mean, std = mean_std or channel_statistics(train_images)
-        side = image_size or train_images.shape[1]
-        return Dataset(
-            name=root.name,
-            classes=classes,
-            image_size=side,
-            resize_side=side,
-            mean=mean,
-            std=std,
-            train=MemorySplit(
-                train_images, torch.tensor(train.labels), mean=mean, std=std, image_size=side
-            ),
-            test=MemorySplit(
-                test_images, torch.tensor(test.labels), mean=mean, std=std, image_size=side
-            ),
-        )
+        labels = (torch.tensor(files.labels) for files in (train, test))
+        return in_memory(
+            root.name, classes, *zip(decoded, labels, strict=True),
+            image_size=image_size, mean_std=mean_std,
+        )  # fmt: skip
     if len(train.paths) + len(test.paths) <= _CHECKED_FILES:
         with quiet_decoding():
             in_threads(lambda path: read_rgb(path).size, train.paths + test.paths)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from polarprune.datasets.splits import Batch, Triple, spread_indices
+from polarprune.datasets.splits import Batch, Dataset, Triple, spread_indices
 
 # A crop moves by up to an eighth of the side: the usual 4 pixels of 32 (He et al. 2015).
 _CROP_FRACTION = 1 / 8
@@ -130,6 +130,42 @@ class MemorySplit:
         size = (self.image_size, self.image_size)
         resized = F.interpolate(batch, size, mode="bilinear", antialias=True)
         return resized.contiguous(memory_format=torch.channels_last)
+
+
+Images = tuple[UInt8[Tensor, "n s s 3"], Int64[Tensor, "n"]]
+"""With their classes."""
+
+
+def in_memory(
+    name: str,
+    classes: list[str],
+    train: Images,
+    test: Images,
+    *,
+    image_size: int | None,
+    mean_std: tuple[Triple, Triple] | None,
+    flip: bool = True,
+    max_shift: int | None = None,
+) -> Dataset:
+    """A data set of two tensors; what is None is that of the training images."""
+    mean, std = mean_std or channel_statistics(train[0])
+    side = image_size or train[0].shape[1]
+
+    def split(images: Images) -> MemorySplit:
+        return MemorySplit(
+            *images, mean=mean, std=std, image_size=side, flip=flip, max_shift=max_shift
+        )
+
+    return Dataset(
+        name=name,
+        classes=classes,
+        image_size=side,
+        resize_side=side,
+        mean=mean,
+        std=std,
+        train=split(train),
+        test=split(test),
+    )
 
 
 def _reflected(index: Tensor, side: int) -> Tensor:

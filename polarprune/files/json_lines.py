@@ -44,7 +44,7 @@ def typed_line(kind: Any, value: Any, path: Path, number: int) -> Any:
         RunFolderError: a field is missing or of another kind.
     """
     try:
-        return build_known(kind, value, "it")
+        return build_known(kind, value)
     except ValueError as error:
         raise broken_line(path, number, error) from error
 

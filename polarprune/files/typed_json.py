@@ -45,12 +45,12 @@ def build_typed(kind: Any, value: Any, where: str) -> Any:
     raise ValueError(f"{where} is of the wrong kind ({type(value).__name__})")
 
 
-def build_known(kind: Any, value: Any, where: str) -> Any:
+def build_known(kind: Any, value: Any) -> Any:
     """The same of a dataclass, without what it has no field for, in it or in a dataclass inside.
 
     For what is only shown: a newer writer may say more.
     """
-    return build_typed(kind, _known(kind, value), where)
+    return build_typed(kind, _known(kind, value), "it")
 
 
 def _known(kind: Any, value: Any) -> Any:

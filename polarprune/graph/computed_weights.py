@@ -79,22 +79,12 @@ class Constants:
 
     def _sources(self, node: fx.Node) -> list[fx.Node]:
         """The parameters and buffers that a constant node is computed from."""
-        seen, todo = {node}, [node]
-        while todo:
-            for source in todo.pop().all_input_nodes:
-                if source not in seen:
-                    seen.add(source)
-                    todo.append(source)
-        return [n for n in self.graph.nodes if n in seen and n.op == "get_attr"]
+        needed = _needed(node)
+        return [n for n in self.graph.nodes if n in needed and n.op == "get_attr"]
 
     def _derivation(self, node: fx.Node, original: fx.Node | None) -> fx.GraphModule:
         """The graph that computes a constant node; `original` becomes its input."""
-        needed, todo = {node}, [node]
-        while todo:
-            for source in todo.pop().all_input_nodes:
-                if source not in needed:
-                    needed.add(source)
-                    todo.append(source)
+        needed = _needed(node)
         graph = fx.Graph()
         copied: dict[fx.Node, fx.Node] = {}
         if original is not None:
@@ -188,3 +178,13 @@ class Constants:
 
 def _is_learned(value: Any) -> bool:
     return isinstance(value, nn.Parameter)
+
+
+def _needed(node: fx.Node) -> set[fx.Node]:
+    """A node and all that it is computed from."""
+    found, todo = {node}, [node]
+    while todo:
+        new = set(todo.pop().all_input_nodes) - found
+        found |= new
+        todo += new
+    return found

@@ -20,7 +20,6 @@ _CONV = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dil
 _CONV += ["bias", "padding_mode"]
 _TRANSPOSED = [*_CONV, "output_padding"]
 _NORM = ["num_features", "eps", "momentum", "affine", "track_running_stats"]
-_INSTANCE = ["num_features", "eps", "momentum", "affine", "track_running_stats"]
 _MAX_POOL = ["kernel_size", "stride", "padding", "dilation", "return_indices", "ceil_mode"]
 _AVG_POOL = ["kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"]
 _ADAPTIVE: list[type[nn.Module]] = [nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d]

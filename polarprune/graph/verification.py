@@ -39,7 +39,7 @@ def verify_trace(
     fresh: Versions,
     *,
     may_shrink: bool,
-    only_training: bool = False,
+    only_training: bool,
 ) -> None:
     """Refuse a graph that computes something else than the network, in either mode.
 

@@ -149,7 +149,7 @@ def channels_figure(found: NetworkInspection) -> Any:
     return figure
 
 
-def figure_png(figure: Any, dots_per_inch: int = _DOTS_PER_INCH) -> bytes:
+def figure_png(figure: Any, dots_per_inch: int) -> bytes:
     """A figure as PNG with nothing behind it."""
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=dots_per_inch, transparent=True)

@@ -24,7 +24,7 @@ DENSE = "dense"
 
 @dataclass(frozen=True)
 class ResultLine:
-    """`result` of run.json (train_config.TrainResult says what is what)."""
+    """What is shown of `result` in run.json (train_config.TrainResult says what is what)."""
 
     dense_macs: int
     macs: int
@@ -43,8 +43,6 @@ class ResultLine:
     pixel_agreement: float | None = None
     dynamic_top1: float | None = None
     dynamic_miou: float | None = None
-    dynamic_macs_ratio: float | None = None
-    forecast_macs_ratio: float | None = None
 
 
 @dataclass(frozen=True)
@@ -131,7 +129,7 @@ def read_facts(path: Path, latency: MeasuredLatency | None) -> ReportFacts:
 def _read_head(run: RunFolder) -> RunHead:
     path = run.path / RUN_FILE
     try:
-        head: RunHead = build_known(RunHead, run.document, "it")
+        head: RunHead = build_known(RunHead, run.document)
     except ValueError as error:
         raise RunFolderError(f"{path}: {error}; put the file right") from error
     if not isinstance(head.config.get("data"), str):

@@ -49,9 +49,7 @@ def _tiles(facts: ReportFacts) -> Iterator[tuple[str, str, str]]:
     if result is None:
         yield from _tiles_so_far(facts)
         return
-    for name, value in by_name(
-        {"top1": result.top1, "miou": result.miou, "dice": result.dice}
-    ).items():
+    for name, value in _named(result).items():
         yield name, value, _compared(facts, name)
     for name, kept, dense in (
         ("MACs kept", result.macs, result.dense_macs),

@@ -18,26 +18,18 @@ def images_at_once(side: int) -> int:
 
 
 def evaluate(
-    net: nn.Module,
-    split: Split,
-    batch_size: int | None = None,
-    bf16: bool = False,
-    task: Task = CLASSIFICATION,
+    net: nn.Module, split: Split, bf16: bool = False, task: Task = CLASSIFICATION
 ) -> float:
     """The task's headline of a network on a split, 0..1 (top-1); each layer's mode is as before."""
-    return figures_of(net, split, batch_size, bf16, task)[task.headline]
+    return figures_of(net, split, bf16, task)[task.headline]
 
 
 @torch.no_grad()
 def figures_of(
-    net: nn.Module,
-    split: Split,
-    batch_size: int | None = None,
-    bf16: bool = False,
-    task: Task = CLASSIFICATION,
+    net: nn.Module, split: Split, bf16: bool = False, task: Task = CLASSIFICATION
 ) -> dict[str, float]:
     """All that the task counts of a network on a split; each layer's mode is as before."""
-    batch_size = batch_size or images_at_once(split.image_size)
+    batch_size = images_at_once(split.image_size)
     device = next(net.parameters()).device
     layout = fast_layout(net, device)
     tally = task.tally()

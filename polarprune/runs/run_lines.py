@@ -18,7 +18,6 @@ class EpochLine:
     epoch: int
     step: int
     loss: float | None = None
-    lr: float | None = None
     macs: int | None = None
     train_macs_ratio: float | None = None
     seconds: float | None = None

@@ -1,7 +1,7 @@
 """Run folders that look trained and bundles that look exported, without the work."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,17 +23,17 @@ from polarprune.manifest import (
 LAST_STEP, SEARCH_STEP, CUT_STEP = 100, 10, 40
 
 
-def write_pruned_run(folder: Path, model: str = "resnet20", every: int = 3) -> Path:
-    """Every `every`-th block and channel of a network closed, and the story that led there."""
+def write_pruned_run(folder: Path, model: str = "resnet20") -> Path:
+    """Every third block and channel of a network closed, and the story that led there."""
     torch.manual_seed(0)
     net = polarprune.build_network(model)
     example = torch.zeros(2, 3, 8, 8)
     gated = polarprune.attach_gates(net, example)
     blocks = [site.name for site in gated.sites if site.kind == "block"]
     decisions = {
-        site.name: torch.arange(site.units) % every != 0
+        site.name: torch.arange(site.units) % 3 != 0
         if site.kind == "channel"
-        else torch.tensor([blocks.index(site.name) % every != 1])
+        else torch.tensor([blocks.index(site.name) % 3 != 1])
         for site in gated.sites
     }
     gated.set_decisions(decisions)
@@ -42,19 +42,6 @@ def write_pruned_run(folder: Path, model: str = "resnet20", every: int = 3) -> P
     description = describe(small)
     assert description is not None
     dense_macs, macs = (polarprune.count_macs(side, example) for side in (net, small))
-    result = {
-        "run": str(folder),
-        "top1": 0.9,
-        "dense_macs": dense_macs,
-        "macs": macs,
-        "macs_ratio": macs / dense_macs,
-        "params": count_parameters(small),
-        "dense_params": count_parameters(net),
-        "blocks_removed": description.blocks_removed,
-        "agreement": 1.0,
-        "train_macs_ratio": 0.7,
-        "seconds": 1.0,
-    }
     document = {
         "schema": 1,
         "config": {"model": model, "data": "digits", "target": 0.5, "granularity": "both"},
@@ -63,28 +50,37 @@ def write_pruned_run(folder: Path, model: str = "resnet20", every: int = 3) -> P
         "resize_side": 8,
         "classes": [str(digit) for digit in range(10)],
         "input_shape": [3, 8, 8],
-        "result": result,
+        "result": {
+            "run": str(folder),
+            "top1": 0.9,
+            "dense_macs": dense_macs,
+            "macs": macs,
+            "macs_ratio": macs / dense_macs,
+            "params": count_parameters(small),
+            "dense_params": count_parameters(net),
+            "blocks_removed": description.blocks_removed,
+            "agreement": 1.0,
+            "train_macs_ratio": 0.7,
+            "seconds": 1.0,
+        },
     }
     (folder / "run.json").write_text(json.dumps(document))
-    steps = range(SEARCH_STEP + 1, CUT_STEP)
-    lines = [
-        {
-            "step": step,
-            "open": {
-                name: [
-                    1 - (step - SEARCH_STEP) / 50 * (0.2 if kept else 1.4)
-                    for kept in units.tolist()
-                ]
-                for name, units in decisions.items()
-            },
-        }
-        for step in steps
-    ]
-    (folder / "openness.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     cut = {"step": CUT_STEP, "macs_before": dense_macs, "macs_after": macs, "agreement": 1.0}
     (folder / "cuts.jsonl").write_text(json.dumps(cut) + "\n")
     (folder / "metrics.jsonl").write_text(json.dumps({"epoch": 1, "step": LAST_STEP}) + "\n")
+    (folder / "openness.jsonl").write_text("".join(_openness_lines(decisions)))
     return folder
+
+
+def _openness_lines(decisions: dict[str, torch.Tensor]) -> Iterator[str]:
+    """From all open before the search to what was decided, at the cut."""
+    for step in range(SEARCH_STEP + 1, CUT_STEP):
+        share = (step - SEARCH_STEP) / 50
+        opened = {
+            name: [1 - share * (0.2 if kept else 1.4) for kept in units.tolist()]
+            for name, units in decisions.items()
+        }
+        yield json.dumps({"step": step, "open": opened}) + "\n"
 
 
 @pytest.fixture(scope="session")

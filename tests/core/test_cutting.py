@@ -59,16 +59,12 @@ def _free(gated: GatedNetwork, bound: float = 1.0) -> Budget:
     return gated.macs_budget(bound / gated.circuit.dense_macs)
 
 
-def _choose(gated: GatedNetwork, closed: dict[str, list[int]]) -> dict[str, torch.Tensor] | None:
-    return choose_cut(gated, waited(gated, closed), 5, budget=_free(gated), least=0)
-
-
-def waited(gated: GatedNetwork, closed: dict[str, list[int]], steps: int = 5) -> ClosedFor:
+def waited(gated: GatedNetwork, closed: dict[str, list[int]]) -> ClosedFor:
     counts = ClosedFor([site.units for site in gated.sites], 0.05)
     start = 0
     for site, gate in zip(gated.sites, gated.site_gates(), strict=True):
         for unit in closed.get(site.name, []):
-            counts.steps[start + unit] = steps
+            counts.steps[start + unit] = 5
             gate.running[unit] = 0.01
         start += site.units
     return counts

@@ -348,23 +348,3 @@ def test_file_in_place_of_a_data_folder_is_an_error(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match="file is not a folder"):
         load_dataset(tmp_path / "file")
-
-
-def test_an_epoch_may_begin_at_any_batch() -> None:
-    split = load_dataset("digits").train
-    whole = list(split.batches(100, shuffle_seed=3, augment=True))
-    late = list(split.batches(100, shuffle_seed=3, augment=True, first=4))
-    assert len(late) == len(whole) - 4 > 1
-    for (images, labels), (late_images, late_labels) in zip(whole[4:], late, strict=True):
-        assert torch.equal(images, late_images)
-        assert torch.equal(labels, late_labels)
-
-
-def test_the_parts_of_batches_are_the_whole() -> None:
-    split = load_dataset("digits").train
-    whole = list(split.batches(96, shuffle_seed=3, augment=True))
-    parts = [list(split.batches(96, shuffle_seed=3, augment=True, part=(k, 3))) for k in range(3)]
-    for (images, labels), *thirds in zip(whole, *parts, strict=True):
-        for k, (third, third_labels) in enumerate(thirds):
-            assert torch.equal(third, images[k::3])
-            assert torch.equal(third_labels, labels[k::3])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from polarprune.datasets import IMAGENET_MEAN, IMAGENET_STD, load_dataset
+from polarprune.datasets import IMAGENET_MEAN, IMAGENET_STD, Split, load_dataset
 from polarprune.datasets import folder as folder_module
 from polarprune.datasets.memory import MemorySplit
 from polarprune.datasets.streaming import StreamedSplit
@@ -304,21 +304,29 @@ def test_drop_last_holds_for_streamed_sets(mixed_tree: Path) -> None:
     assert [len(x) for x, _ in batches] == [4, 4]
 
 
-def test_a_streamed_epoch_may_begin_at_any_batch(mixed_tree: Path) -> None:
-    split = load_dataset(mixed_tree, image_size=16, workers=0).train
-    whole = list(split.batches(2, shuffle_seed=5, augment=True))
-    late = list(split.batches(2, shuffle_seed=5, augment=True, first=1))
-    assert len(late) == len(whole) - 1 >= 1
-    for (images, labels), (late_images, late_labels) in zip(whole[1:], late, strict=True):
+@pytest.fixture(params=["in memory", "streamed"])
+def split(request: pytest.FixtureRequest, mixed_tree: Path) -> Split:
+    if request.param == "streamed":
+        return load_dataset(mixed_tree, image_size=16, workers=0).train
+    return load_dataset("digits").train
+
+
+def test_an_epoch_may_begin_at_any_batch(split: Split) -> None:
+    size = len(split) // 4
+    whole = list(split.batches(size, shuffle_seed=5, augment=True))
+    late = list(split.batches(size, shuffle_seed=5, augment=True, first=2))
+    assert len(late) == len(whole) - 2 > 1
+    for (images, labels), (late_images, late_labels) in zip(whole[2:], late, strict=True):
         assert torch.equal(images, late_images)
         assert torch.equal(labels, late_labels)
 
 
-def test_the_parts_of_streamed_batches_are_the_whole(mixed_tree: Path) -> None:
-    split = load_dataset(mixed_tree, image_size=16, workers=0).train
-    whole = list(split.batches(4, shuffle_seed=5, augment=True))
-    parts = [list(split.batches(4, shuffle_seed=5, augment=True, part=(k, 2))) for k in range(2)]
-    for (images, labels), *halves in zip(whole, *parts, strict=True):
-        for k, (half, half_labels) in enumerate(halves):
-            assert torch.equal(half, images[k::2])
-            assert torch.equal(half_labels, labels[k::2])
+@pytest.mark.parametrize("n", [2, 3])
+def test_the_parts_of_batches_are_the_whole(split: Split, n: int) -> None:
+    size = len(split) // 2 + 1
+    whole = list(split.batches(size, shuffle_seed=5, augment=True))
+    parts = [list(split.batches(size, shuffle_seed=5, augment=True, part=(k, n))) for k in range(n)]
+    for (images, labels), *each in zip(whole, *parts, strict=True):
+        for k, (part, part_labels) in enumerate(each):
+            assert torch.equal(part, images[k::n])
+            assert torch.equal(part_labels, labels[k::n])

@@ -53,7 +53,7 @@ def _averaged(net: nn.Module, decay: float) -> AveragedModel:
     return AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
-def _drive_with_average(decay: float, phases: Phases, close: bool = False):
+def _drive_with_average(decay: float, phases: Phases):
     gated = gated_resnet()
     ema = _averaged(gated, decay)
     optimizer = torch.optim.SGD(gated.parameters(), lr=0.01, momentum=0.9)

@@ -39,7 +39,7 @@ def _train(out: str, resume: bool, steps: Any, furthest: Any) -> None:
     OnePass.step = counted  # type: ignore[method-assign]
     train(
         TrainConfig(
-            model="resnet20", data="digits", out=Path(out), image_size=8, epochs=EPOCHS,
+            model="digit_runs:resnet8", data="digits", out=Path(out), image_size=8, epochs=EPOCHS,
             batch_size=64, resume=resume, checkpoint_every=3,
         )
     )  # fmt: skip

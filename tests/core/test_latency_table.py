@@ -21,11 +21,9 @@ STEM = Geometry("conv", (7, 7), (2, 2), (3, 3), (1, 1), (8, 8))
 DEPTHWISE = Geometry("conv", (3, 3), (1, 1), (1, 1), (1, 1), (8, 8), group=(1, 1))
 
 
-def table_of(
-    times, counts=range(1, 9), multiples=((1,), (1,)), geometry=PLAIN, factor=1.0, fixed_ms=0.0
-) -> LatencyTable:
+def table_of(times, counts=range(1, 9), multiples=((1,), (1,)), geometry=PLAIN) -> LatencyTable:
     points = tuple(LayerPoint(i, o, times(i, o)) for i in counts for o in counts)
-    return LatencyTable({"model": "test"}, multiples, {geometry: points}, factor, fixed_ms)
+    return LatencyTable({"model": "test"}, multiples, {geometry: points}, 1.0, 0.0)
 
 
 def test_measured_counts_give_what_was_measured() -> None:

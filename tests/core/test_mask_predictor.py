@@ -326,8 +326,9 @@ def test_one_pass_is_dynamic_to_the_end_and_then_static() -> None:
 
 def test_a_run_says_what_is_dynamic_and_what_is_static(tmp_path) -> None:
     result = train(
-        config(tmp_path / "run", method="mask-predictor", mass=0.7, epochs=3, target=None)
-    )
+        config(tmp_path / "run", model="resnet20", method="mask-predictor", mass=0.7, epochs=3,
+               target=None)
+    )  # fmt: skip
     figures = result.figures
     assert 0 < figures["dynamic_macs_ratio"] <= result.macs_ratio <= 1
     assert 0 < figures["forecast_macs_ratio"] < 1

@@ -3,39 +3,53 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import rank_runs
 import torch
 from safetensors.torch import load_file
 
 from polarprune.runs.run_folder import RunFolder
 
-TESTS = Path(__file__).parents[1]
-SCRIPT = TESTS / "rank_runs.py"
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+@dataclass(frozen=True)
+class TwoRanks:
+    """The folder with the runs of two ranks, and what they printed."""
+
+    out: Path
+    said: str
 
 
-def _run(command: list[str], out: Path, network: str, *flags: str) -> RunFolder:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> TwoRanks:
+    out = tmp_path_factory.mktemp("ranks")
     done = subprocess.run(
-        [*command, str(SCRIPT), str(out), network, *flags],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+            rank_runs.__file__, str(out),
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+        check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    return RunFolder(out)
+    return TwoRanks(out, done.stdout)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("network", "flags"), [("batch_norm", ["--halves"]), ("group_norm", [])],
+    ("network", "halves"), [("batch_norm", True), ("group_norm", False)],
     ids=["batch norm, halves", "group norm, whole batch"],
 )  # fmt: skip
 def test_two_ranks_train_what_one_process_does(
-    tmp_path: Path, network: str, flags: list[str]
+    both: TwoRanks, tmp_path: Path, network: str, halves: bool
 ) -> None:
-    two = _run(TORCHRUN, tmp_path / "two", network)
-    one = _run([sys.executable], tmp_path / "one", network, *flags)
+    two = RunFolder(both.out / network)
+    with rank_runs.in_halves() if halves else nullcontext():
+        rank_runs.run(tmp_path / "one", network)
+    one = RunFolder(tmp_path / "one")
     for line, expected in zip(two.cuts(), one.cuts(), strict=True):
         assert line["step"] == expected["step"]
         assert line["sites"] == expected["sites"]
@@ -60,37 +74,18 @@ def test_two_ranks_train_what_one_process_does(
 
 
 def _initial(network: str) -> dict[str, torch.Tensor]:
-    import rank_runs
-
     torch.manual_seed(0)
     return dict(getattr(rank_runs, network)().named_parameters())
 
 
-def test_a_batch_that_ranks_cannot_share_is_refused(tmp_path: Path) -> None:
-    code = (
-        "from pathlib import Path; from polarprune.runs.train_config import TrainConfig;"
-        "from polarprune.runs.training import train; from polarprune.errors import ConfigError\n"
-        "try: train(TrainConfig(model='resnet20', data='digits', out=Path('OUT'), batch_size=33))\n"
-        "except ConfigError as error: print(error)"
-    )
-    script = tmp_path / "odd.py"
-    script.write_text(code.replace("OUT", str(tmp_path / "run")))
-    done = subprocess.run(
-        [*TORCHRUN, str(script)], capture_output=True, text=True, timeout=200, check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert "--batch-size 33 is no multiple of the 2 processes" in done.stdout
-    assert not (tmp_path / "run").exists()
+def test_a_batch_that_ranks_cannot_share_is_refused(both: TwoRanks) -> None:
+    assert "--batch-size 33 is no multiple of the 2 processes" in both.said
+    assert not (both.out / "odd").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["consensus", "mask-predictor"])
-def test_a_foreign_loop_under_ddp_is_cut_alike_on_both_ranks(method: str) -> None:
-    done = subprocess.run(
-        [*TORCHRUN, str(TESTS / "ddp_loop.py"), method], capture_output=True, text=True,
-        timeout=200, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (line.split() for line in done.stdout.splitlines())
+@pytest.mark.parametrize("method", rank_runs.METHODS)
+def test_a_foreign_loop_under_ddp_is_cut_alike_on_both_ranks(both: TwoRanks, method: str) -> None:
+    said = [line.split() for line in both.said.splitlines()]
+    first, second = (figures for name, *figures in said if name == method)
     assert first == second
     assert float(first[0]) < 1, "nothing was cut"

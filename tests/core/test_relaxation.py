@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from digit_runs import Killed, config, kill_in_epoch
-from small_loops import batch
+from small_loops import batch, drive_one
 from small_networks import image, small
 from torch import Tensor
 from torch.nn import functional as F
@@ -200,12 +200,7 @@ def _pass(ejector: str, steps: int = 40, **phases: object) -> tuple[OnePass, Gat
         phases=Phases(**{"search": 0.1, "settle": 0.8, **phases}),
     )  # fmt: skip
     for step in range(steps):
-        images, labels = batch(step)
-        loss = F.cross_entropy(one.network(images), labels) + one.loss()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        one.step()
+        drive_one(one, optimizer, step)
     return one, gated
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from digit_runs import Killed, config, kill_in_epoch
+from digit_runs import Killed, config, kill_in_epoch, resnet8
 
 import polarprune
 from polarprune.commands.train_command import _latency_words
@@ -24,7 +24,7 @@ BLOCK = 4  # channels that the made-up device computes at once
 
 def write_table(path: Path, image_size: int = 8) -> LatencyTable:
     """A device whose kernels come in blocks, and which is three times as slow off them."""
-    net = polarprune.build_network("resnet20", num_classes=10)
+    net = resnet8()
     gated = polarprune.attach_gates(net, torch.zeros(1, 3, image_size, image_size))
 
     def ms(geometry: Geometry, inputs: int, outputs: int) -> float:
@@ -39,7 +39,9 @@ def write_table(path: Path, image_size: int = 8) -> LatencyTable:
         points[cost.geometry] = tuple(
             LayerPoint(i, o, ms(cost.geometry, i, o)) for i in counts for o in counts
         )
-    table = LatencyTable({"model": "resnet20"}, ((1, BLOCK), (1, BLOCK)), points, 1.1, 0.01)
+    table = LatencyTable(
+        {"model": "digit_runs:resnet8"}, ((1, BLOCK), (1, BLOCK)), points, 1.1, 0.01
+    )
     table.write(path)
     return table
 
@@ -67,7 +69,7 @@ def test_whoever_bounds_latency_is_told_how_to_measure_it(
 def test_the_network_keeps_the_bound_by_the_table(finished: tuple[Path, LatencyTable]) -> None:
     run, table = finished
     result = RunFolder(run).result
-    net = polarprune.build_network("resnet20", num_classes=10)
+    net = resnet8()
     x = torch.zeros(1, 3, 8, 8)
 
     def predicted(network: torch.nn.Module) -> float:
@@ -137,9 +139,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
 
 def test_one_pass_takes_a_table_too(finished: tuple[Path, LatencyTable]) -> None:
     _, table = finished
-    gated = polarprune.attach_gates(
-        polarprune.build_network("resnet20", num_classes=10), torch.zeros(1, 3, 8, 8), align=BLOCK
-    )
+    gated = polarprune.attach_gates(resnet8(), torch.zeros(1, 3, 8, 8), align=BLOCK)
     optimizer = torch.optim.SGD(gated.parameters(), lr=0.01)
     one = polarprune.OnePass(
         gated, optimizer, target_latency=0.7, latency_table=table, total_steps=1
@@ -153,9 +153,7 @@ def test_one_pass_takes_a_table_too(finished: tuple[Path, LatencyTable]) -> None
 
 
 def test_one_pass_refuses_a_bound_without_a_table() -> None:
-    gated = polarprune.attach_gates(
-        polarprune.build_network("resnet20", num_classes=10), torch.zeros(1, 3, 8, 8)
-    )
+    gated = polarprune.attach_gates(resnet8(), torch.zeros(1, 3, 8, 8))
     optimizer = torch.optim.SGD(gated.parameters(), lr=0.01)
     with pytest.raises(ConfigError, match="go together"):
         polarprune.OnePass(gated, optimizer, target_latency=0.7, total_steps=1)

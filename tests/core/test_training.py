@@ -143,7 +143,7 @@ def test_the_random_control_meets_the_target(tmp_path: Path) -> None:
 def test_a_target_of_parameters_is_a_bound(tmp_path: Path) -> None:
     shown = []
     result = train(
-        config(tmp_path / "run", target=None, target_params=0.5, epochs=2),
+        config(tmp_path / "run", model="resnet20", target=None, target_params=0.5, epochs=2),
         lambda text, step, steps, figures: shown.append(figures["kept parameters"]),
     )
     assert 0.45 * result.dense_params < result.params <= 0.5 * result.dense_params

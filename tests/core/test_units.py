@@ -88,8 +88,8 @@ def _split_attention() -> nn.Module:
     return attention
 
 
-def _half(before: int = 2, after: int = 2) -> nn.Conv2d:
-    return conv(before, after)
+def _half() -> nn.Conv2d:
+    return conv(2, 2)
 
 
 # name -> (graph, units counted by hand)

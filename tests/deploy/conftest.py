@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from deployed_bundles import convolution, engine_info, write_bundle_of
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from small_bundles import write_small_bundle
 
 from polarprune.manifest import BatchProfile, FileEntry, Manifest, TensorSpec, write_manifest
+from polarprune_deploy import timing
 from polarprune_deploy.comparisons import Comparison
 from polarprune_deploy.latency import compare_latency
 
@@ -196,6 +199,18 @@ def convolutions(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A bundle with an engine of TensorRT-RTX, which is no plan."""
+    return write_small_bundle(tmp_path / "small")
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    """A bundle with an engine of TensorRT."""
+    return write_bundle_of(tmp_path / "plan", convolution(), engine=engine_info())
+
+
+@pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     folder = tmp_path / "bundle"
     folder.mkdir()
@@ -218,3 +233,11 @@ def bundle(tmp_path: Path) -> Path:
     )
     write_manifest(manifest, folder)
     return folder
+
+
+@pytest.fixture
+def brief_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real clocks, a moment each: what is tested is what is done with the times."""
+    monkeypatch.setattr(timing, "WARM_UP_LIMIT_NS", 1)
+    monkeypatch.setattr(timing, "WARM_UP_WINDOW_NS", 10_000_000)
+    monkeypatch.setattr(timing, "BLOCK_MS", timing.SHORTEST_BLOCK_MS)

@@ -15,6 +15,8 @@ from polarprune.errors import BundleError, ConfigError
 from polarprune.lowering import plain_network
 from polarprune_deploy import Comparison, bench
 
+pytestmark = pytest.mark.usefixtures("brief_timing")
+
 ROW = {
     "backend", "device", "precision", "batch", "against_ms", "ms", "speedup", "ci_low", "ci_high",
     "verdict", "control",
@@ -265,7 +267,7 @@ def test_what_is_too_slow_at_the_largest_batch_is_said_before_anything_is_timed(
     from polarprune.errors import Refused
     from polarprune_deploy import latency
 
-    monkeypatch.setattr(latency.check_feasible, "__defaults__", (1e-3,))
+    monkeypatch.setattr(latency, "MAX_SECONDS", 1e-3)
     monkeypatch.setattr("polarprune_deploy.benching.compare_latency", None)
     with pytest.raises(Refused, match=r"40 rounds would take .* use a smaller batch"):
         bench(bundle, bundle, batches=(1, 4), threads=1)

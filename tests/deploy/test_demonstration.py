@@ -2,8 +2,7 @@
 
 import dataclasses
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 from rich.console import Console
 
 import polarprune_export
-from polarprune import cli
 from polarprune.errors import BackendUnavailable, RunFolderError
 from polarprune.runs import training
 from polarprune.runs.run_folder import RunFolder
@@ -84,16 +82,13 @@ def test_the_table_names_both_sides(result: DemoResult) -> None:
 
 @pytest.mark.slow
 def test_a_miss_is_said_after_the_table_and_is_exit_code_1(
-    result: DemoResult, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    result: DemoResult, monkeypatch: pytest.MonkeyPatch, run: Callable[..., tuple[int, str, str]]
 ) -> None:
     missed = dataclasses.replace(result, missed=("top-1 is 0.1000",))
     for outcome, code in ((missed, 1), (dataclasses.replace(result, missed=()), 0)):
         monkeypatch.setattr(demonstration, "run_demo", lambda *args, _it=outcome: _it)
-        monkeypatch.setattr(sys, "argv", ["polarprune", "demo", "--json"])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert (ended.value.code or 0) == code
+        got, out, err = run("demo", "--json")
+        assert got == code
         assert json.loads(out.splitlines()[-1])["missed"] == list(outcome.missed)
         assert ("error: the demo missed its bounds: top-1 is 0.1000" in err) == bool(code)
 

@@ -2,42 +2,27 @@
 
 import inspect
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from small_bundles import write_small_bundle
 
-from polarprune import cli
 from polarprune.commands import deploy_commands
 
-Answer = tuple[int, str, str]
+Run = Callable[..., tuple[int, str, str]]
 VERBS = ["triton", "kserve"]
 
 
 @pytest.fixture
-def run(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Callable[..., Answer]:
-    """(exit code, stdout, stderr) of the console entry point, in a folder with a bundle."""
-    monkeypatch.chdir(tmp_path)
+def run(run: Run, tmp_path: Path) -> Run:
+    """The console entry point in a folder with a bundle."""
     write_small_bundle(tmp_path / "bundle")
-
-    def call(*args: str) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["polarprune", *args])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return call
+    return run
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_an_example_and_help_for_every_option(
-    verb: str, run: Callable[..., Answer]
-) -> None:
+def test_every_verb_has_an_example_and_help_for_every_option(verb: str, run: Run) -> None:
     code, out, _ = run("deploy", verb, "--help")
     assert code == 0
     assert f"Example: polarprune deploy {verb} bundle --out " in out
@@ -46,13 +31,13 @@ def test_every_verb_has_an_example_and_help_for_every_option(
         assert information.help, parameter.name
 
 
-def test_help_names_the_verbs(run: Callable[..., Answer]) -> None:
+def test_help_names_the_verbs(run: Run) -> None:
     assert "\n  deploy " in run("--help")[1]
     out = run("deploy", "--help")[1]
     assert all(f"\n  {verb} " in out for verb in VERBS)
 
 
-def test_triton_ends_with_one_json_object(run: Callable[..., Answer]) -> None:
+def test_triton_ends_with_one_json_object(run: Run) -> None:
     code, out, err = run("deploy", "triton", "bundle", "--out", "repository", "--json")
     answer = json.loads(out)
     assert (code, answer["model"], answer["version"]) == (0, "small", 1)
@@ -64,7 +49,7 @@ def test_triton_ends_with_one_json_object(run: Callable[..., Answer]) -> None:
     assert "tritonserver --model-repository=" in " ".join(out.split())
 
 
-def test_kserve_ends_with_one_json_object(run: Callable[..., Answer]) -> None:
+def test_kserve_ends_with_one_json_object(run: Run) -> None:
     code, out, err = run("deploy", "kserve", "bundle", "--out", "kserve", "--json")
     answer = json.loads(out)
     assert (code, answer["service"]) == (0, "small")
@@ -96,9 +81,7 @@ FAILURES = [
 
 
 @pytest.mark.parametrize(("words", "code", "message"), FAILURES, ids=lambda value: str(value)[-40:])
-def test_a_failure_is_one_line(
-    words: list[str], code: int, message: str, run: Callable[..., Answer]
-) -> None:
+def test_a_failure_is_one_line(words: list[str], code: int, message: str, run: Run) -> None:
     got, out, err = run(*words)
     assert (got, out) == (code, "")
     assert err.startswith(message)

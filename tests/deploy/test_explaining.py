@@ -22,7 +22,7 @@ from polarprune_export import write_onnx
 
 
 @pytest.fixture(autouse=True)
-def _in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_a_hurry(brief_timing: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing here is asserted of how well the times are known."""
     monkeypatch.setattr(explaining, "SECONDS", 0.5)
     monkeypatch.setattr(explaining_torch, "RUNS", 21)

@@ -24,8 +24,8 @@ from polarprune_deploy.layers.layer_times import (
 ROOF = Roof(macs_per_ms=1e6, bandwidths=((1000, 2e6), (10**9, 1e6)))
 
 
-def layer(name: str, inputs: int, outputs: int, *, area: int = 100, moved: int = 1) -> Layer:
-    macs = inputs * outputs * area
+def layer(name: str, inputs: int, outputs: int, *, moved: int = 1) -> Layer:
+    macs = inputs * outputs * 100
     return Layer(name, "convolution", macs, moved, inputs, outputs, 1, (3, 3), (1, 1))
 
 

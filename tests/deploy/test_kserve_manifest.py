@@ -26,12 +26,10 @@ from deployed_bundles import (
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto
-from small_bundles import write_small_bundle
 
 import polarprune
 from benchmarks.serving.server_process import ServerProcess
 from polarprune.errors import (
-    BackendUnavailable,
     BundleError,
     ConfigError,
     PolarpruneError,
@@ -48,16 +46,17 @@ VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 ON_TRITON = {"runtime": "triton", "storage_uri": "s3://models/net"}
 
 
-@pytest.fixture
-def small(tmp_path: Path) -> Path:
-    return write_small_bundle(tmp_path / "small")
-
-
 def read_service(folder: Path) -> dict[str, Any]:
     """The service, valid by KServe's schema."""
     document = yaml.safe_load((folder / "inferenceservice.yaml").read_text())
     VALIDATOR.validate(document)
     return document
+
+
+def read_container(folder: Path) -> dict[str, Any]:
+    """The service's one container."""
+    (container,) = read_service(folder)["spec"]["predictor"]["containers"]
+    return container
 
 
 def read_dockerfile(folder: Path) -> dict[str, list[str]]:
@@ -122,7 +121,7 @@ def test_the_image_is_that_of_a_server_that_is_told_to_end(small: Path, tmp_path
     user, _, group = docker["USER"][0].partition(":")
     assert int(user) > 0
     assert int(group) > 0
-    (container,) = read_service(tmp_path / "kserve")["spec"]["predictor"]["containers"]
+    container = read_container(tmp_path / "kserve")
     security = container["securityContext"]
     assert (security["runAsUser"], security["runAsGroup"]) == (int(user), int(group))
     assert security["readOnlyRootFilesystem"]
@@ -154,7 +153,7 @@ def test_the_bundle_is_fetched_where_a_storage_uri_is_given(small: Path, tmp_pat
     options = KServeOptions(storage_uri="s3://models/small", image="r.example:5000/serve:1")
     answer = write_kserve(small, tmp_path / "kserve", options)
     assert tree(tmp_path / "kserve" / "bundles" / "small") == tree(small)
-    (container,) = read_service(tmp_path / "kserve")["spec"]["predictor"]["containers"]
+    container = read_container(tmp_path / "kserve")
     assert {"name": "STORAGE_URI", "value": "s3://models/small"} in container["env"]
     assert container["args"][0] == "/mnt/models"
     assert container["image"] == "r.example:5000/serve:1"
@@ -198,8 +197,7 @@ main()
 
 def in_the_container(folder: Path, log: Path) -> ServerProcess:
     """The container's command, started on free ports of this machine, without the node's paths."""
-    (container,) = read_service(folder)["spec"]["predictor"]["containers"]
-    arguments = container["args"]
+    arguments = read_container(folder)["args"]
     for option, value in (
         ("--host", "127.0.0.1"),
         ("--http-port", "0"),
@@ -225,7 +223,7 @@ def test_the_containers_command_serves_the_bundle_without_what_the_image_leaves_
     small: Path, tmp_path: Path
 ) -> None:
     write_kserve(small, tmp_path / "kserve")
-    (container,) = read_service(tmp_path / "kserve")["spec"]["predictor"]["containers"]
+    container = read_container(tmp_path / "kserve")
     with in_the_container(tmp_path / "kserve", tmp_path / "log") as server:
         server.wait_for("serving")
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
@@ -350,94 +348,6 @@ def test_the_schema_would_catch_a_misspelt_field_anywhere(image: str | None) -> 
             place = place[step]
         place[f"{key}x"] = place.pop(key)
         assert not VALIDATOR.is_valid(spoilt), (*above, key)
-
-
-BAD_OPTIONS = [
-    ({"runtime": "mlserver"}, "--runtime must be polarprune or triton, got 'mlserver'"),
-    ({"runtime": "triton"}, "give --storage-uri"),
-    ({**ON_TRITON, "image": "net:1"}, "--image is not for --runtime triton"),
-    ({"gpus": 1}, "--gpus is for --runtime triton"),
-    ({**ON_TRITON, "gpus": -1}, "--gpus must be from 0"),
-    ({"name": "Net"}, "--name must have up to 53"),
-    ({"name": "a" * 54}, "--name must have up to 53"),
-    ({"name": "net\n"}, "--name must have up to 53"),
-    ({"image": "my image"}, "--image must name an image"),
-    ({"image": "net:1\nUSER root"}, "--image must name an image"),
-    ({"storage_uri": "models/net"}, "--storage-uri must begin with one of s3://"),
-    ({"storage_uri": "s3://"}, "--storage-uri must begin with one of s3://"),
-    ({"min_replicas": 0}, "--min-replicas must be from 1"),
-    ({"min_replicas": 4}, "--max-replicas must be from 4"),
-    ({"scale_metric": "rps"}, "--scale-metric must be cpu or memory"),
-    ({"scale_target": 101}, "--scale-target must be from 1 to 100"),
-    ({"cpu": "two"}, "--cpu must be a quantity"),
-    ({"cpu": "2Gi"}, "--cpu must be a quantity"),
-    ({"memory": "0Gi"}, "--memory must be a quantity"),
-    ({"memory": "500m"}, "--memory must be a quantity"),
-    ({"drain_seconds": -1}, "--drain-seconds must be from 0"),
-]
-
-
-@pytest.mark.parametrize(("options", "message"), BAD_OPTIONS)
-def test_an_option_out_of_range_is_refused_in_one_line(
-    options: dict[str, Any], message: str, small: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(ConfigError, match=re.escape(message)) as refused:
-        write_kserve(small, tmp_path / "kserve", KServeOptions(**options))
-    assert "\n" not in str(refused.value)
-    assert not (tmp_path / "kserve").exists()
-
-
-@pytest.mark.parametrize(
-    ("wheel", "options", "message"),
-    [
-        ("polarprune-0.0.0-py3-none-any.whl", {}, "--wheel must be polarprune-"),
-        ("", {}, "does not exist"),
-        ("", ON_TRITON, "--wheel is for the embedded server's image"),
-    ],
-)
-def test_a_wheel_that_does_not_fit_is_refused(
-    wheel: str, options: dict[str, Any], message: str, small: Path, tmp_path: Path
-) -> None:
-    wheel = wheel or f"polarprune-{polarprune.__version__}-py3-none-any.whl"
-    with pytest.raises(ConfigError, match=message):
-        write_kserve(small, tmp_path / "kserve", KServeOptions(**options), wheel=tmp_path / wheel)
-    assert not (tmp_path / "kserve").exists()
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda b: (b / "model.onnx").write_bytes(b"x"),
-        lambda b: (b / "parity.safetensors").unlink(),
-        lambda b: (b / "manifest.json").write_text("[]"),
-    ],
-    ids=["another model", "a missing file", "another manifest"],
-)
-def test_a_bundle_that_was_changed_is_refused(spoil: Any, small: Path, tmp_path: Path) -> None:
-    spoil(small)
-    with pytest.raises(BundleError):
-        write_kserve(small, tmp_path / "kserve")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["small"]
-
-
-def test_a_folder_with_something_in_it_is_left_alone(small: Path, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    write_kserve(small, tmp_path / "empty")
-    (tmp_path / "file").write_text("")
-    before = tree(tmp_path)
-    for taken, state in (("empty", "not empty"), ("small", "not empty"), ("file", "no folder")):
-        with pytest.raises(Refused, match=f"is there already and is {state}; give another folder"):
-            write_kserve(small, tmp_path / taken)
-    assert tree(tmp_path) == before
-
-
-def test_without_pyyaml_it_says_what_to_install(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "yaml", None)
-    with pytest.raises(BackendUnavailable, match=r"pip install 'polarprune\[serve\]'"):
-        write_kserve(small, tmp_path / "kserve")
-    assert not (tmp_path / "kserve").exists()
 
 
 @pytest.mark.parametrize("options", [{}, ON_TRITON], ids=["polarprune", "triton"])

@@ -1,9 +1,6 @@
 """Layer times of real profiles: every layer is found, and the parts fit into the whole."""
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,11 +18,6 @@ from polarprune_deploy.layers.layer_times_onnxruntime import (
     layer_of,
     measure_node_cost,
     read_profile,
-)
-from polarprune_deploy.layers.layer_times_tensorrt import (
-    inspect_engine,
-    kernels_of_engine,
-    profile_engine,
 )
 from polarprune_deploy.layers.layer_times_torch import time_networks
 from polarprune_deploy.layers.layers_onnx import OnnxLayers, read_layers
@@ -145,77 +137,3 @@ def test_torch_layers_and_operators_are_told_apart() -> None:
 def test_a_network_without_macs_is_refused() -> None:
     with pytest.raises(ConfigError, match="no convolution or linear layer"):
         time_networks([nn.Sequential(nn.ReLU())], torch.zeros(1, 3, 4, 4), 1)
-
-
-class FakeProfiler:
-    """The base class of the binding, which must be called as it is."""
-
-    def __init__(self) -> None:
-        self.ready = True
-
-
-def fake_engine(layers: list[Any]) -> Any:
-    def inspector() -> Any:
-        return SimpleNamespace(
-            execution_context=None,
-            get_engine_information=lambda format: json.dumps({"Layers": layers}),
-        )
-
-    return SimpleNamespace(create_engine_inspector=inspector)
-
-
-TRT = SimpleNamespace(IProfiler=FakeProfiler, LayerInformationFormat=SimpleNamespace(JSON=1))
-LAYERS = OnnxLayers((), {"conv_0": "stem", "conv_1": "body", "gemm_0": "head"}, {})
-
-
-@pytest.mark.parametrize("emits", [True, False])
-def test_tensorrt_times_are_given_to_the_fused_layers(emits: bool) -> None:
-    reported = [
-        ("conv_0 + relu_0", 0.5), ("Reformatting CopyNode for Input Tensor 0 to conv_1", 0.1),
-        ("__myl_ConvAdd_7", 0.7), ("pool_0", 0.2),
-    ]  # fmt: skip
-    context = SimpleNamespace(profiler="before", enqueue_emits_profile=emits)
-
-    def report() -> bool:
-        assert context.profiler.ready
-        for name, ms in reported:
-            context.profiler.report_layer_time(name, ms)
-        return True
-
-    context.report_to_profiler = report
-    run: Callable[[], object] = report if emits else lambda: None
-    runs = profile_engine(TRT, context, run, runs=3)  # type: ignore[arg-type]
-    assert context.profiler == "before"
-    assert runs == [reported] * 3
-    engine = fake_engine(
-        [
-            {"Name": "conv_0 + relu_0", "LayerType": "CaskConvolution"},
-            {"Name": reported[1][0], "LayerType": "Reformat", "Metadata": "[ONNX Layer: conv_1]"},
-            {
-                "Name": "__myl_ConvAdd_7",
-                "LayerType": "kgen",
-                "Metadata": "[ONNX Layer: conv_1]\x1f[ONNX Layer: add_0]\x1e[ONNX Layer: relu_1]",
-            },
-            {"Name": "pool_0", "LayerType": "CaskPooling"},
-        ]
-    )
-    kernels = kernels_of_engine(runs, inspect_engine(TRT, engine, context), LAYERS)
-    assert [(k.layer, k.operator, k.ms) for k in kernels] == [
-        ("stem", "CaskConvolution", 0.5),
-        (None, "Reformat", 0.1),
-        ("body", "kgen", 0.7),
-        (None, "CaskPooling", 0.2),
-    ]
-
-
-def test_tensorrt_engines_that_state_names_only_are_read_by_name() -> None:
-    engine = fake_engine(["gemm_0 + relu_4", "Reformatting CopyNode for Output Tensor 0 to conv_1"])
-    inspected = inspect_engine(TRT, engine, None)
-    kernels = kernels_of_engine([[(name, 1.0) for name in inspected]], inspected, LAYERS)
-    assert [(k.layer, k.operator) for k in kernels] == [("head", "layer"), (None, "Reformat")]
-
-
-def test_an_engine_that_reports_nothing_is_refused() -> None:
-    context = SimpleNamespace(profiler=None, enqueue_emits_profile=True)
-    with pytest.raises(BackendUnavailable, match="no layer times"):
-        profile_engine(TRT, context, lambda: None, runs=2)

@@ -17,11 +17,18 @@ from polarprune import cli
 from polarprune.errors import ConfigError, RunFolderError
 from polarprune.latency_cost import LatencyCircuit
 from polarprune.latency_table import Staircase, read_latency_table
+from polarprune_deploy.layers import profiling
 from polarprune_deploy.layers.channel_counts import find_multiples, grid_counts, staircase_counts
 from polarprune_deploy.layers.layer_ladder import build_ladder, time_layers
 from polarprune_deploy.layers.layer_requests import LayerRequest
 from polarprune_deploy.layers.profiling import ProfileRequest, profile
 from polarprune_deploy.layers.whole_networks import fit_line, fit_sum
+
+
+@pytest.fixture
+def few_networks(brief_timing: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One share of the channels in place of three; each network that is timed is exported."""
+    monkeypatch.setattr(profiling, "CALIBRATED", (0.53,))
 
 
 def staircase(times, counts=tuple(range(96, 161)), noise=0.0, seed=0) -> Staircase:
@@ -144,7 +151,10 @@ def tiny(num_classes: int = 4) -> nn.Module:
 
 
 def test_the_verb_writes_a_table_that_fits_its_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    few_networks: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     arguments = [
         "profile", f"{__name__}:tiny", "--num-classes", "4", "--image-size", "8", "--threads", "1",
@@ -173,7 +183,7 @@ def test_the_verb_writes_a_table_that_fits_its_network(
     assert {p.inputs for p in table.points[stem]} >= {8}
 
 
-def test_torch_profiles_on_a_cpu_what_it_would_on_a_gpu(tmp_path: Path) -> None:
+def test_torch_profiles_on_a_cpu_what_it_would_on_a_gpu(few_networks: None, tmp_path: Path) -> None:
     out = tmp_path / "table.json"
     request = ProfileRequest(batch=2, threads=1, backend="torch")
     profile(f"{__name__}:tiny", out, request, num_classes=4, image_size=8)
@@ -181,7 +191,7 @@ def test_torch_profiles_on_a_cpu_what_it_would_on_a_gpu(tmp_path: Path) -> None:
     expected = {"backend": "torch", "device": "cpu", "precision": "fp32", "threads": 1,
                 "mode": "eager", "layout": "channels_last"}  # fmt: skip
     assert {key: table.head[key] for key in expected} == expected
-    assert len(table.calibration) >= 4
+    assert len(table.calibration) >= 2
     gated = polarprune.attach_gates(Tiny(), torch.zeros(1, 3, 8, 8))
     assert LatencyCircuit(gated.analysis, gated.circuit, table).dense_ms > 0
 

@@ -16,7 +16,7 @@ from polarprune_export.onnx_writer import OnnxReport, write_onnx
 class ResidualNet(nn.Module):
     """Two residual blocks, the second with an option-A shortcut (slice, then pad channels)."""
 
-    def __init__(self, classes: int = 10) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
         self.stem_bn = nn.BatchNorm2d(8)
@@ -24,7 +24,7 @@ class ResidualNet(nn.Module):
         self.one_bn = nn.BatchNorm2d(8)
         self.two = nn.Conv2d(8, 16, 3, stride=2, padding=1, bias=False)
         self.two_bn = nn.BatchNorm2d(16)
-        self.head = nn.Linear(16, classes)
+        self.head = nn.Linear(16, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         x = nn.functional.relu(self.stem_bn(self.stem(x)))

@@ -22,10 +22,10 @@ IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 class Base(nn.Module):
     """Computes with torch.where (an ONNX Where) and a mask of its own, as an attention does."""
 
-    def __init__(self, width: int = 6) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.first = nn.Conv2d(3, width, 3, padding=1)
-        self.second = nn.Conv2d(width, 4, 3, padding=1)
+        self.first = nn.Conv2d(3, 6, 3, padding=1)
+        self.second = nn.Conv2d(6, 4, 3, padding=1)
         self.scale = nn.Parameter(torch.ones(4, 8, 8))
         self.register_buffer("mask", (torch.arange(64).view(8, 8) % 3 > 0).float())
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -117,33 +118,36 @@ def test_an_engine_of_another_graph_is_refused(bundle: Path) -> None:
     assert verify_bundle(bundle)["passed"] is True
 
 
-def test_a_forged_digest_does_not_help_a_changed_weight(bundle: Path) -> None:
-    model = onnx.load(bundle / "model.onnx")
+def change_a_weight(path: Path, model: onnx.ModelProto) -> None:
     (tensor,) = [t for t in model.graph.initializer if t.name == "head.bias"]
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + 0.01, tensor.name))
-    onnx.save(model, bundle / "model.onnx")
-    relist(bundle, "model.onnx")
-    with pytest.raises(ParityError, match="stored reference"):
-        verify_bundle(bundle)
+    onnx.save(model, path)
 
 
-def test_a_forged_digest_does_not_help_a_planted_identity(bundle: Path) -> None:
-    model = onnx.load(bundle / "model.onnx")
+def plant_an_identity(path: Path, model: onnx.ModelProto) -> None:
     model.graph.node[-1].output[0] = "inner"
     model.graph.node.append(onnx.helper.make_node("Identity", ["inner"], ["logits"], name="gate"))
-    onnx.save(model, bundle / "model.onnx")
-    relist(bundle, "model.onnx")
-    with pytest.raises(Refused, match="Identity 'gate'"):
-        verify_bundle(bundle)
+    onnx.save(model, path)
 
 
-def test_weights_in_another_file_are_refused(bundle: Path) -> None:
-    model = onnx.load(bundle / "model.onnx")
-    onnx.save(
-        model, bundle / "model.onnx", save_as_external_data=True, location="w", size_threshold=0
-    )
+def store_weights_beside(path: Path, model: onnx.ModelProto) -> None:
+    onnx.save(model, path, save_as_external_data=True, location="w", size_threshold=0)
+
+
+@pytest.mark.parametrize(
+    ("forge", "error", "words"),
+    [
+        (change_a_weight, ParityError, "stored reference"),
+        (plant_an_identity, Refused, "Identity 'gate'"),
+        (store_weights_beside, BundleError, "model.onnx"),
+    ],
+)
+def test_a_forged_digest_does_not_help(
+    bundle: Path, forge: Callable[..., None], error: type[Exception], words: str
+) -> None:
+    forge(bundle / "model.onnx", onnx.load(bundle / "model.onnx"))
     relist(bundle, "model.onnx")
-    with pytest.raises(BundleError):
+    with pytest.raises(error, match=words):
         verify_bundle(bundle)
 
 

@@ -24,9 +24,9 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 HALF = pytest.mark.parametrize("precision", ["fp16", "bf16"])
 
 
-def _written(net: nn.Module, folder: Path, precision: str, side: int = 16) -> onnx.ModelProto:
+def _written(net: nn.Module, folder: Path, precision: str) -> onnx.ModelProto:
     path = folder / "model.onnx"
-    write_onnx(net, path, torch.randn(2, 3, side, side), opset=OPSETS[precision])
+    write_onnx(net, path, torch.randn(2, 3, 16, 16), opset=OPSETS[precision])
     return onnx.load(str(path))
 
 

@@ -44,12 +44,12 @@ def cropped(b: Build, x: str, like: str) -> str:
     return x
 
 
-def pad_to_multiple(b: Build, x: str, multiple: int = 32) -> str:
+def pad_to_32(b: Build, x: str) -> str:
     """Behind: zeros up to the next multiple."""
     zero, extra = numbers(b, 0), []
     for axis in (2, 3):
-        left = b.one("Sub", [numbers(b, multiple), size_of(b, x, axis)])
-        extra.append(b.one("Mod", [left, numbers(b, multiple)]))
+        left = b.one("Sub", [numbers(b, 32), size_of(b, x, axis)])
+        extra.append(b.one("Mod", [left, numbers(b, 32)]))
     amounts = b.one("Concat", [*[zero] * 6, *extra], axis=0)
     return b.one("Pad", [x, amounts])
 
@@ -67,7 +67,7 @@ def pooled_and_back(b: Build, x: str) -> str:
 
 
 def pad_and_crop(b: Build, x: str) -> str:
-    return cropped(b, b.one("Neg", [pad_to_multiple(b, x)]), x)
+    return cropped(b, b.one("Neg", [pad_to_32(b, x)]), x)
 
 
 def pooled_and_cropped(b: Build, x: str) -> str:
@@ -79,7 +79,7 @@ def joined_by_crop(b: Build, x: str) -> str:
 
 
 DYNAMIC: tuple[Callable[[Build, str], str], ...] = (
-    even, pad_to_multiple, pad_and_crop, pooled_and_cropped, joined_by_crop,
+    even, pad_to_32, pad_and_crop, pooled_and_cropped, joined_by_crop,
 )  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def test_crops_and_pads_that_depend_on_the_size_stay(
     assert report.pinned == ()
     if not zero:
         assert not report.changed
-    elif bias is None or step not in (pad_to_multiple, pad_and_crop):
+    elif bias is None or step not in (pad_to_32, pad_and_crop):
         assert report.channels == (8, 6)
     else:
         # 0.5 beside a padding of 0 is no constant, though at 64x64 nothing is padded.

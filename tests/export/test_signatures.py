@@ -4,12 +4,12 @@ import dataclasses
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from torch import Tensor, fx
 
-from polarprune import cli
 from polarprune.errors import BackendUnavailable, BundleError, ConfigError, PolarpruneError
 from polarprune.manifest import FileEntry, Manifest, read_manifest, write_manifest
 from polarprune_export import verify_bundle, write_bundle
@@ -199,14 +199,8 @@ def test_the_command_line_signs_and_checks(
     signed: Path,
     keys: tuple[Path, Path],
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run: Callable[..., tuple[int, str, str]],
 ) -> None:
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["polarprune", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return int(ended.value.code or 0), *capsys.readouterr()
-
     code, out, _ = run("verify", str(signed), "--public-key", str(keys[1]))
     assert (code, "Signature: checked." in out) == (0, True)
     code, out, _ = run("verify", str(signed))

@@ -1,7 +1,7 @@
 """What is said to be slow in ONNX Runtime is what its own optimised graph leaves unblocked."""
 
 import platform
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from polarprune import cli
 from polarprune_export import write_onnx
 from polarprune_export.uneven_channels import UnevenChannels, count_uneven
 
@@ -77,16 +76,13 @@ def test_export_says_how_many(
     count: int,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run: Callable[..., tuple[int, str, str]],
 ) -> None:
     (tmp_path / "small_nets_of_mine.py").write_text(NETWORK)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.chdir(tmp_path)
     source = ["export", f"small_nets_of_mine:{name}", "--image-size", "8", "--num-classes", "4"]
-    monkeypatch.setattr(sys, "argv", ["polarprune", *source, "--batch", "2", "--out", name])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    printed = " ".join(capsys.readouterr().out.split())
-    assert not ended.value.code, printed
+    code, out, err = run(*source, "--batch", "2", "--out", name)
+    printed = " ".join(out.split())
+    assert code == 0, err
     assert ("1 convolution reads or has channel counts that are no" in printed) == bool(count)
     assert count_uneven(tmp_path / name / "model.onnx").uneven == count

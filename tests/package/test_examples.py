@@ -12,7 +12,7 @@ import torch
 import polarprune
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-EPOCHS = 3
+EPOCHS = 2
 
 
 @pytest.mark.slow

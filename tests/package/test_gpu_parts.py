@@ -2,47 +2,51 @@
 
 import json
 import math
-import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 import polarprune
-from polarprune.errors import BackendUnavailable, ConfigError, DataError, ParityError, Refused
+from benchmarks import readme_results
+from benchmarks.gpu import latency, recorded_timer
+from benchmarks.gpu.deadline import Deadline, TimeIsUp
+from benchmarks.gpu.latency_cells import NETWORKS, Cell, Costs, ordered_cells
+from benchmarks.gpu.predicted import predict, prediction_table
+from benchmarks.gpu.record_file import RecordFile
+from benchmarks.gpu.staircase import read_staircases, staircase_table, time_convolutions
+from benchmarks.gpu.uniform_networks import NetworkCuts, Side, Sides
+from polarprune.errors import BackendUnavailable, ConfigError, ParityError, Refused
 from polarprune.graph.geometry import Geometry
+from polarprune_deploy import timing
+from polarprune_deploy.layers import layer_replay
 from polarprune_deploy.layers.layer_requests import LayerRequest
 from polarprune_deploy.layers.layer_timers import TorchTimer
 from polarprune_deploy.layers.profiling import ProfileRequest
 
-ROOT = Path(__file__).parents[2]
 HEAD = {"part": "latency", "what": "a test", "device": "a device", "dry_run": True, "seed": 0}
 
 
 @pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT)
+def without_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OUT", raising=False)
 
 
 def record_at(path: Path | None, **changes: Any) -> Any:
-    from benchmarks.gpu.record_file import RecordFile
-
     return RecordFile(path, {**HEAD, **changes})
 
 
 def test_the_headline_comes_first_and_every_cell_once() -> None:
-    from benchmarks.gpu.latency_cells import KEPT, NETWORKS, ordered_cells
-
     cells = ordered_cells(
-        NETWORKS, KEPT, ("fp16", "bf16"), ("compile", "eager", "graph"), (256, 8, 64, 1)
+        NETWORKS,
+        (0.5, 0.25, 0.75),
+        ("fp16", "bf16"),
+        ("compile", "eager", "graph"),
+        (256, 8, 64, 1),
     )
     assert len(set(cells)) == len(cells) == 6 * 3 * 2 * 3 * 4
     assert {str(cell) for cell in cells[:2]} == {
@@ -56,8 +60,6 @@ def test_the_headline_comes_first_and_every_cell_once() -> None:
 
 
 def test_a_later_cell_is_guessed_by_what_was_seen() -> None:
-    from benchmarks.gpu.latency_cells import Cell, Costs
-
     costs = Costs()
     cell = Cell("resnet50", 0.5, "fp16", "graph", 64)
     first = costs.guess(cell, built=True)
@@ -84,8 +86,6 @@ def test_a_record_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
 
 
 def test_another_record_is_taken_over_whole(tmp_path: Path) -> None:
-    from benchmarks.gpu.record_file import RecordFile
-
     old = record_at(tmp_path / "old.jsonl")
     old.add("cell", number=1)
     new = RecordFile(tmp_path / "out" / "new.jsonl", HEAD, tmp_path / "old.jsonl")
@@ -105,8 +105,6 @@ def test_rows_of_another_device_or_request_never_meet(tmp_path: Path, key: str, 
 
 
 def test_a_record_that_is_broken_or_missing_is_refused(tmp_path: Path) -> None:
-    from benchmarks.gpu.record_file import RecordFile
-
     path = tmp_path / "r.jsonl"
     record_at(path).add("cell", number=1)
     path.write_text("{not json\n" + path.read_text())
@@ -128,9 +126,6 @@ class FakeComparison:
 @pytest.fixture
 def part(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A latency part over sides that are only names; `raising` is asked before timing."""
-    from benchmarks.gpu import latency
-    from benchmarks.gpu.deadline import Deadline
-    from benchmarks.gpu.uniform_networks import Side, Sides
 
     class Networks:
         def __init__(self, name: str, image_size: int, seed: int) -> None:
@@ -160,8 +155,6 @@ def part(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def cell() -> Any:
-    from benchmarks.gpu.latency_cells import Cell
-
     return Cell("resnet18", 0.5, "fp32", "eager", 1)
 
 
@@ -204,8 +197,6 @@ def test_what_failed_is_tried_again(part: Any) -> None:
 
 
 def test_no_time_is_no_refusal(part: Any) -> None:
-    from benchmarks.gpu.deadline import Deadline
-
     part.deadline = Deadline(100.0)
     part.raising = lambda names: Refused("40 rounds would take 200 s, over the 99 s allowed")
     assert part.run([cell()]) == [cell()]
@@ -217,8 +208,6 @@ def test_no_time_is_no_refusal(part: Any) -> None:
 
 @pytest.mark.slow
 def test_networks_say_what_they_cannot_keep() -> None:
-    from benchmarks.gpu.uniform_networks import NetworkCuts
-
     found = NetworkCuts("mobilenet_v2", 32, 0).at(0.25)
     assert "no choice of blocks" in found.refused["blocks"]
     assert found.dense.facts["macs_ratio"] == 1.0
@@ -242,9 +231,6 @@ class CountingTimer:
 
 
 def test_layers_that_are_recorded_are_not_timed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks.gpu import recorded_timer
-    from benchmarks.gpu.deadline import Deadline, TimeIsUp
-
     monkeypatch.setattr(recorded_timer, "CHUNK", 4)
     geometry = Geometry("conv", (3, 3), (1, 1), (1, 1), (1, 1), (6, 6))
     requests = [LayerRequest(geometry, 2, count) for count in (*range(1, 10), 1)]
@@ -285,9 +271,6 @@ class Tiny(nn.Module):
 
 
 def test_staircases_go_on_with_what_is_missing() -> None:
-    from benchmarks.gpu.deadline import Deadline, TimeIsUp
-    from benchmarks.gpu.staircase import read_staircases, staircase_table, time_convolutions
-
     gated = polarprune.attach_gates(Tiny(), torch.zeros(1, 3, 8, 8))
     record, timer = record_at(None), CountingTimer()
     with pytest.raises(TimeIsUp):
@@ -304,11 +287,6 @@ def test_staircases_go_on_with_what_is_missing() -> None:
 
 @pytest.mark.slow
 def test_predictions_go_on_from_the_table(tmp_path: Path, monkeypatch: Any) -> None:
-    from benchmarks.gpu.deadline import Deadline, TimeIsUp
-    from benchmarks.gpu.predicted import predict, prediction_table
-    from polarprune_deploy import timing
-    from polarprune_deploy.layers import layer_replay
-
     monkeypatch.setattr(timing, "WARM_UP_LIMIT_NS", 1)
     monkeypatch.setattr(timing, "WARM_UP_WINDOW_NS", 1_000_000)
     monkeypatch.setattr(timing, "BLOCK_MS", 2.0)
@@ -345,99 +323,7 @@ def test_predictions_go_on_from_the_table(tmp_path: Path, monkeypatch: Any) -> N
         call(400.0, given=file, into=record_at(None))
 
 
-@pytest.mark.slow
-def test_a_run_that_time_stopped_is_packed_and_goes_on(tmp_path: Path) -> None:
-    from benchmarks.gpu import cifar
-
-    options = {"model": "resnet20", "data": "digits", "epochs": 1, "device": "cpu",
-               "image_size": 8}  # fmt: skip
-    record = record_at(tmp_path / "out" / "cifar.jsonl")
-
-    def jobs(work: Path, ends: float) -> list[Any]:
-        return cifar.jobs_left(["dense"], range(1), record, work, ends, options, None)
-
-    (job,) = jobs(tmp_path / "first", time.time() + 2.0)
-    (amid,) = [replace(job, config=replace(job.config, epochs=200))]
-    stopped = cifar.train_until(amid)
-    assert "dense-0" in stopped["stopped"]
-    packed = cifar.pack(job.config.out, record.path)
-    assert packed == tmp_path / "out" / "dense-0.tar"
-    (again,) = jobs(tmp_path / "out", time.time() + 100.0)
-    assert again.config.resume
-    found = cifar.train_until(replace(again, config=replace(again.config, epochs=200), ends=0.0))
-    assert "dense-0" in found["stopped"]  # it is the run of 200 epochs, gone on with
-    (fresh,) = jobs(tmp_path / "second", time.time() + 100.0)
-    finished = cifar.train_until(fresh)
-    record.add("run", row="dense", seed=0, **finished)
-    assert 0 < finished["result"]["top1"] <= 1
-    assert jobs(tmp_path / "second", time.time()) == []
-    assert cifar.cifar_table(record).row_count == 1
-
-
-@pytest.mark.slow
-def test_a_run_that_fails_does_not_cost_the_others_theirs(tmp_path: Path) -> None:
-    from benchmarks.gpu import cifar
-    from benchmarks.gpu.deadline import Deadline
-
-    record = record_at(tmp_path / "cifar.jsonl")
-    options = {"model": "resnet20", "epochs": 1, "device": "cpu", "image_size": 8}
-
-    def job(row: str, data: str) -> Any:
-        ends = time.time() + 100.0
-        return cifar.jobs_left([row], range(1), record, tmp_path, ends, {**options, "data": data},
-                               None)[0]  # fmt: skip
-
-    jobs = [job("dense", str(tmp_path / "absent")), job("macs-0.5", "digits")]
-    (left,) = cifar.train_all(jobs, record, Deadline(200.0), 2, {"train": 1})
-    assert left.startswith("dense-0 failed: DataError: data folder")
-    (line,) = record.all("run")
-    assert (line["row"], line["seed"], line["images"]) == ("macs-0.5", 0, {"train": 1})
-    assert line["result"]["macs_ratio"] <= 0.5
-
-
-def mosaic(folder: Path, name: str, seed: int) -> np.ndarray:
-    """100 images in one row of tiles."""
-    images = np.random.default_rng(seed).integers(0, 256, (100, 32, 32, 3), dtype=np.uint8)
-    row = images.transpose(1, 0, 2, 3).reshape(32, 3200, 3)
-    Image.fromarray(row).save(folder / f"{name}.webp", lossless=True)
-    return images
-
-
-def test_mosaics_become_the_tree_that_training_reads(tmp_path: Path, monkeypatch: Any) -> None:
-    from benchmarks.gpu.image_shards import CLASSES, is_shards, tree_of, unpack
-
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    shards = tmp_path / "shards"
-    shards.mkdir()
-    assert not is_shards(shards)
-    test = mosaic(shards, "test", 0)
-    second = mosaic(shards, "train-1", 1)
-    labels = np.arange(200, dtype=np.uint8) % 10
-    np.save(shards / "test-labels.npy", labels[:100])
-    np.save(shards / "train-labels.npy", (labels + (np.arange(200) >= 100)) % 10)
-    assert is_shards(shards)
-    # The first training mosaic was not sent along; the second has labels of its own.
-    assert unpack(shards, tmp_path / "tree") == {"train": 100, "test": 100}
-    for split, place, image, label in (
-        ("test", 17, test[17], 7), ("train", 117, second[17], 8),
-    ):  # fmt: skip
-        file = tmp_path / "tree" / split / CLASSES[label] / f"{place:05d}.png"
-        assert (np.asarray(Image.open(file)) == image).all()
-    data = polarprune.datasets.load_dataset(tmp_path / "tree")
-    assert (len(data.train), len(data.test), len(data.classes)) == (100, 100, 10)
-    once = tree_of(shards)
-    assert once[1] == {"train": 100, "test": 100}
-    (shards / "train-1.webp").write_bytes(b"not looked at again")
-    assert tree_of(shards) == once
-    np.save(shards / "test-labels.npy", labels[:99])
-    mosaic(shards, "train-1", 1)
-    with pytest.raises(DataError, match="99 labels"):
-        unpack(shards, tmp_path / "again")
-
-
 def test_the_readme_prefers_the_new_record(tmp_path: Path, monkeypatch: Any) -> None:
-    from benchmarks import readme_results
-
     old = readme_results.gpu_cuts()
     assert "half of its units cut" in old
     row = {"speedup": 1.5, "ci_low": 1.25, "ci_high": 1.75, "verdict": "no_difference_shown"}

@@ -1,6 +1,5 @@
 """OnePass prunes networks that are not ours: branches, shuffles, channels in the last axis."""
 
-from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -44,12 +43,12 @@ BUILDERS = {
 }
 
 
-@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("make", BUILDERS.values(), ids=BUILDERS)
-def test_other_networks_are_pruned_to_their_target(
-    make: Callable[[], nn.Module], half: bool
-) -> None:
-    gated = polarprune.attach_gates(make(), _batch(0)[0])
+@pytest.mark.parametrize(
+    ("name", "half"), [("shufflenet", True), ("googlenet", False), ("convnext", True)],
+    ids=["shufflenet in bfloat16", "googlenet", "convnext in bfloat16"],
+)  # fmt: skip
+def test_other_networks_are_pruned_to_their_target(name: str, half: bool) -> None:
+    gated = polarprune.attach_gates(BUILDERS[name](), _batch(0)[0])
     optimizer = torch.optim.SGD(gated.parameters(), lr=1e-3, momentum=0.9)
     one = OnePass(gated, optimizer, target=TARGET, total_steps=STEPS, phases=PHASES)
     gates = [gate.gate.logit.bias for gate in gated.gate_modules()]

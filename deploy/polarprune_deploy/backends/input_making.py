@@ -1,10 +1,11 @@
-"""Random inputs that a network takes, the same numbers for every side of a comparison."""
+"""Inputs that a network takes; random ones are the same numbers for every side of a comparison."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from polarprune.errors import ConfigError
+from polarprune.manifest import TensorSpec
 from polarprune_deploy.backends.runners import Array, Profiled, Runner
 
 
@@ -37,6 +38,27 @@ def random_inputs(runner: Runner, batch: int, generator: np.random.Generator) ->
             largest = 255 if dtype == np.uint8 else 1  # pixels; an index must be one that exists
             inputs[spec.name] = generator.integers(0, largest + 1, shape).astype(dtype)
     return inputs
+
+
+def check_inputs(name: str, specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> None:
+    """Refuse inputs of other names, types or shapes than the network `name` takes.
+
+    Raises:
+        ConfigError: which.
+    """
+    wanted = {spec.name for spec in specs}
+    if set(inputs) != wanted:
+        raise ConfigError(f"{name} takes the inputs {sorted(wanted)}, got {sorted(inputs)}")
+    for spec in specs:
+        array, dtype = inputs[spec.name], host_dtype(spec.dtype)
+        fits = array.ndim == len(spec.shape) and all(
+            want in (-1, got) for want, got in zip(spec.shape, array.shape, strict=True)
+        )
+        if not fits or array.dtype != dtype:
+            raise ConfigError(
+                f"input {spec.name} of {name} must be {dtype} of shape "
+                f"{list(spec.shape)}, got {array.dtype} of shape {list(array.shape)}"
+            )
 
 
 def host_dtype(name: str) -> np.dtype[np.generic]:

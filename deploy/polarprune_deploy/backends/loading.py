@@ -103,7 +103,7 @@ def import_engine_runtime(runtime: str) -> Any:
         ) from error
 
 
-def require_gpu(otherwise: str = "--device cpu") -> None:
+def require_gpu(otherwise: str) -> None:
     """Raise unless torch sees a GPU.
 
     Args:

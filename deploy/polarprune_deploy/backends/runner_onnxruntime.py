@@ -13,6 +13,7 @@ import numpy as np
 
 from polarprune.errors import BackendUnavailable, BundleError, ConfigError
 from polarprune.manifest import TensorSpec
+from polarprune_deploy.backends.input_making import check_inputs
 from polarprune_deploy.backends.network_bytes import NetworkBytes
 from polarprune_deploy.backends.runners import Array
 from polarprune_deploy.environment import usable_cpus
@@ -116,12 +117,12 @@ class OnnxRuntimeRunner:
 
     def prepare(self, inputs: Mapping[str, Array]) -> "BoundRun":
         """Bind the inputs and poisoned outputs, so that a call moves no data of its own."""
-        self._check_inputs(inputs)
+        check_inputs(self.name, self.inputs, inputs)
         return BoundRun(self._ort, self._open(), self.device, dict(inputs))
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name, on the host."""
-        self._check_inputs(inputs)
+        check_inputs(self.name, self.inputs, inputs)
         names = [spec.name for spec in self.output_specs]
         return dict(zip(names, self._open().run(names, dict(inputs)), strict=True))
 
@@ -142,23 +143,6 @@ class OnnxRuntimeRunner:
         if self._session is None:
             raise ConfigError(f"the runner of {self.name} is closed; load it again")
         return self._session
-
-    def _check_inputs(self, inputs: Mapping[str, Array]) -> None:
-        wanted = {spec.name for spec in self.inputs}
-        if set(inputs) != wanted:
-            raise ConfigError(
-                f"{self.name} takes the inputs {sorted(wanted)}, got {sorted(inputs)}"
-            )
-        for spec in self.inputs:
-            array = inputs[spec.name]
-            fits = array.ndim == len(spec.shape) and all(
-                want in (-1, got) for want, got in zip(spec.shape, array.shape, strict=True)
-            )
-            if not fits or array.dtype != np.dtype(spec.dtype):
-                raise ConfigError(
-                    f"input {spec.name} of {self.name} must be {spec.dtype} of shape "
-                    f"{list(spec.shape)}, got {array.dtype} of shape {list(array.shape)}"
-                )
 
 
 class BoundRun:

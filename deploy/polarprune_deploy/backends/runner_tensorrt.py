@@ -13,6 +13,7 @@ import numpy as np
 
 from polarprune.errors import BackendUnavailable, BundleError, ConfigError, Refused
 from polarprune.manifest import TensorSpec
+from polarprune_deploy.backends.input_making import check_inputs
 from polarprune_deploy.backends.network_bytes import EngineBytes
 from polarprune_deploy.backends.runners import Array, Stopwatch
 
@@ -111,7 +112,7 @@ class TensorRtRunner:
         """
         if self._engine is None:
             raise ConfigError(f"the runner of {self.name} is closed; load it again")
-        self._check_inputs(inputs)
+        check_inputs(self.name, self.inputs, inputs)
         batch = next(iter(inputs.values())).shape[0]
         context = self._make_context()
         profile = self._profile_for(batch)
@@ -150,21 +151,6 @@ class TensorRtRunner:
                 "export it with another --batch"
             )
         return min(fitting)[1]
-
-    def _check_inputs(self, inputs: Mapping[str, Array]) -> None:
-        wanted = {spec.name for spec in self.inputs}
-        if set(inputs) != wanted:
-            raise ConfigError(
-                f"{self.name} takes the inputs {sorted(wanted)}, got {sorted(inputs)}"
-            )
-        for spec in self.inputs:
-            array = inputs[spec.name]
-            dtype = "float32" if spec.dtype == "bfloat16" else spec.dtype
-            if array.shape[1:] != spec.shape[1:] or array.dtype != np.dtype(dtype):
-                raise ConfigError(
-                    f"input {spec.name} of {self.name} must be {dtype} of shape "
-                    f"{list(spec.shape)}, got {array.dtype} of shape {list(array.shape)}"
-                )
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name, on the host."""

@@ -38,7 +38,7 @@ def whole_folder(place: Path, workshop: Path | None = None) -> Iterator[Path]:
 
 
 @contextmanager
-def scratch_folder(place: Path, workshop: Path | None = None) -> Iterator[Path]:
+def scratch_folder(place: Path, workshop: Path | None) -> Iterator[Path]:
     """A folder in which to prepare what will be moved to a place; gone afterwards.
 
     Raises:

@@ -12,22 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from polarprune_deploy.layers.layers_onnx import infer_shapes
+from polarprune_deploy.layers.layers_onnx import ACTIVATIONS, infer_shapes
 
 if TYPE_CHECKING:
     import onnx
 
-_ALIKE = frozenset(
+_ALIKE = ACTIVATIONS.union(
     [
-        "Relu",
-        "LeakyRelu",
-        "Sigmoid",
-        "Tanh",
-        "Clip",
-        "HardSigmoid",
-        "HardSwish",
-        "Elu",
-        "Gelu",
         "Identity",
         "Cast",
         "MaxPool",
@@ -259,7 +250,7 @@ def _pad(node: Any, plan: _Plan, stored: dict[str, Any]) -> bool:
     def widen(width: _Widths) -> None:
         wider = list(amounts)
         wider[rank + 1] = width(out) - before - width(source)
-        _own_constant(node, 1, wider, plan)
+        _own_constant(node, wider, plan)
 
     plan.edits.append(widen)
     return True
@@ -278,19 +269,19 @@ def _reshape(node: Any, plan: _Plan, stored: dict[str, Any]) -> bool:
 
     def widen(width: _Widths) -> None:
         wanted = [sides[0], width(out), *sides[2:]] if sides[1] > 0 else sides
-        _own_constant(node, 1, wanted, plan)
+        _own_constant(node, wanted, plan)
 
     plan.edits.append(widen)
     return True
 
 
-def _own_constant(node: Any, place: int, values: list[int], plan: _Plan) -> None:
-    """Give the node these numbers; other nodes that shared its constant keep theirs."""
+def _own_constant(node: Any, values: list[int], plan: _Plan) -> None:
+    """Give its second input these numbers; other nodes that shared the constant keep theirs."""
     from onnx import numpy_helper
 
-    name = f"{node.name or node.output[0]}_padded_{place}"
+    name = f"{node.name or node.output[0]}_padded_1"
     plan.graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), name))
-    node.input[place] = name
+    node.input[1] = name
 
 
 def _ints(tensor: Any) -> list[int]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from polarprune.collecting import paused_collection
 from polarprune.errors import BundleError, ConfigError, ParityError
 from polarprune_deploy.backends.input_making import random_inputs
 from polarprune_deploy.backends.network_bytes import NetworkBytes
@@ -34,7 +35,7 @@ from polarprune_deploy.layers.layer_times_onnxruntime import (
 from polarprune_deploy.layers.layers_onnx import OnnxLayers, read_layers
 from polarprune_deploy.layers.roofline import measure_roof_onnxruntime
 from polarprune_deploy.quiet_runs import median_noise, quietest, timed, watched
-from polarprune_deploy.timing import SETTLED_RUN_MS, no_garbage_collection
+from polarprune_deploy.timing import SETTLED_RUN_MS
 
 MULTIPLES = (4, 8, 16, 32)
 VISITS, FEWEST_VISITS = 60, 5
@@ -181,7 +182,7 @@ def _race(runners: Sequence[OnnxRuntimeRunner], inputs: Mapping[str, Array]) -> 
         affordable = int(SECONDS * 1e3 / ((runs + untimed) * sum(once)))
         visits = max(FEWEST_VISITS, min(VISITS, affordable))
         seen_runs: list[list[tuple[int, float]]] = [[] for _ in calls]
-        with no_garbage_collection():
+        with paused_collection():
             for _ in range(visits):
                 for index, call in enumerate(calls):
                     took = [watched(call) for _ in range(untimed + runs)][untimed:]

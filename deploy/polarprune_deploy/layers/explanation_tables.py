@@ -72,7 +72,7 @@ def words(explanation: Explanation) -> list[str]:
     lines += _about_rounding(explanation)
     lines += _about_others(measured, budget)
     lines += _about_layers(explanation)
-    lines += _about_overhead(measured, budget)
+    lines += _about_overhead(measured)
     if explanation.aligned_by != "name":
         lines.append(
             "The two networks name their layers differently; they were matched by order and shape."
@@ -273,7 +273,7 @@ def _about_layers(explanation: Explanation) -> list[str]:
     return lines
 
 
-def _about_overhead(measured: Measured, budget: Budget) -> list[str]:
+def _about_overhead(measured: Measured) -> list[str]:
     times = measured.pruned
     share = times.between_ms / times.run_ms
     if share < WORTH_WORDS:

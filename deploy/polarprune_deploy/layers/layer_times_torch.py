@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from polarprune.collecting import paused_collection
 from polarprune.errors import ConfigError
 from polarprune_deploy.layers.layer_times import Kernel, Layer, NetworkTimes
 from polarprune_deploy.quiet_runs import quietest, watched
-from polarprune_deploy.timing import no_garbage_collection
 
 WARM_UP = 5
 _OURS = "polarprune "
@@ -57,7 +57,7 @@ def time_networks(networks: Sequence[nn.Module], example: Tensor, runs: int) -> 
     with torch.inference_mode():
         calls = [waiting(network, example) for network in networks]
         taken: list[list[tuple[int, float]]] = [[] for _ in networks]
-        with no_garbage_collection():
+        with paused_collection():
             for _ in range(WARM_UP + runs):
                 for call, mine in zip(calls, taken, strict=True):
                     mine.append(watched(call))

@@ -18,23 +18,11 @@ if TYPE_CHECKING:
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # Between a stored weight and the operator that uses it, in int8 and fp16 files.
 _WEIGHT_CONVERSIONS = ("DequantizeLinear", "Cast", "Transpose", "QuantizeLinear")
+ACTIVATIONS = frozenset(
+    ["Relu", "LeakyRelu", "Sigmoid", "Tanh", "Clip", "HardSigmoid", "HardSwish", "Elu", "Gelu"]
+)  # fmt: skip
 # What a runtime computes together with the layer before it; one input decides.
-_FOLLOWERS = frozenset(
-    [
-        "Relu",
-        "LeakyRelu",
-        "Sigmoid",
-        "Tanh",
-        "Clip",
-        "HardSigmoid",
-        "HardSwish",
-        "Elu",
-        "Gelu",
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "Cast",
-    ]
-)
+_FOLLOWERS = ACTIVATIONS | {"QuantizeLinear", "DequantizeLinear", "Cast"}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from polarprune.collecting import paused_collection
 from polarprune_deploy.backends.input_making import random_inputs
 from polarprune_deploy.latency import MAX_SECONDS, MIN_ROUNDS
 from polarprune_deploy.layers.layer_timers import LayerTimer
@@ -18,7 +19,6 @@ from polarprune_deploy.timing import (
     Race,
     calibrate,
     enter,
-    no_garbage_collection,
     time_rounds,
     warm_up,
 )
@@ -58,7 +58,7 @@ def median_latencies(
             inputs = random_inputs(runner, batch, generator)
             entrants.append(enter(str(place), runner, inputs, perf_counter_ns))
             progress(place + 1, len(networks) + 1)
-        with no_garbage_collection():
+        with paused_collection():
             steady = [warm_up(entrant, perf_counter_ns).steady_run_ms for entrant in entrants]
             plan = calibrate(steady, MIN_ROUNDS, MAX_SECONDS)
             race = Race(entrants, batch, MIN_ROUNDS, plan)

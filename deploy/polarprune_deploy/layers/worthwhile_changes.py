@@ -49,23 +49,21 @@ def best_padding(measured: Measured) -> Padded | None:
     return next(padded for padded in measured.padded if padded.multiple == min(close))
 
 
-def worthwhile_changes(
-    measured: Measured, budget: Budget, best: Padded | None, most: int = 3
-) -> list[Change]:
-    """At most so many, the largest gain first; none below 2 % of a run or its noise.
+def worthwhile_changes(measured: Measured, budget: Budget, best: Padded | None) -> list[Change]:
+    """At most three, the largest gain first; none below 2 % of a run or its noise.
 
     Gains overlap: what padding saves, removing whole blocks would save too.
     """
     changes = [
         *_padding(measured, budget, best),
-        *_blocks(measured, budget),
+        *_blocks(budget),
         *_where(budget),
         *_overhead(measured),
         *_half_precision(measured, budget),
     ]
     least = max(WORTH * budget.measured_ms, measured.noise_ms)
     worth = [change for change in changes if change.gain_ms > least]
-    return sorted(worth, key=lambda change: -change.gain_ms)[:most]
+    return sorted(worth, key=lambda change: -change.gain_ms)[:3]
 
 
 def _padding(measured: Measured, budget: Budget, best: Padded | None) -> list[Change]:
@@ -88,7 +86,7 @@ def _padding(measured: Measured, budget: Budget, best: Padded | None) -> list[Ch
     return [Change(what, gain, True, basis)]
 
 
-def _blocks(measured: Measured, budget: Budget) -> list[Change]:
+def _blocks(budget: Budget) -> list[Change]:
     left = sum(cost.pair.pruned is not None for cost in budget.layers)
     thin = sum(
         cost.pair.pruned is not None and cost.pair.kept_macs < 1 and cost.pair.excess_ms > 0

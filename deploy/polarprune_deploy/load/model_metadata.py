@@ -54,7 +54,7 @@ def read_model(endpoint: Endpoint, name: str | None = None) -> ServedModel:
         raise ConfigError(f"{endpoint.url} serves no model {quote(name)}{_instead(endpoint)}")
     check_status(endpoint, f"GET {_path(name)}", status, document)
     try:
-        model: ServedModel = build_known(ServedModel, document, "it")
+        model: ServedModel = build_known(ServedModel, document)
         _check_shapes([*model.inputs, *model.outputs])
     except ValueError as error:
         raise ServerError(

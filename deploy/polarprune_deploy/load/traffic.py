@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
+from polarprune.collecting import paused_collection
 from polarprune.errors import ServerError
 from polarprune_deploy.load.answers import FirstAnswers
 from polarprune_deploy.load.connections import NO_TICKET, Connection, Dialer
@@ -18,7 +19,6 @@ from polarprune_deploy.load.endpoint import PATIENCE_SECONDS, reason_of
 from polarprune_deploy.load.http_answers import HttpAnswer
 from polarprune_deploy.load.model_metadata import words_of
 from polarprune_deploy.load.samples import Outcome, Samples
-from polarprune_deploy.timing import no_garbage_collection
 
 FAILURES_IN_A_ROW = 50
 """From here on the server is gone, and waiting for it would measure nothing."""
@@ -39,7 +39,7 @@ def run_loop(main: Coroutine[Any, Any, T], *, exact_timers: bool) -> T:
     """
     selector = selectors.SelectSelector() if exact_timers else selectors.DefaultSelector()
     with (
-        no_garbage_collection(),
+        paused_collection(),
         asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner,
     ):
         return runner.run(main)

@@ -90,10 +90,8 @@ def statistics_document(name: str, version: str, counters: Counters) -> dict[str
     }
 
 
-def statistics_documents(
-    repository: Repository, name: str = "", version: str = ""
-) -> list[dict[str, Any]]:
-    """Of one model, or of all that ever served.
+def statistics_documents(repository: Repository, name: str, version: str) -> list[dict[str, Any]]:
+    """Of one model, or with "" of all that ever served.
 
     Raises:
         RequestError: UNKNOWN, or REJECTED where it is loading.

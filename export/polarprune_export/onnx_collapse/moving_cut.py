@@ -78,13 +78,12 @@ def _sizes(needs: Needs, node: ir.Node, edit: Edit) -> None:
     edit.elements[1] = {place: int(needs.kept(result).sum())}
 
 
-def _new_places(needs: Needs, node: ir.Node, output: int = 0) -> Ids:
-    """Of the channels that a result keeps, their places among those that the source keeps."""
+def _new_places(needs: Needs, node: ir.Node) -> Ids:
+    """Of the channels that the result keeps, their places among those that the source keeps."""
     source = node.inputs[0]
     assert source is not None
     kept = needs.kept(source)
-    places = needs.analysis.moves[node][output]
-    places = places[needs.kept(node.outputs[output])]
+    places = needs.analysis.moves[node][0][needs.kept(node.outputs[0])]
     return np.asarray((np.cumsum(kept) - 1)[places])
 
 

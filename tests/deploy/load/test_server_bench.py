@@ -4,13 +4,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tritonclient.http as triton
 
-from polarprune import cli
 from polarprune.errors import ConfigError
 from polarprune_deploy.load.answers import read_tensors
 from polarprune_deploy.load.endpoint import parse_endpoint
@@ -25,29 +25,16 @@ from tests.served import Served
 from tests.small_bundles import write_small_bundle
 
 MakeStub = Callable[..., Stub]
-Answer = tuple[int, str, str]
+Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Callable[..., Answer]:
-    """(exit code, stdout, stderr) of `polarprune bench`."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*args: str) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["polarprune", "bench", *args])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return call
+def run(run: Run) -> Run:
+    """Of `polarprune bench`."""
+    return partial(run, "bench")
 
 
-def test_json_has_a_row_for_each_load_and_people_read_stderr(
-    make_stub: MakeStub, run: Callable[..., Answer]
-) -> None:
+def test_json_has_a_row_for_each_load_and_people_read_stderr(make_stub: MakeStub, run: Run) -> None:
     stub = make_stub()
     code, out, err = run(
         "--server", stub.url, "--clients", "1,3", "--batch", "1,4", "--seconds", "0.3", "--json"
@@ -68,7 +55,7 @@ def test_json_has_a_row_for_each_load_and_people_read_stderr(
     assert "Latency from when a request was sent" in err
 
 
-def test_poisson_rows_are_told_in_a_table(make_stub: MakeStub, run: Callable[..., Answer]) -> None:
+def test_poisson_rows_are_told_in_a_table(make_stub: MakeStub, run: Run) -> None:
     stub = make_stub(reject_every=4)
     code, out, err = run("--server", stub.url, "--rate", "100,200", "--seconds", "0.3")
     assert code == 0, err
@@ -78,9 +65,7 @@ def test_poisson_rows_are_told_in_a_table(make_stub: MakeStub, run: Callable[...
     assert "In the style of MLPerf's server scenario, no MLPerf result." in " ".join(out.split())
 
 
-def test_wrong_answers_fail_the_command_behind_its_rows(
-    make_stub: MakeStub, run: Callable[..., Answer]
-) -> None:
+def test_wrong_answers_fail_the_command_behind_its_rows(make_stub: MakeStub, run: Run) -> None:
     stub = make_stub(wrong_every=9)
     code, out, err = run("--server", stub.url, "--seconds", "0.3", "--clients", "2", "--json")
     assert code == 1
@@ -90,9 +75,7 @@ def test_wrong_answers_fail_the_command_behind_its_rows(
     assert last.startswith(f"error: {row['wrong']} answers of {stub.url} were wrong: ")
 
 
-def test_a_server_that_refuses_everything_fails_the_command(
-    make_stub: MakeStub, run: Callable[..., Answer]
-) -> None:
+def test_a_server_that_refuses_everything_fails_the_command(make_stub: MakeStub, run: Run) -> None:
     stub = make_stub(reject_every=1, delay_s=0.005)
     code, _, err = run("--server", stub.url, "--seconds", "0.3", "--clients", "1")
     assert code == 1
@@ -154,9 +137,7 @@ def test_a_record_tells_every_request_so_that_figures_can_be_made_again(
         (["--server", "ftp://h"], "a server is http://HOST:PORT or https://HOST:PORT"),
     ],
 )  # fmt: skip
-def test_what_means_nothing_is_refused_in_one_line(
-    args: list[str], words: str, run: Callable[..., Answer]
-) -> None:
+def test_what_means_nothing_is_refused_in_one_line(args: list[str], words: str, run: Run) -> None:
     code, out, err = run(*args)
     assert (code, out) == (1, "")
     assert err.startswith("error: ")
@@ -173,7 +154,7 @@ def test_free_sides_of_images_take_the_image_size(make_stub: MakeStub) -> None:
 
 
 def test_two_servers_are_compared_in_turn_and_every_block_is_recorded(
-    make_stub: MakeStub, run: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    make_stub: MakeStub, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name, value in (("BLOCK_SECONDS", 0.05), ("WARM_UP_SECONDS", 0.05), ("MIN_ROUNDS", 10)):
         monkeypatch.setattr(f"polarprune_deploy.load.pairs.{name}", value)

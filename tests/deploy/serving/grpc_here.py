@@ -95,10 +95,10 @@ async def grpc_here(
     await repository.close(PATIENCE)
 
 
-def infer_request(images: Images, timeout: float | None = None, model: str = MODEL) -> bytes:
+def infer_request(images: Images, timeout: float | None = None) -> bytes:
     """On the wire; the timeout in seconds."""
     request = message_class("ModelInferRequest")(
-        model_name=model,
+        model_name=MODEL,
         inputs=[{"name": "input", "datatype": "FP32", "shape": images.shape}],
         raw_input_contents=[images.tobytes()],
     )

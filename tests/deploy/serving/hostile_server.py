@@ -56,14 +56,19 @@ class HostileServer(Served):
             check_kind(answer, method)
         return answer
 
+    def answered(self, raw: bytes, method: str = "POST") -> Answer:
+        """The same, where there must be one."""
+        answer = self.send(raw, method)
+        assert answer is not None, "no answer"
+        return answer
+
     def refuse(self, body: bytes, headers: dict[str, str] | None = None, path: str = INFER) -> str:
         """The words with which an inference is refused.
 
         Raises:
             AssertionError: it is not.
         """
-        answer = self.send(request(path, body, headers=(headers or {}) | self.authorization))
-        assert answer is not None, "no answer"
+        answer = self.answered(request(path, body, headers=(headers or {}) | self.authorization))
         assert answer.status in REFUSALS, answer
         words: str = json.loads(answer.body)["error"]
         return f"{answer.status} {words}"
@@ -139,6 +144,14 @@ def check_kind(answer: Answer, method: str = "POST") -> None:
     assert words.isprintable(), answer
     assert len(words) < 1000, answer
     assert not [word for word in INTERNALS if word in words], answer
+
+
+def answer_on(connection: RawConnection) -> Answer:
+    """The next one on a connection, where there must be one, checked."""
+    answer = connection.answer()
+    assert answer is not None, "no answer"
+    check_kind(answer)
+    return answer
 
 
 def wait_until(condition: Any, seconds: float = PATIENCE) -> None:

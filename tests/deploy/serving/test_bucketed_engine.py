@@ -60,8 +60,8 @@ class StandInRunner:
     )
     settings: Mapping[str, str | int | float] = {}
 
-    def __init__(self, batch: int = -1) -> None:
-        self.inputs = (TensorSpec("image", "float32", (batch, 1, -1, -1)),)
+    def __init__(self) -> None:
+        self.inputs = (TensorSpec("image", "float32", (-1, 1, -1, -1)),)
         self.ran: list[Array] = []
         self.prepared = self.closed = 0
 

@@ -257,8 +257,8 @@ def facts(folder: Path, name: str, **changes: Any) -> ModelFacts:
 
 
 def test_models_that_images_cannot_be_sent_to_say_why(bundles: Path) -> None:
-    def why(name: str = "digits", steps: Any = STEPS, **changes: Any) -> str | None:
-        found = facts(bundles, name, **changes)
+    def why(steps: Any = STEPS, **changes: Any) -> str | None:
+        found = facts(bundles, "digits", **changes)
         return why_not_classified(
             replace(found, manifest=replace(found.manifest, preprocessing=steps))
         )

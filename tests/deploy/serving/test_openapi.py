@@ -109,8 +109,7 @@ def test_the_description_has_the_form_that_openapi_asks_for() -> None:
 
 
 def test_the_description_is_served(server: HostileServer) -> None:
-    answer = server.send(request("/openapi.json", method="GET"))
-    assert answer is not None
+    answer = server.answered(request("/openapi.json", method="GET"))
     assert json.loads(answer.body) == DOCUMENT
 
 
@@ -140,12 +139,10 @@ def test_inference_is_answered_as_described(server: HostileServer, versions: str
         (request(real, body, headers={"X": "y" * 50_000}), 431),
         (request(real, json_body(IMAGES)[:-1] + b', "parameters": {"timeout": 1}}'), 503),
     ):
-        answer = server.send(raw)
-        assert answer is not None
+        answer = server.answered(raw)
         assert answer.status == status
         check_described(answer, path, "post")
-    answer = server.send(request(real, body, headers={LENGTH: str(length)}))
-    assert answer is not None
+    answer = server.answered(request(real, body, headers={LENGTH: str(length)}))
     said = json.loads(answer.body[: int(answer.headers[LENGTH.lower()])])
     schema = {"$ref": "#/components/schemas/InferResponse", "components": DOCUMENT["components"]}
     Draft202012Validator(schema).validate(said)
@@ -170,8 +167,7 @@ def test_classification_is_answered_as_described(server: HostileServer, versions
         (request(real.replace("small", "other"), file.getvalue()), 404),
         (request(real, b"GIF89a"), 415),
     ):
-        answer = server.send(raw)
-        assert answer is not None
+        answer = server.answered(raw)
         assert answer.status == status, answer
         check_described(answer, path, "post")
 
@@ -193,7 +189,6 @@ def test_requests_in_order_fit_the_description_and_others_do_not() -> None:
 def test_who_brings_no_token_is_refused_as_described(strict_server: HostileServer) -> None:
     for path, verb, operation in operations():
         real = path.replace("{model}", "small").replace("{version}", "1")
-        answer = strict_server.send(request(real, method=verb.upper()))
-        assert answer is not None
+        answer = strict_server.answered(request(real, method=verb.upper()))
         assert (answer.status == 401) == ("401" in operation["responses"])
         check_described(answer, path, verb)

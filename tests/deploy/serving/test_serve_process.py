@@ -5,10 +5,9 @@ import json
 import shutil
 import signal
 import socket
-import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.serving.server_process import Answer
-from polarprune import cli
 from polarprune_deploy.serving.server import NOT_READY
 from polarprune_export.onnx_session import open_session, run_session
 from tests.hurt_server import STICKY
@@ -335,16 +333,12 @@ def test_where_nothing_loads_each_model_is_named(folder: Path) -> None:
 
 
 @pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
+def serve(run: Callable[..., tuple[int, str, str]]) -> Callable[..., str]:
     """`polarprune serve`, for what is refused before anything is started."""
 
     def call(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["polarprune", "serve", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        assert ended.value.code == 1
-        out, err = capsys.readouterr()
-        assert out == ""
+        code, out, err = run("serve", *arguments)
+        assert (code, out) == (1, "")
         assert err.startswith("error: ")
         assert err.count("\n") == 1
         return err
