@@ -10,6 +10,7 @@ from polarprune.gates import GatedNetwork
 from polarprune.graph.normalise import normalise
 from polarprune.graph.sites import analyse
 from polarprune.methods import build_method
+from polarprune.option_values import check_range
 
 
 def attach_gates(
@@ -37,8 +38,7 @@ def attach_gates(
         ConfigError: an unknown method or option, an align below 1, or nothing to gate for a method
             that takes no target (with a target, it is the target that cannot be reached).
     """
-    if align < 1:
-        raise ConfigError(f"align must be at least 1, got {align}")
+    check_range("align", align, 1)
     driver = build_method(method, method_options)
     with paused_collection():
         plain = normalise(net, example_input)
@@ -46,6 +46,6 @@ def attach_gates(
         analysis = analyse(plain, shape, blocks=blocks, channels=channels, weighed=driver.weighs)
         if (blocks or channels) and not analysis.sites and not driver.bounded:
             raise ConfigError(
-                f"there is nothing in this {type(net).__name__} that method {method} could gate"
+                f"there is nothing in this {type(net).__name__} that method {method!r} could gate"
             )
         return GatedNetwork(plain, analysis, driver, align)

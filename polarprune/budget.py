@@ -1,6 +1,6 @@
 """What a network may keep: a share of its MACs, of its parameters, or of its latency."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polarprune.errors import ConfigError
+from polarprune.methods import Method, called
+from polarprune.option_values import check_share
 
 Quantity = Literal["MACs", "parameters", "latency"]
 OPTIONS: dict[Quantity, str] = {
@@ -15,6 +17,29 @@ OPTIONS: dict[Quantity, str] = {
     "parameters": "--target-params",
     "latency": "--target-latency",
 }
+
+
+def check_targets(given: Mapping[str, float], has_table: bool, method: Method) -> None:
+    """Refuse bounds that contradict each other or the method; no bound at all is not looked at.
+
+    Args:
+        given: share by option.
+        has_table: whether a latency table is given.
+
+    Raises:
+        ConfigError: the options are named.
+    """
+    for option, share in given.items():
+        check_share(option, share)
+        if share != 1 and not method.bounded:
+            raise ConfigError(
+                f"{option} cannot be given with method {called(method)!r}, which sets the cost "
+                "itself; leave it out"
+            )
+    if len(given) > 1:
+        raise ConfigError(f"give {' or '.join(given)}, not {'both' if len(given) == 2 else 'all'}")
+    if (OPTIONS["latency"] in given) != has_table:
+        raise ConfigError("--target-latency and --latency-table go together: give both or neither")
 
 
 @dataclass(frozen=True)
@@ -40,9 +65,7 @@ class Budget:
         Raises:
             ConfigError: the option is named.
         """
-        if not 0 < self.share <= 1:
-            option = OPTIONS[self.quantity]
-            raise ConfigError(f"{option} must be above 0 and at most 1, got {self.share:g}")
+        check_share(OPTIONS[self.quantity], self.share)
 
     @property
     def bound(self) -> float:

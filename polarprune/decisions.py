@@ -202,17 +202,17 @@ def check_decisions(
     """Every site's decision as a bool tensor on the CPU, if the set leaves a whole network.
 
     Raises:
-        ValueError: an unknown site, a wrong shape, or a live operator without an input channel.
+        ConfigError: an unknown site, a wrong shape, or a live operator without an input channel.
     """
-    known = [site.name for site in analysis.sites]
+    known = {site.name for site in analysis.sites}
     for name in decisions:
         if name not in known:
-            raise ValueError(f"there is no gate site {name!r}; the sites are {', '.join(known)}")
+            raise ConfigError(f"there is no gate site {name!r}; gated.sites has their names")
     complete: dict[str, Tensor] = {}
     for site in analysis.sites:
         given = torch.as_tensor(decisions.get(site.name, torch.ones(site.units))).detach().cpu()
         if given.shape != (site.units,):
-            raise ValueError(
+            raise ConfigError(
                 f"site {site.name!r} has {site.units} units, got a decision of shape "
                 f"{tuple(given.shape)}"
             )
@@ -220,7 +220,7 @@ def check_decisions(
     starved = find_starved(analysis, circuit, graph, complete)
     if starved is not None:
         names = ", ".join(repr(analysis.sites[site].name) for site in sorted(starved.sites))
-        raise ValueError(
+        raise ConfigError(
             f"these decisions leave {starved.where} without an input channel: every unit of site "
             f"{names} that it reads is closed; keep one open, or close the block instead"
         )

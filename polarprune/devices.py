@@ -5,7 +5,8 @@ import contextlib
 import torch
 from torch import nn
 
-from polarprune.errors import BackendUnavailable, ConfigError
+from polarprune.errors import BackendUnavailable
+from polarprune.option_values import check_choice
 
 
 def choose_device(name: str) -> torch.device:
@@ -15,12 +16,11 @@ def choose_device(name: str) -> torch.device:
         BackendUnavailable: CUDA is asked for and not there.
         ConfigError: an unknown name.
     """
+    check_choice("--device", name, ("auto", "cpu", "cuda"))
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda"):
-        raise ConfigError(f"device {name!r} is unknown; choose one of: auto, cpu, cuda")
     if name == "cuda" and not torch.cuda.is_available():
-        raise BackendUnavailable("device cuda is not available here; use --device cpu")
+        raise BackendUnavailable("--device cuda is not available here; use --device cpu")
     return torch.device(name)
 
 
@@ -34,8 +34,7 @@ def choose_bf16(precision: str, device: torch.device) -> bool:
     Raises:
         ConfigError: an unknown precision.
     """
-    if precision not in ("auto", "fp32", "bf16"):
-        raise ConfigError(f"precision {precision!r} is unknown; choose one of: auto, fp32, bf16")
+    check_choice("--precision", precision, ("auto", "fp32", "bf16"))
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":

@@ -71,6 +71,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def of_another_version(path: object, found: object, read: int) -> str:
+    """The message about a file of a schema that is not read here."""
+    return f"{path} has schema {found}, this polarprune reads {read}; use the one that wrote it"
+
+
 def quote(value: object, limit: int = 80) -> str:
     """A value from a file as a message may quote it: in one line, cut where it is long."""
     words = ascii(value[:limit] if isinstance(value, str | bytes) else value)

@@ -11,8 +11,8 @@ WORDS = {
     "pixel_agreement": "agreement of the pixels",
     "dynamic_top1": "top-1 with the gates deciding",
     "dynamic_miou": "mIoU with the gates deciding",
-    "dynamic_macs_ratio": "MACs that they asked for",
-    "forecast_macs_ratio": "MACs that were foreseen",
+    "dynamic_macs_ratio": "MACs with the gates deciding (gates included)",
+    "forecast_macs_ratio": "MACs that the method foresaw",
 }
 _OF_TASKS = ("top1", "miou", "dice")
 

@@ -94,8 +94,8 @@ class GatedNetwork(nn.Module):
             gates = list(self.method.make_gates(requests, parameter_budget))
         if len(gates) != len(requests):
             raise ConfigError(
-                f"method {self.state.method} made {len(gates)} gates for {len(requests)} requests; "
-                "make_gates must return one a request"
+                f"method {self.state.method!r} made {len(gates)} gates for {len(requests)} "
+                "requests; make_gates must return one a request"
             )
         return [
             SourceGate(self.state, gate, request.units)
@@ -209,7 +209,7 @@ class GatedNetwork(nn.Module):
         """Freeze the gates; True = open. Sites that are left out are open.
 
         Raises:
-            ValueError: an unknown site, a wrong number of units, an open unit that has been cut
+            ConfigError: an unknown site, a wrong number of units, an open unit that has been cut
                 out, or decisions that leave a live layer without inputs; the site is named.
         """
         checked = self._complete(decisions)
@@ -252,7 +252,9 @@ class GatedNetwork(nn.Module):
         Exactness: each weight of a layer is rounded once, to the layer's dtype.
         """
         if self.state.mode != "frozen":
-            raise ValueError("gates that are not frozen have no weights to fold")
+            raise ConfigError(
+                "gates that are not frozen have no weights to fold; call set_decisions first"
+            )
         fold_weights(self.plain(draft=True), self._earlier, self.analysis, self.open_weights())
         for gate in self.gate_modules():
             gate.weight.fill_(1.0)
@@ -319,7 +321,7 @@ class GatedNetwork(nn.Module):
             Where each of the network's tensors comes from in the network as it was.
 
         Raises:
-            ValueError: as set_decisions.
+            ConfigError: as set_decisions.
             Refused: this network can only be cut at the end (collapse); nothing has changed.
         """
         checked = self._complete(decisions)
@@ -373,5 +375,7 @@ class GatedNetwork(nn.Module):
         for name, cut in gone.items():
             again = torch.nonzero(checked[name] & cut).flatten().tolist()
             if again:
-                raise ValueError(f"site {name!r}: units {again} have been cut out of the network")
+                raise ConfigError(
+                    f"site {name!r}: units {again} have been cut out of the network; close them"
+                )
         return checked

@@ -189,7 +189,7 @@ class SourceGate(nn.Module):
         for values in (output.values, output.probability, output.openness):
             if values.shape[-1] != units:
                 raise TrainingError(
-                    f"a gate of method {self.state.method} gives {values.shape[-1]} values for "
+                    f"a gate of method {self.state.method!r} gives {values.shape[-1]} values for "
                     f"{units} units; values, probability and openness take one a unit"
                 )
         return output

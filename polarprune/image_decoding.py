@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from polarprune.errors import DataError
+from polarprune.errors import DataError, first_line
 
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
@@ -40,9 +40,12 @@ def read_rgb(path: str | Path) -> Image.Image:
             return upright_rgb(image)
     except Exception as error:
         # Decoders raise nearly every type there is on damaged files.
-        lines = str(error).splitlines()
-        reason = lines[0] if lines else type(error).__name__
-        raise DataError(f"cannot read image {path}: {reason}; repair or remove it") from error
+        raise unreadable(f"image {path}", error) from error
+
+
+def unreadable(what: str, error: Exception) -> DataError:
+    """The error for a file, `what`, that cannot be decoded."""
+    return DataError(f"cannot read {what}: {first_line(error)}; repair or remove it")
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:

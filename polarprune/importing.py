@@ -5,7 +5,7 @@ import os
 import sys
 from typing import Any
 
-from polarprune.errors import ConfigError
+from polarprune.errors import ConfigError, first_line
 
 
 def import_named(what: str, text: str) -> Any:
@@ -24,8 +24,9 @@ def import_named(what: str, text: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # the user's module runs here and may raise anything
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise ConfigError(f"{what} {text!r}: cannot import {module_name!r}: {lines[0]}") from error
+        raise ConfigError(
+            f"{what} {text!r}: cannot import {module_name!r}: {first_line(error)}"
+        ) from error
     found = getattr(module, name, None)
     if not callable(found):
         raise ConfigError(f"{what} {text!r}: {module_name} has no callable {name!r}")

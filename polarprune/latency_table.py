@@ -280,14 +280,16 @@ def read_latency_table(path: Path | str) -> LatencyTable:
             f"polarprune profile MODEL --out {path}"
         ) from None
     except ValueError as error:
-        raise ConfigError(f"{path} is no latency table: {error}") from None
+        raise _no_table(path, str(error)) from None
     try:
         return _from_document(document)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise ConfigError(
-            f"{path} is no latency table: {what}; make one with: polarprune profile"
-        ) from None
+        raise _no_table(path, what) from None
+
+
+def _no_table(path: Path | str, reason: str) -> ConfigError:
+    return ConfigError(f"{path} is no latency table: {reason}; make one with: polarprune profile")
 
 
 def _from_document(document: Any) -> LatencyTable:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 
 from polarprune.collapsing import META, Description, describe
-from polarprune.errors import CheckpointError, Refused
+from polarprune.errors import CheckpointError, Refused, of_another_version
 from polarprune.graph.layers import build_layer, layer_arguments
 from polarprune.graph.operator_tables import PLAIN_FUNCTIONS, PLAIN_METHODS
 from polarprune.graph.operators import SIZE_ATTRIBUTES, reads_attribute
@@ -27,6 +27,7 @@ SCHEMA = 1
 NETWORK_FILE = "network.json"
 WEIGHTS_FILE = "weights.safetensors"
 
+_WHOLE = f"a saved network is a folder with {NETWORK_FILE} and {WEIGHTS_FILE}"
 _FUNCTION_NAMES = {function: name for name, function in reversed(PLAIN_FUNCTIONS.items())}
 # fx writes module paths and attribute names into the code it generates.
 _PATH = re.compile(r"[A-Za-z_0-9-]+(\.[A-Za-z_0-9-]+)*")  # between quotes where no identifier
@@ -89,23 +90,37 @@ def load_network(folder: str | os.PathLike[str]) -> nn.Module:
         Refused: the file names an operator or layer that is not whitelisted.
     """
     source = Path(folder)
+    for name in (NETWORK_FILE, WEIGHTS_FILE):
+        if not (source / name).is_file():
+            raise CheckpointError(f"{source / name} is missing; {_WHOLE}")
     try:
         document = json.loads((source / NETWORK_FILE).read_text())
         weights = load_file(source / WEIGHTS_FILE)
         if document["schema"] != SCHEMA:
-            raise Refused(f"{source / NETWORK_FILE} has schema {document['schema']}, not {SCHEMA}")
+            schema = document["schema"]
+            raise Refused(of_another_version(source / NETWORK_FILE, schema, SCHEMA))
         network = _build(document, weights)
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{error.filename} is missing; is {source} a network folder?"
-        ) from error
     except Refused:
         raise
     except (OSError, safetensors.SafetensorError, *_BROKEN) as error:
         # torch puts the offending tensor on the second line.
         line = " ".join(str(error).split()) or type(error).__name__
-        raise CheckpointError(f"{source} is not a whole network folder: {line}") from error
+        raise CheckpointError(
+            f"{source} is not a whole network folder ({line}); copy it again"
+        ) from error
     return network
+
+
+def is_network_folder(path: Path) -> bool:
+    """Whether save_network wrote this."""
+    return (path / NETWORK_FILE).is_file()
+
+
+def image_shape(network: nn.Module) -> tuple[int, ...]:
+    """What a network of load_network knows of one image, without the leading 1."""
+    description = describe(network)
+    assert description is not None  # load_network gives one to every network
+    return description.input_shape[1:]
 
 
 def _refuse_shared_weights(dense: nn.Module) -> None:

@@ -27,7 +27,7 @@ from polarprune.cut_records import (
 )
 from polarprune.cutting import ClosedFor, CutRule, choose_cut, left_of
 from polarprune.decisions import macs_of
-from polarprune.errors import ConfigError, Refused
+from polarprune.errors import Refused
 from polarprune.gate_training import GateTrainer
 from polarprune.gates import GatedNetwork
 from polarprune.graph.cost import count_parameters
@@ -35,6 +35,7 @@ from polarprune.last_batch import LastBatch, checked, noise_like
 from polarprune.latency_table import LatencyTable
 from polarprune.loop_mistakes import check_finite, check_held_out, check_holding
 from polarprune.optimizer_state import check_sliceable, hand_over, take_out
+from polarprune.option_values import check_range
 from polarprune.phases import Phases
 from polarprune.runs.ranks import as_rank_0_has_it, average_buffers
 from polarprune.targets import budget_of
@@ -98,10 +99,8 @@ class OnePass:
         Raises:
             ConfigError: a target or a number out of range, or a target that cannot be reached.
         """
-        if total_steps < 1:
-            raise ConfigError(f"total_steps must be at least 1, got {total_steps}")
-        if individual_every < 1:
-            raise ConfigError(f"individual_every must be at least 1, got {individual_every}")
+        check_range("total_steps", total_steps, 1)
+        check_range("individual_every", individual_every, 1)
         # Wrapped optimizers need not be torch's, but they are no sequence.
         self._optimizers = list(optimizer) if isinstance(optimizer, Sequence) else [optimizer]
         check_sliceable(self._optimizers)

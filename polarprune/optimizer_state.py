@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from polarprune.errors import ConfigError
 from polarprune.graph.cut import Cut, Origin
 
 # The parameter that takes a place, and which part of the old one it is: None for none of it.
@@ -16,10 +17,12 @@ def check_sliceable(optimizers: Sequence[torch.optim.Optimizer]) -> None:
     """Refuse optimizers whose state is not one tensor a parameter.
 
     Raises:
-        ValueError: L-BFGS keeps a history over all parameters at once.
+        ConfigError: L-BFGS keeps a history over all parameters at once.
     """
     if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
-        raise ValueError("LBFGS keeps its state over all parameters at once and cannot be cut")
+        raise ConfigError(
+            "LBFGS keeps its state over all parameters at once and cannot be cut; use SGD or Adam"
+        )
 
 
 def take_out(optimizers: Sequence[torch.optim.Optimizer], parameters: set[nn.Parameter]) -> None:

@@ -1,11 +1,11 @@
 """Refuses an option's value that is none of those it may have, always in the same words."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 from polarprune.errors import ConfigError
 
 
-def check_choice(option: str, value: str, allowed: Sequence[str]) -> None:
+def check_choice(option: str, value: object, allowed: Collection[str]) -> None:
     """Refuse a word that is not one of those allowed.
 
     Args:
@@ -41,6 +41,16 @@ def check_range(
     if value is not None and not low <= value <= high:
         wanted = f"at least {low}" if high == float("inf") else f"from {low} to {high}"
         raise ConfigError(f"{option} must be {wanted}{unit}, got {value}")
+
+
+def check_share(option: str, value: float) -> None:
+    """Refuse what is no share of something, 0..1 without 0.
+
+    Raises:
+        ConfigError: the option, its range, and what was got.
+    """
+    if not 0 < value <= 1:
+        raise ConfigError(f"{option} must be above 0 and at most 1, got {value:g}")
 
 
 def refuse_given(options: Mapping[str, object], why: str) -> None:

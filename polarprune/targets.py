@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polarprune.budget import Budget
+from polarprune.budget import OPTIONS, Budget, check_targets
 from polarprune.errors import ConfigError
 from polarprune.gates import GatedNetwork
 from polarprune.graph.cost import CostCircuit, count_parameters
@@ -26,18 +26,13 @@ def budget_of(
         ConfigError: none or several are given, or one where none may be; it cannot be reached; a
             bound on latency without a table, or a table of another network.
     """
-    given = [share for share in (target, target_params, target_latency) if share is not None]
+    shares = zip(OPTIONS.values(), (target, target_params, target_latency), strict=True)
+    given = {option: share for option, share in shares if share is not None}
+    check_targets(given, latency_table is not None, gated.method)
     if not gated.method.bounded:
-        if given:
-            raise ConfigError(f"method {gated.method.name} sets the cost itself: give no target")
         return gated.macs_budget(1.0)
-    if len(given) != 1:
-        raise ConfigError(
-            "give one of: a target (of the MACs), target_params (of the parameters), "
-            "target_latency (of the latency)"
-        )
-    if (target_latency is None) != (latency_table is None):
-        raise ConfigError("target_latency and latency_table go together: give both or neither")
+    if not given:
+        raise ConfigError("there is no target; give target=0.5 to keep half of the MACs")
     if target_latency is not None:
         assert latency_table is not None
         budget = latency_budget(gated, target_latency, latency_table)

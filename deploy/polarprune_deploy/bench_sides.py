@@ -106,20 +106,19 @@ class SideOpener:
     def _side(self, path: Path, label: str, role: str) -> Side:
         if is_exported(path):
             return Side(label, path)
-        if path.exists() and not is_run(path):
-            raise ConfigError(
-                f"{path} is neither a run folder, a bundle nor an ONNX file; name one of these "
-                "or a model"
-            )
+        from polarprune.network_files import is_network_folder
         from polarprune_export.export_sources import open_source
 
-        options = dict.fromkeys(self._model_options) if is_run(path) else self._model_options
+        if path.exists() and not is_run(path) and not is_network_folder(path):
+            raise ConfigError(
+                f"{path} is neither a run folder, a bundle, a saved network nor an ONNX file; "
+                "name one of these or a model"
+            )
+        options = dict.fromkeys(self._model_options) if path.exists() else self._model_options
         source = open_source(str(path), data=None, weights=None, **options)
         return self._made(source.network, source.input_shape, label, role)
 
-    def _made(
-        self, network: "nn.Module", shape: tuple[int, int, int], label: str, stem: str
-    ) -> Side:
+    def _made(self, network: "nn.Module", shape: tuple[int, ...], label: str, stem: str) -> Side:
         if self._how.runtime == "torch":
             return Side(label, network=network.eval(), shape=shape)
         import torch

@@ -1,4 +1,4 @@
-"""What `polarprune export` takes: a run folder, or the name of a network."""
+"""What `polarprune export` takes: a run folder, a saved network, or the name of a network."""
 
 import json
 import re
@@ -7,12 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from polarprune.errors import ConfigError, RunFolderError
 from polarprune.manifest import CertificateLink, Preprocessing, is_bundle
+from polarprune.network_files import image_shape, is_network_folder, load_network
 from polarprune.option_values import check_range, refuse_given
-from polarprune.runs.run_folder import CUTS_FILE, RUN_FILE, RunFolder, means_a_path
+from polarprune.runs.run_folder import (
+    CUTS_FILE,
+    RUN_FILE,
+    RunFolder,
+    means_a_path,
+)
+from polarprune.tasks.protocol import scores_of
 
 if TYPE_CHECKING:
     from polarprune.datasets import Dataset
@@ -26,13 +34,13 @@ class ExportSource:
     """A network and what is known about it.
 
     Attributes:
-        input_shape: (c, h, w).
+        input_shape: (c, h, w), or whatever a saved network takes.
         unpruned: makes the network before pruning; `network` itself where nothing was pruned.
     """
 
     network: nn.Module
     name: str
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     preprocessing: Preprocessing | None
     classes: tuple[str, ...]
     cuts: tuple[CertificateLink, ...]
@@ -49,7 +57,7 @@ def open_source(
     num_classes: int | None,
     image_size: int | None,
 ) -> ExportSource:
-    """The network of a run folder, or of a `--model` name, with its data set if one is given.
+    """The network of a run folder, of save_network or of a `--model` name, with its data set.
 
     Raises:
         RunFolderError, ConfigError, WeightsError, DataError: what is wrong with which argument.
@@ -58,7 +66,9 @@ def open_source(
         if is_bundle(Path(source)) and not (Path(source) / RUN_FILE).exists():
             raise RunFolderError(f"{source} is a bundle already; give the run or model to export")
         given = {"--weights": weights, "--num-classes": num_classes, "--image-size": image_size}
-        refuse_given(given, f"belongs to a model, and {source} is a run")
+        refuse_given(given, f"belongs to a model, and {source} is a folder")
+        if is_network_folder(Path(source)):
+            return _open_network(Path(source), data)
         return _open_run(Path(source), data)
     if means_a_path(str(source)):
         raise RunFolderError(f"{source} is no run folder; give one, or a model's name")
@@ -91,6 +101,29 @@ def _open_run(folder: Path, data: str | None) -> ExportSource:
     )
 
 
+def _open_network(folder: Path, data: str | None) -> ExportSource:
+    network = load_network(folder)
+    shape = image_shape(network)
+    dataset = _load_data(data, shape[-1], None, None)
+    preprocessing = None
+    if dataset is not None:
+        with torch.no_grad():
+            count = scores_of(network(torch.zeros(1, *shape))).shape[1]
+        _check_classes(dataset, str(folder), count, "other data")
+        preprocessing = _preprocessing(dataset, *shape[-2:])
+    return ExportSource(
+        network=network,
+        name=_plain_name(folder.resolve().name),
+        input_shape=shape,
+        preprocessing=preprocessing,
+        classes=() if dataset is None else tuple(dataset.classes),
+        cuts=(),
+        base={"network": folder.resolve().name},
+        data=dataset,
+        unpruned=lambda: network,
+    )
+
+
 def _open_model(
     name: str,
     data: str | None,
@@ -102,7 +135,6 @@ def _open_model(
 
     check_range("--image-size", image_size, 1)
     network = networks.build_network(name, num_classes, weights).eval()
-    count = networks.default_classes(name) if num_classes is None else num_classes
     channels, height, width = networks.input_size(name)
     if image_size is not None:
         height = width = image_size
@@ -110,14 +142,9 @@ def _open_model(
     dataset = _load_data(data, height, known, None)
     preprocessing = None
     if dataset is not None:
-        if len(dataset.classes) != count:
-            raise ConfigError(
-                f"{dataset.name} has {len(dataset.classes)} classes, {name} has {count}; "
-                "give --num-classes or other data"
-            )
-        preprocessing = Preprocessing(
-            height, width, dataset.resize_side, _triple(dataset.mean), _triple(dataset.std)
-        )
+        count = networks.default_classes(name) if num_classes is None else num_classes
+        _check_classes(dataset, name, count, "--num-classes or other data")
+        preprocessing = _preprocessing(dataset, height, width)
     elif known is not None:
         preprocessing = Preprocessing(height, width, height, _triple(known[0]), _triple(known[1]))
     return ExportSource(
@@ -131,6 +158,18 @@ def _open_model(
         data=dataset,
         unpruned=lambda: network,
     )
+
+
+def _check_classes(dataset: "Dataset", name: str, count: int, wanted: str) -> None:
+    if len(dataset.classes) != count:
+        raise ConfigError(
+            f"{dataset.name} has {len(dataset.classes)} classes, {name} has {count}; give {wanted}"
+        )
+
+
+def _preprocessing(dataset: "Dataset", height: int, width: int) -> Preprocessing:
+    mean, std = _triple(dataset.mean), _triple(dataset.std)
+    return Preprocessing(height, width, dataset.resize_side, mean, std)
 
 
 def cut_links(path: Path) -> tuple[CertificateLink, ...]:

@@ -9,7 +9,7 @@ BenchSource = Annotated[
     str | None,
     typer.Argument(
         metavar="[RUN|BUNDLE|MODEL]",
-        help="The pruned side; none with --server.",
+        help="The pruned side; a folder of save_network is a MODEL too. None with --server.",
         show_default=False,
     ),
 ]

@@ -12,7 +12,12 @@ from polarprune.terminal import Terminal, progress_on
 
 
 def export(
-    x: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="What to export.")],
+    x: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|MODEL", help="What to export; a folder of save_network is a MODEL too."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Bundle folder to make; an older bundle is replaced.")],
     format: Annotated[str, typer.Option(help="onnx, or trt for ONNX and an engine.")] = "onnx",
     precision: Annotated[

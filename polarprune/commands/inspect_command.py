@@ -10,7 +10,13 @@ from polarprune.terminal import Terminal
 
 
 def inspect(
-    x: Annotated[str, typer.Argument(metavar="MODEL|RUN|BUNDLE", help="What to look at.")],
+    x: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|RUN|BUNDLE",
+            help="What to look at; a folder of save_network is a MODEL too.",
+        ),
+    ],
     html: Annotated[
         Path | None,
         typer.Option(

@@ -78,7 +78,7 @@ Lr = Annotated[
 ]
 Schedule = Annotated[str, typer.Option(help="one-cycle or cosine.")]
 Momentum = Annotated[float, typer.Option(help="Nesterov momentum, 0..1.")]
-WeightDecay = Annotated[float, typer.Option(help="L2 on weights, not on norms or biases.")]
+WeightDecay = Annotated[float, typer.Option(help="L2 on weights, not on norms or biases, 0..1.")]
 LabelSmoothing = Annotated[float, typer.Option(help="Mass spread over all classes, 0..1.")]
 CropSize = Annotated[
     int | None,

@@ -8,7 +8,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from polarprune.datasets.memory import in_memory
 from polarprune.datasets.splits import Dataset, Triple
-from polarprune.errors import DataError
+from polarprune.errors import DataError, first_line
 
 _CACHE_VARIABLE = "POLARPRUNE_DATA"
 _SETS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
@@ -28,12 +28,11 @@ def load_cifar(
         cache.mkdir(parents=True, exist_ok=True)
         train, test = (_SETS[name](cache, train=train, download=True) for train in (True, False))
     except (OSError, RuntimeError, EOFError) as error:
-        lines = str(error).splitlines()
-        reason = lines[0] if lines else type(error).__name__
         archive = _SETS[name].filename
         raise DataError(
-            f"{name} is not in {cache} and could not be downloaded ({reason}); put {archive} "
-            f"there, or set {_CACHE_VARIABLE} to a folder that has it, or give a class-folder tree"
+            f"{name} is not in {cache} and could not be downloaded ({first_line(error)}); "
+            f"put {archive} there, or set {_CACHE_VARIABLE} to a folder that has it, or give a "
+            "class-folder tree"
         ) from error
     splits = ((torch.from_numpy(s.data), torch.tensor(s.targets)) for s in (train, test))
     return in_memory(name, list(train.classes), *splits, image_size=image_size, mean_std=mean_std)

@@ -17,7 +17,13 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from polarprune.datasets.memory import in_memory
-from polarprune.datasets.splits import IMAGENET_MEAN, IMAGENET_STD, Dataset, Triple
+from polarprune.datasets.splits import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Dataset,
+    Triple,
+    held_out_folder,
+)
 from polarprune.datasets.streaming import (
     ImageFiles,
     StreamedSplit,
@@ -62,11 +68,9 @@ def load_folder(
         DataError: a split, a class or an image is missing, or an image cannot be read.
     """
     train_root = root / "train"
-    test_root = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
     if not train_root.is_dir():
         raise DataError(f"data folder {root} has no folder train/; expected train/<class>/*")
-    if test_root is None:
-        raise DataError(f"data folder {root} has no folder test/ or val/; expected test/<class>/*")
+    test_root = held_out_folder(root)
     classes = _class_names(train_root, test_root)
     train, test = _list_files(train_root, classes), _list_files(test_root, classes)
     with quiet_decoding():
@@ -132,7 +136,7 @@ def _list_files(split: Path, classes: Sequence[str]) -> FileList:
             if not file.startswith(".") and os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES
         ]
         if not found:
-            raise DataError(f"class folder {split / name} has no images")
+            raise DataError(f"class folder {split / name} has no images; add some, or remove it")
         paths += sorted(found)
         labels += [label] * len(found)
     return FileList(paths, labels)

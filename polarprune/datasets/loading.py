@@ -5,9 +5,10 @@ from pathlib import Path
 from polarprune.datasets.cifar import CIFAR_NAMES, load_cifar
 from polarprune.datasets.digits import load_digits
 from polarprune.datasets.folder import load_folder
-from polarprune.datasets.masks import load_masks
+from polarprune.datasets.masks import PAIRS, load_masks
 from polarprune.datasets.splits import Dataset, Triple
 from polarprune.errors import ConfigError, DataError
+from polarprune.option_values import check_range
 from polarprune.tasks.classification import Classification
 from polarprune.tasks.segmentation import Segmentation
 
@@ -36,22 +37,21 @@ def load_dataset(
             labels for the task.
         DataError: the data are missing, incomplete or broken.
     """
-    if image_size is not None and image_size < 1:
-        raise ConfigError(f"the image size is {image_size}; it must be at least 1")
-    if workers < 0:
-        raise ConfigError(f"the number of workers is {workers}; it must be 0 or more")
+    check_range("--image-size", image_size, 1)
+    check_range("--crop-size", crop_size, 1)
+    check_range("--workers", workers, 0)
     if mean_std is not None and min(mean_std[1]) <= 0:
         raise ConfigError(f"the standard deviation is {mean_std[1]}; it must be above 0")
-    if crop_size is not None and (task != Segmentation.name or crop_size < 1):
-        raise ConfigError(
-            f"the crop size is {crop_size} for {task}; it belongs to segmentation and must be at "
-            "least 1"
-        )
+    if crop_size is not None and task != Segmentation.name:
+        raise ConfigError(f"--crop-size belongs to --task {Segmentation.name}; leave it out")
     if task == Segmentation.name:
         if spec == "digits" or spec in CIFAR_NAMES:
-            raise ConfigError(f"{spec} has one class an image; segmentation needs one a pixel")
+            raise ConfigError(
+                f"{spec} has one class an image, and --task segmentation needs one a pixel; give "
+                f"a folder with {PAIRS}"
+            )
         return load_masks(
-            _folder(spec, "image/* and label/* of equal names"),
+            _folder(spec, PAIRS),
             image_size=image_size, crop_size=crop_size, mean_std=mean_std, workers=workers,
         )  # fmt: skip
     if spec == "digits":

@@ -20,12 +20,13 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as vf
 
 from polarprune.datasets.memory import statistics_of_chunks
-from polarprune.datasets.splits import Dataset, Triple, spread_indices
+from polarprune.datasets.splits import Dataset, Triple, held_out_folder, spread_indices
 from polarprune.datasets.streaming import Sample, SeededFiles, StreamedSplit, in_threads
 from polarprune.errors import ConfigError, DataError
-from polarprune.image_decoding import IMAGE_SUFFIXES, quiet_decoding, read_rgb
+from polarprune.image_decoding import IMAGE_SUFFIXES, quiet_decoding, read_rgb, unreadable
 from polarprune.tasks.segmentation import IGNORED, Segmentation
 
+PAIRS = "image/* and label/* of equal names"
 _TEST_EVERY = 5
 _LOOKED_AT = 200  # training images whose mean is taken
 _DEFAULT_SIZE = 256
@@ -72,11 +73,15 @@ def load_masks(
     side = image_size or (next(iter(sizes))[0] if alike else _DEFAULT_SIZE)
     crop = crop_size or side
     if crop > side:
-        raise ConfigError(f"--crop-size {crop} is larger than the images, {side} pixels")
+        raise ConfigError(
+            f"--crop-size {crop} is larger than the images, {side} pixels; give at most that"
+        )
     binary = values <= {0, 255}
     count = len(values) if binary else _classes_of(values - {IGNORED}, root)
     if count < 2:
-        raise DataError(f"the labels in {root} know one class only; segmentation needs two")
+        raise DataError(
+            f"the labels in {root} know one class only; segmentation needs at least two"
+        )
 
     def split(pairs: Pairs) -> StreamedSplit:
         return StreamedSplit(
@@ -148,8 +153,7 @@ def read_labels(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
             ImageOps.exif_transpose(image, in_place=True)
             found = np.asarray(image.convert("L") if image.mode == "1" else image)
     except Exception as error:  # decoders raise nearly every type there is on damaged files
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise DataError(f"cannot read label image {path}: {lines[0]}") from error
+        raise unreadable(f"label image {path}", error) from error
     if lossy:
         raise DataError(f"label image {path} is a JPEG, which invents values; save it as PNG")
     if found.ndim == 3 and (found == found[..., :1]).all():
@@ -212,15 +216,15 @@ def _random_crop(size: int, crop: int) -> v2.Compose:
 def _pairs(root: Path) -> tuple[Pairs, Pairs]:
     """The training pairs and the test pairs of a folder."""
     if (root / "train").is_dir():
-        held_out = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
-        if held_out is None:
-            raise DataError(f"data folder {root} has train/ and neither test/ nor val/")
-        return _listed(root / "train"), _listed(held_out)
+        return _listed(root / "train"), _listed(held_out_folder(root))
     pairs = _listed(root)
     last = slice(_TEST_EVERY - 1, None, _TEST_EVERY)
     test = Pairs(pairs.images[last], pairs.labels[last])
     if not test.images:
-        raise DataError(f"{root} has {len(pairs.images)} images; to hold some out it takes 5")
+        raise DataError(
+            f"data folder {root} has {len(pairs.images)} images; give {_TEST_EVERY} or more, as "
+            f"every {_TEST_EVERY}th is held out, or train/ and test/"
+        )
     left = [i for i in range(len(pairs.images)) if i % _TEST_EVERY != _TEST_EVERY - 1]
     return Pairs([pairs.images[i] for i in left], [pairs.labels[i] for i in left]), test
 
@@ -231,8 +235,7 @@ def _listed(folder: Path) -> Pairs:
     for kind in ("image", "label"):
         if not (folder / kind).is_dir():
             raise DataError(
-                f"data folder {folder} has no folder {kind}/; segmentation needs image/* and "
-                "label/* of equal names"
+                f"data folder {folder} has no folder {kind}/; segmentation needs {PAIRS}"
             )
         found[kind] = {}
         for path in sorted((folder / kind).iterdir()):
@@ -244,7 +247,10 @@ def _listed(folder: Path) -> Pairs:
         alone = sorted(found[here].keys() - found[there].keys())
         if alone:
             more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
-            raise DataError(f"{found[here][alone[0]]}{more} has no {there} of its name in {folder}")
+            raise DataError(
+                f"{found[here][alone[0]]}{more} has no {there} of its name in {folder}; "
+                "add it, or remove this one"
+            )
     names = sorted(found["image"])
     if not names:
         raise DataError(f"{folder / 'image'} has no images")
@@ -267,7 +273,7 @@ def _looked_at(images: list[Path], labels: list[Path]) -> tuple[set[tuple[int, i
         if found.shape != size[::-1]:
             raise DataError(
                 f"{pair[0]} is {size[0]} x {size[1]} pixels, its label image "
-                f"{found.shape[1]} x {found.shape[0]}"
+                f"{found.shape[1]} x {found.shape[0]}; they must be alike"
             )
         return size, set(np.unique(found).tolist())
 

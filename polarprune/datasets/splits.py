@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
+
+from polarprune.errors import DataError
 
 Triple = tuple[float, float, float]
 # Labels are one class an image, or one a pixel (n, h, w).
@@ -82,6 +85,18 @@ class Dataset:
     test: Split
     channels: int = 3
     task: str = "classification"
+
+
+def held_out_folder(root: Path) -> Path:
+    """What stands beside train/ in a data folder: test/, else val/.
+
+    Raises:
+        DataError: there is neither.
+    """
+    found = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+    if found is None:
+        raise DataError(f"data folder {root} has no folder test/ or val/ beside train/; add one")
+    return found
 
 
 def spread_indices(length: int, count: int) -> list[int]:

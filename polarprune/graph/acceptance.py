@@ -43,7 +43,7 @@ def refuse_what_cannot_be_traced(net: nn.Module, example_input: Tensor) -> None:
         taken = top == "gating" or (top in _TAKEN and not isinstance(net, fx.GraphModule))
         word = top if taken else next((p for p in parts if keyword.iskeyword(p)), None)
         if word is not None:
-            raise Refused(f"{path}: torch.fx cannot have the name {word!r} there; rename it")
+            raise Refused(f"torch.fx cannot have the name {word!r} in {path}; rename it")
 
 
 def _refuse_module(name: str, module: nn.Module) -> None:

@@ -69,7 +69,7 @@ def _make_out_of_place(node: fx.Node) -> bool:
         if name.endswith("_") and not name.endswith("__"):  # torch.relu_, F.leaky_relu_
             plain = getattr(F, name[:-1], None) or getattr(torch, name[:-1], None)
             if plain is None:
-                raise Refused(f"{node.name} works in place by {name}; write it out of place")
+                raise _in_place_only(node, name)
             node.target = plain
             return True
         if node.target in _OUT_OF_PLACE:
@@ -89,10 +89,14 @@ def _make_out_of_place(node: fx.Node) -> bool:
         if name.endswith("_") and not name.endswith("__"):
             plain = name.removesuffix("_")
             if not callable(getattr(torch.Tensor, plain, None)):
-                raise Refused(f"{node.name} works in place by {name}; write it out of place")
+                raise _in_place_only(node, name)
             node.target = plain
             return True
     return False
+
+
+def _in_place_only(node: fx.Node, name: str) -> Refused:
+    return Refused(f"{node.name} calls {name}, which works in place only; write it out of place")
 
 
 def _place_of_flag(function: Any) -> int | None:

@@ -111,7 +111,7 @@ def _refuse_failing(net: nn.Module, example_input: Tensor, error: Exception) -> 
     except Exception as own:
         raise Refused(
             f"{type(net).__name__} cannot take the example input {tuple(example_input.shape)}: "
-            f"{first_line(own)}"
+            f"{first_line(own)}; mend its forward(), or give images of another size"
         ) from error
 
 

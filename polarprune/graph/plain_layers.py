@@ -216,7 +216,9 @@ class PlainLayers:
     def _dropout(self, node: fx.Node) -> None:
         """F.dropout bakes `training` at trace time; a module follows train() and eval()."""
         if argument(node, 2, "training", True):
-            raise Refused(f"{node.name} drops values in evaluation mode too: not a function")
+            raise Refused(
+                f"{node.name} drops values in evaluation mode too; give it training=self.training"
+            )
         path = self.constants.free_name(f"dropout_{node.name}")
         kind = _DROPOUTS[node.target]
         self.root.add_module(path, kind(float(argument(node, 1, "p", 0.5))))

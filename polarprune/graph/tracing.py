@@ -52,7 +52,7 @@ class _Proxy(fx.Proxy):
     def __len__(self) -> int:
         value = self.tracer.value_of(self)  # type: ignore[attr-defined]
         if isinstance(value, Tensor):
-            raise fx.proxy.TraceError("len() of a tensor is a fixed number; write x.shape[0]")
+            raise fx.proxy.TraceError("len() of a tensor is a fixed number: write x.shape[0]")
         return len(value)
 
     def __getattr__(self, name: str) -> fx.proxy.Attribute:

@@ -13,7 +13,12 @@ from polarprune.errors import BundleError, ConfigError, RunFolderError
 from polarprune.figure_words import WORDS
 from polarprune.manifest import Manifest, is_bundle, read_manifest, read_verified
 from polarprune.option_values import check_range, refuse_given
-from polarprune.runs.run_folder import PRUNED, RUN_FILE, RunFolder, means_a_path
+from polarprune.runs.run_folder import (
+    PRUNED,
+    RUN_FILE,
+    RunFolder,
+    means_a_path,
+)
 
 if TYPE_CHECKING:
     from torch import fx, nn
@@ -62,14 +67,14 @@ class RefusalRow:
 
 @dataclass(frozen=True)
 class NetworkInspection:
-    """A network by name, or the network of a run before and after (None: not finished).
+    """A network by name or in a file, or that of a run before and after (None: not finished).
 
     `graph` is what a picture of it shows; it is not part of the JSON.
     """
 
     kind: str
     model: str
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     sites: tuple[SiteRow, ...]
     layers: tuple[LayerRow, ...]
     refused: tuple[RefusalRow, ...]
@@ -132,7 +137,7 @@ def inspect_source(
     """Look at whatever the user named.
 
     Args:
-        source: a run folder, a bundle, or a `--model` name.
+        source: a run folder, a bundle, a folder of save_network, or a `--model` name.
         num_classes: of a model; None takes the zoo's own.
         image_size: of a model, square; None takes the zoo's own.
 
@@ -150,8 +155,13 @@ def inspect_source(
         return inspect_bundle(path)
     if (path / RUN_FILE).exists():
         return inspect_run(RunFolder(path))
+    from polarprune.network_files import image_shape, is_network_folder, load_network
+
+    if is_network_folder(path):
+        network = load_network(path)
+        return _inspect_network("network", source, network, image_shape(network))
     raise RunFolderError(
-        f"{source} holds neither {RUN_FILE} nor a manifest; give a run folder, a bundle or a model"
+        f"{source} is no run folder, bundle or saved network; give one, or a model's name"
     )
 
 
@@ -222,7 +232,7 @@ def _inspect_network(
     kind: str,
     model: str,
     base: "nn.Module",
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     small: "nn.Module | None" = None,
     *,
     granularity: str = "both",

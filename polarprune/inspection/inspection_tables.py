@@ -8,6 +8,7 @@ from rich.table import Table
 from polarprune.figure_words import by_name, sentence, task_figures
 from polarprune.inspection.inspecting import BundleInspection, NetworkInspection, SiteRow
 from polarprune.manifest import CertificateLink
+from polarprune.runs.run_folder import GO_ON
 
 _SHARES_OVERLAP = (
     "MACs share: what the site touches; an operator between two sites counts for both."
@@ -73,7 +74,7 @@ def _totals(found: NetworkInspection) -> Iterator[Table | str]:
     if found.macs is None or found.params is None:
         yield f"MACs {found.dense_macs:,}, parameters {found.dense_params:,}."
         if found.kind == "run":
-            yield "The run is not finished; go on with: polarprune train ... --resume"
+            yield f"The run is not finished; {GO_ON}"
         return
     totals = make_table("", [""], ["dense", "pruned", "kept"])
     for name, dense, pruned in (

@@ -16,6 +16,7 @@ import torch
 from polarprune.errors import ConfigError, PolarpruneError, TrainingError, first_line
 from polarprune.importing import import_named
 from polarprune.methods.protocol import GateOutput, GateRequest, Method, Units
+from polarprune.option_values import check_choice
 
 __all__ = [
     "GateOutput",
@@ -50,7 +51,7 @@ def build_method(name: str, options: dict[str, Any] | None = None) -> Method:
     given = {key: value for key, value in (options or {}).items() if value is not None}
     for key in given:
         if key not in kind.options:
-            raise ConfigError(f"--{key} is no option of method {name!r}")
+            raise ConfigError(f"--{key} is no option of method {name!r}; leave it out")
     if inspect.isabstract(kind):
         lacking = ", ".join(sorted(kind.__abstractmethods__))
         raise ConfigError(f"method {name!r} does not define {lacking}")
@@ -59,7 +60,7 @@ def build_method(name: str, options: dict[str, Any] | None = None) -> Method:
     except PolarpruneError:
         raise
     except Exception as error:  # somebody else's code
-        raise ConfigError(f"method {name!r} failed: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"method {name!r} failed: {_in_words(error)}") from error
 
 
 def is_bounded(name: str) -> bool:
@@ -92,8 +93,12 @@ def naming(name: str, part: str, raised: type[PolarpruneError] = TrainingError) 
     except (PolarpruneError, torch.OutOfMemoryError):  # which a loop may wait for
         raise
     except Exception as error:  # somebody else's code
-        words = f"{type(error).__name__}: {first_line(error)}" if str(error) else first_line(error)
-        raise raised(f"method {name} failed in {part}: {words}") from error
+        raise raised(f"method {name!r} failed in {part}: {_in_words(error)}") from error
+
+
+def _in_words(error: Exception) -> str:
+    name = type(error).__name__
+    return f"{name}: {first_line(error)}" if str(error) else name
 
 
 def _find(name: str) -> type[Method]:
@@ -102,11 +107,7 @@ def _find(name: str) -> type[Method]:
         if not (isinstance(found, type) and issubclass(found, Method)):
             raise ConfigError(f"method {name!r} is no subclass of polarprune.methods.Method")
         return found
-    if name not in method_names():
-        raise ConfigError(
-            f"method {name!r} is unknown; choose one of: {', '.join(method_names())}, or "
-            "package.module:Class"
-        )
+    check_choice("--method", name, [*method_names(), "package.module:Class"])
     if name not in Method.known:
         importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
     return Method.known[name]

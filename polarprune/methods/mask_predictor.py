@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from polarprune.errors import ConfigError
 from polarprune.methods.protocol import GateOutput, GateRequest, Method, Units
+from polarprune.option_values import check_choice, check_share
 from polarprune.phases import Phases
 
 _MASS = 0.9
@@ -79,10 +80,8 @@ class MaskPredictor(Method):
         Raises:
             ConfigError: out of range, or neither.
         """
-        if not 0 < mass <= 1:
-            raise ConfigError(f"--mass must be above 0 and at most 1, got {mass:g}")
-        if heads not in ("decoupled", "joint"):
-            raise ConfigError(f"--heads must be decoupled or joint, got {heads!r}")
+        check_share("--mass", mass)
+        check_choice("--heads", heads, ("decoupled", "joint"))
         self.mass = mass
         self.steers = heads == "joint"
         self.heads: list[MaskHead] = []
@@ -94,7 +93,10 @@ class MaskPredictor(Method):
             ConfigError: there are blocks alone, for which nothing can be predicted.
         """
         if requests and not any(kind == "channel" for r in requests for kind, _ in r.sites):
-            raise ConfigError(f"method {self.name} masks channels, and there are only blocks here")
+            raise ConfigError(
+                f"method {self.name!r} decides about channels alone, and only blocks may go; "
+                "give --granularity channel or both"
+            )
         self.heads = [MaskHead(request) for request in requests]
         return list(self.heads)
 

@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from polarprune.errors import ConfigError
 from polarprune.methods.protocol import GateOutput, GateRequest, Method, Units
+from polarprune.option_values import check_choice
 
 # w = sigmoid(5 s) with s = 1 at the start: 0.993 (the authors' numbers).
 _STEEPNESS = 5.0
@@ -85,8 +85,7 @@ class Relaxation(Method):
         Raises:
             ConfigError: neither.
         """
-        if ejector not in ("gaussian", "annealed"):
-            raise ConfigError(f"--ejector must be gaussian or annealed, got {ejector!r}")
+        check_choice("--ejector", ejector, ("gaussian", "annealed"))
         self.ejector = ejector
         self.gates: list[RelaxedGate] = []
 

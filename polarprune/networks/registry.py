@@ -17,7 +17,8 @@ from polarprune.networks.cifar_resnet import build_cifar_resnet
 from polarprune.networks.cifar_vgg import CifarVgg
 from polarprune.networks.unet import unet_of_name
 from polarprune.networks.weights import PRETRAINED, load_weights
-from polarprune.networks.zoos import FactoryZoo, TimmZoo, TorchvisionZoo
+from polarprune.networks.zoos import FactoryZoo, TimmZoo, TorchvisionZoo, not_pretrained
+from polarprune.option_values import check_range
 
 _CIFAR_INPUT = (3, 32, 32)
 _CIFAR_CLASSES = 10
@@ -58,9 +59,7 @@ class _OwnZoo:
 
     def build(self, num_classes: int | None, *, pretrained: bool) -> nn.Module:
         if pretrained:
-            raise ConfigError(
-                f"{self.name} has no pretrained weights to download; give a weights file"
-            )
+            raise not_pretrained(self.name)
         return self._build(self._classes if num_classes is None else num_classes)
 
     def input_size(self) -> tuple[int, int, int]:
@@ -85,8 +84,7 @@ def build_network(
         WeightsError: the weights do not fit; the parameter is named.
         BackendUnavailable: `timm:` without timm.
     """
-    if num_classes is not None and num_classes < 1:
-        raise ConfigError(f"the number of classes is {num_classes}; it must be at least 1")
+    check_range("--num-classes", num_classes, 1)
     net = _zoo(name).build(num_classes, pretrained=weights == PRETRAINED)
     if weights is not None and weights != PRETRAINED:
         load_weights(net, weights)

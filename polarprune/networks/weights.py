@@ -5,7 +5,8 @@ nothing else is. Counters of batches (`num_batches_tracked`) may be absent: they
 """
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from polarprune.datasets.splits import IMAGENET_MEAN, IMAGENET_STD
-from polarprune.errors import WeightsError
+from polarprune.errors import WeightsError, first_line
 
 # Where training programs put the state dict inside a checkpoint (Lightning, torchvision).
 _WRAPPERS = ("state_dict", "model")
@@ -43,14 +44,10 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: the file is missing, of an unknown kind, truncated, or not plain tensors.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"weights file {path} does not exist")
+    path = _present(path)
     if path.suffix == ".safetensors":
-        try:
+        with _safetensors_errors(path):
             state = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
     elif path.suffix in {".pt", ".pth"}:
         state = _read_torch_file(path)
     else:
@@ -62,6 +59,22 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     return state
 
 
+def _present(path: str | Path) -> Path:
+    if not Path(path).is_file():
+        raise WeightsError(f"weights file {path} does not exist")
+    return Path(path)
+
+
+@contextmanager
+def _safetensors_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"{path} is not a readable safetensors file ({first_line(error)}); copy it again"
+        ) from error
+
+
 def _read_torch_file(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -71,17 +84,23 @@ def _read_torch_file(path: Path) -> dict[str, Tensor]:
             f"{path} is damaged or holds pickled objects beside tensors; "
             "save net.state_dict(), best as safetensors"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise WeightsError(f"{path} is not a readable PyTorch file: {_one_line(error)}") from error
+    except Exception as error:  # of damaged files nearly every type there is
+        raise WeightsError(
+            f"{path} is not a readable PyTorch file ({first_line(error)}); copy it again"
+        ) from error
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, not a state dict")
+        raise _no_state_dict(path, f"it holds {type(content).__name__}")
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise WeightsError(f"{path} is not a state dict: {name!r} is a {type(value).__name__}")
+            raise _no_state_dict(path, f"{name!r} is {type(value).__name__}, not a tensor")
     return dict(content)
+
+
+def _no_state_dict(path: Path, reason: str) -> WeightsError:
+    return WeightsError(f"{path} is not a state dict: {reason}; save net.state_dict()")
 
 
 def copy_state(net: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
@@ -99,13 +118,13 @@ def copy_state(net: nn.Module, state: Mapping[str, Tensor], *, source: str) -> N
             if name.endswith(_COUNTER):
                 continue
             raise WeightsError(
-                f"{source} has no parameter {name!r} {_shape(value)}; it is of another network"
+                f"{source} has no parameter {name!r} ({_shape(value)}); it is of another network"
             )
         _check_parameter(name, state[name], value, source)
     for name, value in state.items():
         if name not in wanted and not name.endswith(_COUNTER):
             raise WeightsError(
-                f"{source} has a parameter {name!r} {_shape(value)} that the network lacks; "
+                f"{source} has a parameter {name!r} ({_shape(value)}) that the network lacks; "
                 "it is of another network"
             )
     with torch.no_grad():
@@ -118,7 +137,7 @@ def _check_parameter(name: str, value: Tensor, wanted: Tensor, source: str) -> N
     if value.shape != wanted.shape:
         hint = ""
         if value.shape[1:] == wanted.shape[1:] and value.ndim:
-            hint = f"; for a classifier, build the network with {value.shape[0]} classes"
+            hint = f"; for a classifier, give --num-classes {value.shape[0]}"
         raise WeightsError(
             f"{source} does not fit: {name!r} has shape {_shape(value)}, "
             f"the network's has {_shape(wanted)}{hint}"
@@ -141,23 +160,18 @@ def weights_normalisation(path: str | Path) -> tuple[Triple, Triple] | None:
     """
     if str(path) == PRETRAINED:
         return IMAGENET_MEAN, IMAGENET_STD
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"weights file {path} does not exist")
+    path = _present(path)
     if path.suffix != ".safetensors":
         return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
+    with _safetensors_errors(path), safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
     if "normalize_mean" not in metadata or "normalize_std" not in metadata:
         return None
     mean = _numbers(metadata["normalize_mean"], "normalize_mean", path)
     std = _numbers(metadata["normalize_std"], "normalize_std", path)
     if min(std) <= 0:
         raise WeightsError(
-            f"{path} has normalize_std {metadata['normalize_std']!r}; it must be > 0"
+            f"{path} has normalize_std {metadata['normalize_std']!r}; it must be above 0"
         )
     return mean, std
 
@@ -174,8 +188,3 @@ def _numbers(text: str, key: str, path: Path) -> Triple:
 
 def _shape(value: Tensor) -> str:
     return "x".join(str(size) for size in value.shape) or "scalar"
-
-
-def _one_line(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__

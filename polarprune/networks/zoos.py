@@ -9,7 +9,7 @@ import torchvision
 from torch import nn
 from torchvision.models import segmentation
 
-from polarprune.errors import BackendUnavailable, ConfigError, WeightsError
+from polarprune.errors import BackendUnavailable, ConfigError, WeightsError, first_line
 from polarprune.importing import import_named
 from polarprune.networks.weights import copy_state
 
@@ -24,7 +24,9 @@ class TorchvisionZoo:
         self._segmentation = torchvision.models.list_models(segmentation)
         known = torchvision.models.list_models(torchvision.models) + self._segmentation
         if name not in known:
-            raise ConfigError(_unknown("torchvision", name, known))
+            raise ConfigError(
+                _unknown("torchvision", name, known, "torchvision.models.list_models()")
+            )
         self.name = name
         # The newest weights' description; nothing is downloaded for it.
         self._described: Any = torchvision.models.get_model_weights(name)["DEFAULT"]
@@ -79,7 +81,7 @@ class TimmZoo:
             ) from error
         # Names of the form hf-hub:... would be looked up on the network.
         if not timm.is_model(name):
-            raise ConfigError(_unknown("timm", name, timm.list_models()))
+            raise ConfigError(_unknown("timm", name, timm.list_models(), "timm.list_models()"))
         self._timm = timm
         self.name = name
 
@@ -122,19 +124,17 @@ class FactoryZoo:
     def build(self, num_classes: int | None, *, pretrained: bool) -> nn.Module:
         """The network of the factory."""
         if pretrained:
-            raise ConfigError(
-                f"{self.name} has no pretrained weights to download; give a weights file"
-            )
+            raise not_pretrained(self.name)
         options: dict[str, int] = {}
         if num_classes is not None and self._takes_num_classes():
             options["num_classes"] = num_classes
         try:
             net = self._factory(**options)
         except Exception as error:  # the user's code
-            raise ConfigError(f"model {self.name!r} failed: {_one_line(error)}") from error
+            raise ConfigError(f"model {self.name!r} failed: {first_line(error)}") from error
         if not isinstance(net, nn.Module):
             raise ConfigError(
-                f"model {self.name!r} gave a {type(net).__name__}; it must give a torch.nn.Module"
+                f"model {self.name!r} gave {type(net).__name__}; it must give a torch.nn.Module"
             )
         return net
 
@@ -168,19 +168,19 @@ class FactoryZoo:
         return "num_classes" in self._parameters()
 
 
-def _unknown(zoo: str, name: str, known: Iterable[str]) -> str:
+def not_pretrained(name: str) -> ConfigError:
+    """The error for `pretrained` where there are no published weights."""
+    return ConfigError(f"model {name!r} has no pretrained weights to download; give a weights file")
+
+
+def _unknown(zoo: str, name: str, known: Iterable[str], listing: str) -> str:
     close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {zoo}:{close[0]}?" if close else f"see the list of models of {zoo}"
+    hint = f"did you mean {zoo}:{close[0]}?" if close else f"see {listing}"
     return f"unknown model '{zoo}:{name}'; {hint}"
 
 
 def _download_failed(name: str, error: BaseException) -> WeightsError:
     return WeightsError(
-        f"the pretrained weights of {name} could not be downloaded ({_one_line(error)}); "
+        f"the pretrained weights of {name} could not be downloaded ({first_line(error)}); "
         "give a weights file instead"
     )
-
-
-def _one_line(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__

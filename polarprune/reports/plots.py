@@ -43,7 +43,7 @@ def draw_gates(run: RunFolder, path: Path) -> None:
         )
     story = GateStory(run.path, inspect_run(run).sites, lines, cuts, epochs)
     if story.settle_step is None:
-        raise RunFolderError(f"{run.path} is not finished; go on with: train --resume")
+        raise run.unfinished()
     figure = gates_figure(story)
     figure.suptitle(
         f"{run.model} on {Path(run.config['data']).name}: openness of every gate, "
@@ -64,7 +64,7 @@ def draw_channels(run: RunFolder, path: Path) -> None:
     figure_type()
     found = inspect_run(run)
     if found.macs is None:
-        raise RunFolderError(f"{run.path} is not finished; go on with: train --resume")
+        raise run.unfinished()
     figure = channels_figure(found)
     figure.axes[0].set_title(
         f"{found.model}: {100 * found.macs / found.dense_macs:.1f} % of the MACs kept",

@@ -9,7 +9,7 @@ from polarprune.files.typed_json import build_known
 from polarprune.inspection.inspecting import NetworkInspection, inspect_run
 from polarprune.reports.gate_story import GateStory
 from polarprune.reports.measured_latency import MeasuredLatency
-from polarprune.runs.run_folder import CHECKPOINT, PRUNED, RUN_FILE, RunFolder
+from polarprune.runs.run_folder import CHECKPOINT, RUN_FILE, RunFolder
 from polarprune.runs.run_lines import (
     CutLine,
     EpochLine,
@@ -20,7 +20,6 @@ from polarprune.runs.run_lines import (
 
 DENSE = "dense"
 """Where `polarprune demo` puts the dense run, inside of the pruned one."""
-_LARGEST_SIDE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -118,8 +117,7 @@ def read_facts(path: Path, latency: MeasuredLatency | None) -> ReportFacts:
 
     run = RunFolder(path)
     head = _read_head(run)
-    if head.result is not None and not (path / PRUNED).is_dir():
-        raise RunFolderError(f"{path} has a result and no {PRUNED}/; copy the whole run folder")
+    run.check_whole()
     headline = build_task(run.task).headline
     epochs, cuts, openness = read_epochs(path), read_cuts(path), read_openness(path)
     found = inspect_run(run)
@@ -134,12 +132,8 @@ def _read_head(run: RunFolder) -> RunHead:
         head: RunHead = build_known(RunHead, run.document)
     except ValueError as error:
         raise RunFolderError(f"{path}: {error}; put the file right") from error
-    names = [head.config.get("model"), head.config.get("data")]
-    if not all(isinstance(name, str) for name in names):
-        raise RunFolderError(f"{path} names no model, or no data; put the file right")
-    sides = head.input_shape
-    if len(sides) != 3 or not all(0 < side <= _LARGEST_SIDE for side in sides):
-        raise RunFolderError(f"{path}: input_shape is no (channels, height, width); put it right")
+    if not isinstance(head.config.get("data"), str):
+        raise RunFolderError(f"{path} names no data; put the file right")
     return head
 
 

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from polarprune.errors import CheckpointError
-from polarprune.network_files import NETWORK_FILE, load_network, save_network
+from polarprune.errors import CheckpointError, first_line, of_another_version
+from polarprune.network_files import is_network_folder, load_network, save_network
 
 SCHEMA = 1
 _STATE_FILE = "state.json"
@@ -92,18 +92,19 @@ def read_checkpoint(folder: Path) -> Checkpoint | None:
         document = json.loads((folder / _STATE_FILE).read_text())
         flat = load_file(folder / _TENSORS_FILE)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        line = str(error).splitlines()[0]
         raise CheckpointError(
-            f"checkpoint {folder} cannot be read ({line}); start again without --resume"
+            f"checkpoint {folder} cannot be read ({first_line(error)}); move {folder.parent} away "
+            "and start again without --resume"
         ) from error
     if document.get("schema") != SCHEMA:
-        raise CheckpointError(f"checkpoint {folder} has schema {document.get('schema')}")
+        found = document.get("schema")
+        raise CheckpointError(of_another_version(folder / _STATE_FILE, found, SCHEMA))
     tensors: dict[str, dict[str, Tensor]] = {}
     for key, tensor in flat.items():
         group, _, name = key.partition("/")
         tensors.setdefault(group, {})[name] = tensor
     network = None
-    if (folder / _NETWORK / NETWORK_FILE).exists():
+    if is_network_folder(folder / _NETWORK):
         network = load_network(folder / _NETWORK)
     return Checkpoint(document, tensors, network)
 
@@ -137,7 +138,9 @@ def restore_optimizer(
     for key, value in tensors.items():
         name, _, state = key.partition("|")
         if name not in parameters:
-            raise CheckpointError(f"the checkpoint has optimizer state for {name}, unknown here")
+            raise CheckpointError(
+                f"the checkpoint has optimizer state for {name}, unknown here; start a new run"
+            )
         parameter = parameters[name]
         # Step counters stay where they are; what has the parameter's shape goes to its device.
         at = parameter.device if value.dim() else value.device

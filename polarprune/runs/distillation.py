@@ -32,11 +32,15 @@ class Teacher:
         net = run.pruned_network()
         found = run.config.get("num_classes") or len(run.classes)
         if found != classes or run.classes != data.classes:
-            raise ConfigError(f"--teacher {folder} knows other classes than the data")
+            raise ConfigError(
+                f"--teacher {folder} was trained on {run.config.get('data')}, whose classes are "
+                f"not those of {data.name}; train a teacher on the same data"
+            )
         size = run.input_shape[1]
         if size != data.image_size:
             raise ConfigError(
-                f"--teacher {folder} was trained on images of {size} pixels, not {data.image_size}"
+                f"--teacher {folder} was trained on images of {size} pixels, not "
+                f"{data.image_size}; give --image-size {size}"
             )
         self.net: nn.Module = net.to(device).eval().requires_grad_(False)
         self.macs = count_macs(net, torch.zeros(1, *run.input_shape))

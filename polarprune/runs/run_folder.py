@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polarprune.errors import RunFolderError
+from polarprune.errors import RunFolderError, of_another_version
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,6 +19,8 @@ BENCH_FILE = "bench.jsonl"
 CHECKPOINT = "checkpoint"
 PRUNED = "pruned"
 PLOTS = "plots"
+GO_ON = "go on with: polarprune train ... --resume"
+_LARGEST_SIDE = 1 << 16
 
 
 def being_written(path: Path) -> Path:
@@ -69,6 +71,10 @@ def means_a_path(name: str) -> bool:
     return os.sep in name.partition(":")[0] or Path(name).exists()
 
 
+def _is_side(value: Any) -> bool:
+    return isinstance(value, int) and 0 < value <= _LARGEST_SIDE
+
+
 class RunFolder:
     """What is in a run folder, for those who come after training."""
 
@@ -84,17 +90,24 @@ class RunFolder:
         except FileNotFoundError as error:
             raise RunFolderError(f"{self.path} holds no {RUN_FILE}; give a run folder") from error
         except ValueError as error:
-            raise RunFolderError(f"{self.path / RUN_FILE} is not JSON: {error}") from error
+            raise self._broken(f"is not JSON ({error})") from error
         if not isinstance(self.document, dict):
-            raise RunFolderError(f"{self.path / RUN_FILE} is not an object; give a run folder")
-        if self.document.get("schema") != SCHEMA:
-            raise RunFolderError(
-                f"{self.path / RUN_FILE} has schema {self.document.get('schema')}, not {SCHEMA}"
-            )
+            raise self._broken("is not an object")
+        schema = self.document.get("schema")
+        if schema != SCHEMA:
+            raise RunFolderError(of_another_version(self.path / RUN_FILE, schema, SCHEMA))
         needed = ("config", "mean", "std", "classes", "input_shape", "resize_side")
         missing = [key for key in needed if key not in self.document]
         if missing:
-            raise RunFolderError(f"{self.path / RUN_FILE} lacks {', '.join(missing)}")
+            raise self._broken(f"lacks {', '.join(missing)}")
+        config, sides = self.document["config"], self.document["input_shape"]
+        if not isinstance(config, dict) or not isinstance(config.get("model"), str):
+            raise self._broken("names no model")
+        if not isinstance(sides, list) or len(sides) != 3 or not all(map(_is_side, sides)):
+            raise self._broken("has an input_shape that is not three sides, channels first")
+
+    def _broken(self, reason: str) -> RunFolderError:
+        return RunFolderError(f"{self.path / RUN_FILE} {reason}; copy the whole run folder again")
 
     @property
     def config(self) -> dict[str, Any]:
@@ -146,8 +159,23 @@ class RunFolder:
         """
         found = self.document.get("result")
         if found is None:
-            raise RunFolderError(f"{self.path} is not finished; go on with: train --resume")
+            raise self.unfinished()
         return dict(found)
+
+    def unfinished(self) -> RunFolderError:
+        """The error for what only a finished run has."""
+        return RunFolderError(f"{self.path} is not finished; {GO_ON}")
+
+    def check_whole(self) -> None:
+        """Refuse a finished run without its network.
+
+        Raises:
+            RunFolderError: the folder was not copied whole.
+        """
+        if self.document.get("result") is not None and not (self.path / PRUNED).is_dir():
+            raise RunFolderError(
+                f"{self.path} has a result and no {PRUNED}/; copy the whole run folder again"
+            )
 
     def cuts(self) -> list[dict[str, Any]]:
         """The lines of cuts.jsonl."""
@@ -165,8 +193,9 @@ class RunFolder:
         """The small network, rebuilt without the code that defined it."""
         from polarprune.network_files import load_network
 
+        self.check_whole()
         if not (self.path / PRUNED).is_dir():
-            raise RunFolderError(f"{self.path} is not finished; go on with: train --resume")
+            raise self.unfinished()
         return load_network(self.path / PRUNED)
 
     def base_network(self) -> "nn.Module":

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from polarprune.datasets import Dataset, load_dataset
 from polarprune.datasets.memory import MemorySplit
-from polarprune.errors import ConfigError
+from polarprune.errors import ConfigError, first_line
 from polarprune.networks import input_size, weights_normalisation
 from polarprune.runs.train_config import TrainConfig
 from polarprune.tasks import Segmentation
@@ -33,8 +33,8 @@ def load_data(config: TrainConfig, device: torch.device) -> Dataset:
     return data
 
 
-def outputs_of(net: nn.Module, example: Tensor) -> Any:
-    """What a network gives for an example.
+def outputs_of(net: nn.Module, example: Tensor, option: str) -> Any:
+    """What a network gives for an example, whose size an option decides.
 
     Raises:
         ConfigError: it cannot take it.
@@ -42,10 +42,10 @@ def outputs_of(net: nn.Module, example: Tensor) -> Any:
     try:
         return net(example)
     except Exception as error:  # the user's network, or a size that it cannot take
-        lines = str(error).splitlines() or [type(error).__name__]
+        height, width = example.shape[2:]
         raise ConfigError(
-            f"the model cannot take images of {tuple(example.shape[2:])} pixels: {lines[0]}; "
-            "try another --image-size"
+            f"the model cannot take images of {height} x {width} pixels: {first_line(error)}; "
+            f"try another {option}"
         ) from error
 
 

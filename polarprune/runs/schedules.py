@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from polarprune.errors import ConfigError
+from polarprune.option_values import check_choice
 
 # Share of the steps over which the rate rises.
 _WARM_UP = 0.2
@@ -30,6 +30,5 @@ def build_schedule(name: str) -> Callable[[float], float]:
     Raises:
         ConfigError: there is no schedule of this name.
     """
-    if name not in SCHEDULES:
-        raise ConfigError(f"schedule {name!r} is unknown; choose one of: {', '.join(SCHEDULES)}")
+    check_choice("--schedule", name, SCHEDULES)
     return SCHEDULES[name]

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from polarprune.budget import OPTIONS, check_targets
 from polarprune.errors import ConfigError
 from polarprune.methods import build_method, is_bounded
+from polarprune.option_values import check_choice, check_range
 from polarprune.runs.schedules import build_schedule
 from polarprune.tasks import build_task
 
@@ -89,11 +91,8 @@ class TrainConfig:
     @property
     def targets(self) -> tuple[tuple[str, float | None], ...]:
         """(option, share) of every bound that there can be; None where it is not given."""
-        return (
-            ("--target", self.target),
-            ("--target-params", self.target_params),
-            ("--target-latency", self.target_latency),
-        )
+        shares = (self.target, self.target_params, self.target_latency)
+        return tuple(zip(OPTIONS.values(), shares, strict=True))
 
     @property
     def method_options(self) -> dict[str, Any]:
@@ -170,46 +169,28 @@ def check_config(config: TrainConfig) -> None:
         ConfigError: the option is named.
     """
     method = build_method(config.method, config.method_options)
-    _check_targets(config, bounded=method.bounded)
-    if config.granularity not in ("block", "channel", "both"):
-        raise ConfigError(
-            f"granularity {config.granularity!r} is unknown; choose one of: block, channel, both"
-        )
-    for name, least in (("epochs", 1), ("batch_size", 2), ("align", 1), ("seed", 0)):
-        value = getattr(config, name)
-        if value is not None and value < least:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
-    for name, low, high in (
-        ("momentum", 0, 1), ("weight_decay", 0, 1), ("label_smoothing", 0, 1)
-    ):  # fmt: skip
-        value = getattr(config, name)
-        if not low <= value < high:
-            raise ConfigError(
-                f"--{name.replace('_', '-')} must be from {low} to below {high}, got {value:g}"
-            )
+    check_targets(
+        {option: share for option, share in config.targets if share is not None},
+        config.latency_table is not None,
+        method,
+    )
+    check_choice("--granularity", config.granularity, ("block", "channel", "both"))
+    check_range("--epochs", config.epochs, 1)
+    check_range("--batch-size", config.batch_size, 2)
+    check_range("--align", config.align, 1)
+    check_range("--seed", config.seed, 0)
+    check_range("--checkpoint-every", config.checkpoint_every, 1)
+    check_range("--num-classes", config.num_classes, 1)
+    for option, value in (
+        ("--momentum", config.momentum),
+        ("--weight-decay", config.weight_decay),
+        ("--label-smoothing", config.label_smoothing),
+    ):
+        if not 0 <= value < 1:
+            raise ConfigError(f"{option} must be from 0 to below 1, got {value:g}")
     if config.lr is not None and not 0 < config.lr < math.inf:
-        raise ConfigError(f"--lr must be above 0, got {config.lr:g}")
-    for name in ("checkpoint_every", "image_size", "crop_size", "num_classes"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        raise ConfigError(f"--lr must be a number above 0, got {config.lr:g}")
     if config.seed > _LARGEST_SEED:
         raise ConfigError(f"--seed must be at most {_LARGEST_SEED}, got {config.seed}")
     build_task(config.task)
     build_schedule(config.schedule)
-
-
-def _check_targets(config: TrainConfig, *, bounded: bool) -> None:
-    given = [(option, share) for option, share in config.targets if share is not None]
-    for option, share in given:
-        if not 0 < share <= 1:
-            raise ConfigError(f"{option} must be above 0 and at most 1, got {share:g}")
-        if share != 1 and not bounded:
-            raise ConfigError(
-                f"{option} cannot be given with method {config.method}, which sets the cost itself"
-            )
-    if len(given) > 1:
-        names = [option for option, _ in given]
-        raise ConfigError(f"give {' or '.join(names)}, not {'both' if len(names) == 2 else 'all'}")
-    if (config.target_latency is None) != (config.latency_table is None):
-        raise ConfigError("--target-latency and --latency-table go together: give both or neither")

@@ -127,7 +127,8 @@ class _Run:
         self.classes = config.num_classes or len(self.data.classes)
         if self.classes < len(self.data.classes):
             raise ConfigError(
-                f"--num-classes is {self.classes}, but {config.data} has {len(self.data.classes)}"
+                f"--num-classes is {self.classes}, but {config.data} has {len(self.data.classes)} "
+                "classes; give at least that, or leave it out"
             )
         self.task = build_task(config.task, config.label_smoothing)
         self.teacher = None
@@ -175,10 +176,12 @@ class _Run:
 
     def _check_outputs(self, net: nn.Module) -> None:
         """Refuse a network that does not take the images, or says nothing about the classes."""
-        for side in {self.data.image_size, self.config.crop_size or self.data.image_size}:
+        whole = self.data.image_size
+        sides = {self.config.crop_size or whole: "--crop-size", whole: "--image-size"}
+        for side, option in sides.items():
             images = torch.zeros(2, self.data.channels, side, side, device=self.device)
             with torch.no_grad(), in_mode(net, training=False):
-                self.task.check(outputs_of(net, images), self.classes, tuple(images.shape))
+                self.task.check(outputs_of(net, images, option), self.classes, tuple(images.shape))
 
     def _one_pass(self, gated: GatedNetwork) -> OnePass:
         # Test images on which agreement is measured; they decide nothing.

@@ -1,6 +1,6 @@
 """What a network is trained for: one task a file, all behind one small protocol (protocol.py)."""
 
-from polarprune.errors import ConfigError
+from polarprune.option_values import check_choice
 from polarprune.tasks.classification import Classification
 from polarprune.tasks.protocol import Tally, Task
 from polarprune.tasks.segmentation import Segmentation
@@ -28,6 +28,5 @@ def build_task(name: str, label_smoothing: float = 0.0) -> Task:
     Raises:
         ConfigError: there is none.
     """
-    if name not in TASKS:
-        raise ConfigError(f"--task {name!r} is unknown; choose one of: {', '.join(TASKS)}")
+    check_choice("--task", name, TASKS)
     return TASKS[name](label_smoothing)

@@ -328,8 +328,8 @@ def test_cifar_without_a_network_is_a_one_line_error(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_size": 0}, "image size is 0; it must be at least 1"),
-        ({"workers": -1}, "number of workers is -1; it must be 0 or more"),
+        ({"image_size": 0}, "--image-size must be at least 1, got 0"),
+        ({"workers": -1}, "--workers must be at least 0, got -1"),
         ({"mean_std": (_MEAN, (0.1, 0.0, 0.1))}, "it must be above 0"),
     ],
 )

@@ -234,7 +234,7 @@ def test_what_is_wrong_with_a_tree_is_one_line(tree: Path, case: str) -> None:
 
 
 def test_too_few_and_unfit_data_are_named(tree: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="has 3 images; to hold some out it takes 5"):
+    with pytest.raises(DataError, match="has 3 images; give 5 or more"):
         _load(write_pairs(tmp_path / "few", count=3))
     with pytest.raises(ConfigError, match="digits has one class an image"):
         load_dataset("digits", task="segmentation")
@@ -242,5 +242,5 @@ def test_too_few_and_unfit_data_are_named(tree: Path, tmp_path: Path) -> None:
         load_dataset(tree)
     with pytest.raises(ConfigError, match="--crop-size 64 is larger than the images, 32 pixels"):
         _load(tree, crop_size=64)
-    with pytest.raises(ConfigError, match="crop size is 8 for classification"):
+    with pytest.raises(ConfigError, match="--crop-size belongs to --task segmentation"):
         load_dataset("digits", crop_size=8)

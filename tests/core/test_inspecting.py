@@ -150,8 +150,20 @@ def test_a_file_changed_after_export_is_pointed_out(bundle: Path) -> None:
     assert "NOT OK" in in_words(*bundle_tables(found))
 
 
+def test_a_saved_network_is_looked_at_as_a_model_is(tmp_path: Path) -> None:
+    gated = polarprune.attach_gates(polarprune.build_network("resnet20"), torch.zeros(2, 3, 16, 16))
+    small = polarprune.collapse(gated)
+    polarprune.save_network(small, tmp_path / "small")
+    found = inspect_source(str(tmp_path / "small"))
+    assert isinstance(found, NetworkInspection)
+    assert (found.kind, found.input_shape) == ("network", (3, 16, 16))
+    assert found.dense_macs == polarprune.count_macs(small, torch.zeros(1, 3, 16, 16))
+    with pytest.raises(ConfigError, match=r"--image-size belongs to a model, and .* is a folder"):
+        inspect_source(str(tmp_path / "small"), image_size=8)
+
+
 def test_a_folder_of_nothing_we_know_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match=r"neither run\.json nor a manifest"):
+    with pytest.raises(RunFolderError, match="is no run folder, bundle or saved network; give one"):
         inspect_source(str(tmp_path))
 
 

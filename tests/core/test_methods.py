@@ -83,7 +83,7 @@ def test_no_module_of_the_chain_knows_a_method() -> None:
 
 
 BAD = {
-    "nobody knows it": ("wisdom", {}, "method 'wisdom' is unknown; choose one of: consensus"),
+    "nobody knows it": ("wisdom", {}, "--method must be one of consensus"),
     "no such module": ("no_such_module:M", {}, "cannot import 'no_such_module'"),
     "no such name": ("json:Nothing", {}, "json has no callable 'Nothing'"),
     "no method": ("json:JSONDecoder", {}, "is no subclass of polarprune.methods.Method"),
@@ -132,22 +132,22 @@ class Bad(Method):
 MISTAKES = {
     "make_gates": (
         "make_gates", "raise KeyError('oops')",
-        "method mine:Bad failed in make_gates: KeyError: 'oops'",
+        "method 'mine:Bad' failed in make_gates: KeyError: 'oops'",
     ),
     "too few gates": (
         "make_gates", "gates.pop()",
-        "method mine:Bad made 5 gates for 6 requests; make_gates must return one a request",
+        "method 'mine:Bad' made 5 gates for 6 requests; make_gates must return one a request",
     ),
     "forward": (
         "forward", "raise ValueError('two\\nlines')",
-        "method mine:Bad failed in the forward of a gate: ValueError: two",
+        "method 'mine:Bad' failed in the forward of a gate: ValueError: two",
     ),
     "width": (
         "forward", "units = 5",
-        "a gate of method mine:Bad gives 5 values for 16 units; values, probability and openness",
+        "a gate of method 'mine:Bad' gives 5 values for 16 units; values, probability and openness",
     ),
-    "loss": ("loss", "raise KeyError('oops')", "method mine:Bad failed in loss: KeyError: 'oops'"),
-    "loss, no words": ("loss", "assert False", "method mine:Bad failed in loss: AssertionError"),
+    "loss": ("loss", "raise KeyError(1)", "method 'mine:Bad' failed in loss: KeyError: 1"),
+    "loss, no words": ("loss", "assert False", "method 'mine:Bad' failed in loss: AssertionError"),
     "out of memory": ("loss", "raise torch.OutOfMemoryError('full')", "full"),
 }  # fmt: skip
 
@@ -198,5 +198,5 @@ def test_an_option_that_is_not_given_is_no_option() -> None:
 
 
 def test_the_protocol_itself_is_no_method() -> None:
-    with pytest.raises(ConfigError, match="method 'protocol' is unknown"):
+    with pytest.raises(ConfigError, match="--method 'protocol' is unknown"):
         build_method("protocol")

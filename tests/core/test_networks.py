@@ -195,7 +195,7 @@ def test_factory_states_input_size_and_classes(user_module: str) -> None:
     ("factory", "message"),
     [
         ("absent", "has no callable 'absent'"),
-        ("text", "gave a str; it must give a torch.nn.Module"),
+        ("text", "gave str; it must give a torch.nn.Module"),
         ("broken", "failed: first line"),
     ],
 )
@@ -236,12 +236,12 @@ def test_unknown_name_is_a_one_line_error(name: str, message: str) -> None:
 
 
 def test_class_count_below_one_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="number of classes is 0; it must be at least 1"):
+    with pytest.raises(ConfigError, match="--num-classes must be at least 1, got 0"):
         build_network("resnet20", num_classes=0)
 
 
 def test_own_network_has_nothing_pretrained_to_download() -> None:
-    with pytest.raises(ConfigError, match="resnet20 has no pretrained weights"):
+    with pytest.raises(ConfigError, match="model 'resnet20' has no pretrained weights"):
         build_network("resnet20", weights="pretrained")
 
 

@@ -68,10 +68,12 @@ REFUSED: dict[str, tuple[Compute, dict[str, object], str]] = {
     "a word of Python": (
         lambda s, x: s.head(s.d["in"](s.stem(x))),
         {"d": nn.ModuleDict({"in": nn.Conv2d(8, 8, 1)})},
-        "d.in: torch.fx cannot have the name 'in'",
+        "torch.fx cannot have the name 'in' in d.in; rename it",
     ),
     "in place without another form": (
-        lambda s, x: s.head(s.stem(x).permute(0, 1, 2, 3).fill_(0.5)), {}, "works in place by fill_"
+        lambda s, x: s.head(s.stem(x).permute(0, 1, 2, 3).fill_(0.5)),
+        {},
+        "calls fill_, which works in place only",
     ),
 }  # fmt: skip
 

@@ -331,7 +331,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda run: change(run, result={"macs": "many"}),
         r"run.json: it.result has no ",
     ),
-    "no shape": (lambda run: change(run, input_shape=[3, -1, 8]), r"input_shape is no "),
+    "no shape": (lambda run: change(run, input_shape=[3, -1, 8]), "input_shape that is not three"),
     "the small network is gone": (lambda run: shutil.rmtree(run / "pruned"), r"no pruned/"),
     "no run": (lambda run: (run / "run.json").unlink(), r"holds no run.json"),
 }

@@ -134,9 +134,11 @@ UNFIT = {
     ),
     "a classifier": ({"model": "resnet20"}, "segmentation needs one score a class and pixel"),
     "a size that two poolings do not divide": (
-        {"image_size": 30, "crop_size": 20}, "cannot take images of"
+        {"image_size": 30, "crop_size": 20}, "of 30 x 30 pixels: .*; try another --image-size"
     ),
-    "a crop that two poolings do not divide": ({"crop_size": 30}, "images of .30, 30. pixels"),
+    "a crop that two poolings do not divide": (
+        {"crop_size": 30}, "images of 30 x 30 pixels: .*; try another --crop-size"
+    ),
     "fewer classes than the labels": ({"num_classes": 1}, "--num-classes is 1"),
 }  # fmt: skip
 

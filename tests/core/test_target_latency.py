@@ -157,5 +157,5 @@ def test_one_pass_refuses_a_bound_without_a_table() -> None:
     optimizer = torch.optim.SGD(gated.parameters(), lr=0.01)
     with pytest.raises(ConfigError, match="go together"):
         polarprune.OnePass(gated, optimizer, target_latency=0.7, total_steps=1)
-    with pytest.raises(ConfigError, match="give one of"):
+    with pytest.raises(ConfigError, match="give --target or --target-latency, not both"):
         polarprune.OnePass(gated, optimizer, target=0.5, target_latency=0.7, total_steps=1)

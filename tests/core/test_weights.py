@@ -154,12 +154,14 @@ def _with(name: str, value: Tensor | None) -> dict[str, Tensor]:
         ),
         pytest.param(
             _TinyNet(num_classes=9).state_dict(),
-            "'linear.weight' has shape 9x2, the network's has 4x2; .* with 9 classes",
+            "'linear.weight' has shape 9x2, the network's has 4x2; .* give --num-classes 9",
             id="classes",
         ),
-        pytest.param(_with("bn.weight", None), "has no parameter 'bn.weight' 2;", id="missing"),
+        pytest.param(_with("bn.weight", None), "has no parameter 'bn.weight' .2.;", id="missing"),
         pytest.param(
-            _with("extra.bias", torch.zeros(7)), "'extra.bias' 7 that the network lacks", id="extra"
+            _with("extra.bias", torch.zeros(7)),
+            "'extra.bias' .7. that the network lacks",
+            id="extra",
         ),
         pytest.param(
             _with("bn.bias", torch.tensor([1.0, float("nan")])),
@@ -192,7 +194,7 @@ def test_weights_that_do_not_fit_are_named_and_leave_the_network_alone(
 def test_weights_of_another_resnet_name_the_first_parameter(tmp_path: Path) -> None:
     save_file(CifarResNet(1, 10).state_dict(), tmp_path / "small.safetensors")
 
-    with pytest.raises(WeightsError, match=r"has no parameter 'layer1.1.conv1.weight' 16x16x3x3"):
+    with pytest.raises(WeightsError, match=r"has no parameter 'layer1.1.conv1.weight' .16x16x3x3."):
         build_network("resnet20", weights=tmp_path / "small.safetensors")
 
 
@@ -220,13 +222,23 @@ def test_pickled_network_is_refused_without_being_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [([1, 2], "holds a list, not a state dict"), ({"epoch": 3}, "'epoch' is a int")],
+    [
+        ([1, 2], "it holds list; save net.state_dict"),
+        ({"epoch": 3}, "'epoch' is int, not a tensor"),
+    ],
 )
 def test_file_of_something_else_is_an_error(tmp_path: Path, content: object, message: str) -> None:
     torch.save(content, tmp_path / "other.pt")
 
     with pytest.raises(WeightsError, match=message):
         load_weights(_TinyNet(), tmp_path / "other.pt")
+
+
+def test_a_file_of_noise_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "noise.pt").write_bytes(b"junk")  # torch raises struct.error
+
+    with pytest.raises(WeightsError, match=r"noise\.pt is not a readable PyTorch file \(unpack"):
+        load_weights(_TinyNet(), tmp_path / "noise.pt")
 
 
 def test_absent_file_and_unknown_suffix_are_errors(tmp_path: Path) -> None:
@@ -251,7 +263,7 @@ def test_normalisation_is_none_where_the_file_does_not_say(tmp_path: Path) -> No
     [
         ("0.5,0.5", "1,1,1", "normalize_mean '0.5,0.5' .* expected three numbers"),
         ("0.5,0.5,0.5", "a,b,c", "normalize_std 'a,b,c'"),
-        ("0.5,0.5,0.5", "1,1,0", "must be > 0"),
+        ("0.5,0.5,0.5", "1,1,0", "must be above 0"),
     ],
 )
 def test_malformed_normalisation_is_an_error(

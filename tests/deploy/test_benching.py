@@ -109,8 +109,16 @@ def test_other_backends_are_refused_before_anything_is_exported(bundle: Path) ->
 def test_a_folder_of_neither_kind_is_refused(bundle: Path, tmp_path: Path) -> None:
     folder = tmp_path / "nothing"
     folder.mkdir()
-    with pytest.raises(ConfigError, match="neither a run folder, a bundle nor an ONNX file"):
+    with pytest.raises(ConfigError, match="neither a run folder, a bundle, a saved network nor an"):
         bench(bundle, folder)
+
+
+def test_a_saved_network_is_measured_as_a_model_is(tmp_path: Path) -> None:
+    gated = polarprune.attach_gates(polarprune.build_network("resnet20"), torch.zeros(2, 3, 16, 16))
+    polarprune.save_network(polarprune.collapse(gated), tmp_path / "small")
+    got = bench(tmp_path / "small", "resnet20", batches=(1,), threads=1, image_size=16)
+    [row] = got["rows"]
+    assert (row["candidate"], row["against"]) == (str(tmp_path / "small"), "resnet20")
 
 
 def test_options_of_a_model_are_refused_where_there_is_none(bundle: Path) -> None:

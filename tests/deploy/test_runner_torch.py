@@ -166,7 +166,7 @@ def test_what_holds_no_network_for_torch_is_refused(
             ConfigError, match="holds ONNX, which torch does not run; use --backend"
         ):
             load_runner(path, "torch")
-    with pytest.raises(ConfigError, match="neither a run folder nor a network folder"):
+    with pytest.raises(ConfigError, match="neither a run folder nor a saved network"):
         load_runner(tmp_path, "torch")
 
 

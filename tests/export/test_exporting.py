@@ -5,8 +5,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
 import polarprune
 from polarprune.datasets import load_dataset
@@ -161,6 +164,35 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"schema": 1, "config": {}}')
     with pytest.raises(RunFolderError, match="input_shape"):
         export_bundle(tmp_path, out=tmp_path / "out")
+
+
+def test_a_saved_network_is_exported_with_the_classes_of_its_data(
+    run: Path, tmp_path: Path
+) -> None:
+    answer = export_bundle(run / "pruned", data="digits", out=tmp_path / "bundle")
+    assert answer["top1"] is not None
+    assert answer["random_weights"] is False
+    manifest = read_manifest(tmp_path / "bundle")
+    assert manifest.name == "pruned"
+    assert manifest.classes == tuple("0123456789")
+    images = torch.randn(2, 3, 32, 32)
+    session = onnxruntime.InferenceSession(answer["onnx"], providers=["CPUExecutionProvider"])
+    [outputs] = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    with torch.no_grad():
+        expected = polarprune.load_network(run / "pruned")(images)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_saved_network_is_not_exported_with_data_of_other_classes(
+    run: Path, tmp_path: Path
+) -> None:
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / "pets" / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / "pets" / split / name / "one.png")
+    with pytest.raises(ConfigError, match=r"pets has 2 classes, .* has 10; give other data"):
+        export_bundle(run / "pruned", data=str(tmp_path / "pets"), out=tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_a_bundle_is_not_exported_again(tmp_path: Path) -> None:

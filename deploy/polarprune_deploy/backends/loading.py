@@ -24,9 +24,6 @@ MODES = ("eager", "graph", "compile", "compile-graph")
 PRECISIONS = ("fp32", "fp16", "bf16")
 ENGINE_BACKENDS = ("tensorrt", "tensorrt_rtx")
 
-# What save_network writes; its module imports torch.
-NETWORK_FILE = "network.json"
-
 
 @dataclass(frozen=True)
 class How:
@@ -189,31 +186,22 @@ def _load_torch(path: Path, how: How, public_key: Path | str | None, name: str |
     refuse_onnx(path)
     if public_key is not None:
         raise no_signature(path, public_key)
-    from polarprune.network_files import load_network
+    from polarprune.network_files import image_shape, is_network_folder, load_network
     from polarprune_deploy.backends.runner_torch import TorchRunner
 
     shape: tuple[int, ...]
     if (path / RUN_FILE).is_file():
         run = RunFolder(path)
         network, shape = run.pruned_network(), run.input_shape
-    elif (path / NETWORK_FILE).is_file():
+    elif is_network_folder(path):
         network = load_network(path)
-        shape = _described_shape(network)
+        shape = image_shape(network)
     else:
         raise ConfigError(
-            f"{path} is neither a run folder nor a network folder; give one, or use "
+            f"{path} is neither a run folder nor a saved network; give one, or use "
             "--backend onnxruntime for a bundle"
         )
     return TorchRunner(
         network, shape, name=name or path.name, device=how.device, mode=how.mode,
         precision=how.precision or "fp32", threads=how.threads,
     )  # fmt: skip
-
-
-def _described_shape(network: Any) -> tuple[int, ...]:
-    """What a saved network knows of one image, without the leading 1."""
-    from polarprune.collapsing import describe
-
-    description = describe(network)
-    assert description is not None  # load_network gives one to every network
-    return description.input_shape[1:]
