@@ -132,12 +132,14 @@ def _open_model(
     image_size: int | None,
 ) -> ExportSource:
     from polarprune import networks
+    from polarprune.runs.run_inputs import check_classes
 
     check_range("--image-size", image_size, 1)
     network = networks.build_network(name, num_classes, weights).eval()
     channels, height, width = networks.input_size(name)
     if image_size is not None:
         height = width = image_size
+    check_classes(network, name, num_classes, (channels, height, width))
     known = None if weights is None else networks.weights_normalisation(weights)
     dataset = _load_data(data, height, known, None)
     preprocessing = None

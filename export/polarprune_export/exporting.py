@@ -15,7 +15,7 @@ from polarprune_export.engine import EngineOptions, batch_profiles
 from polarprune_export.engine_compatibility import check_compatibility
 from polarprune_export.engine_targets import parse_targets
 from polarprune_export.export_sources import RANDOM_WEIGHTS, open_source
-from polarprune_export.uneven_channels import count_uneven
+from polarprune_export.uneven_channels import uneven_layers
 
 FORMATS = ("onnx", "trt")
 
@@ -89,7 +89,7 @@ def export_bundle(
         signing_key=sign,
         progress=progress,
     )
-    return _summary(manifest, Path(out))
+    return {**_summary(manifest, Path(out)), "input_shape": list(opened.input_shape)}
 
 
 def parse_batch(batch: str | tuple[int, int, int]) -> tuple[int, int, int]:
@@ -139,5 +139,5 @@ def _summary(manifest: Manifest, folder: Path) -> dict[str, Any]:
         **{"top1": None, **({} if manifest.accuracy is None else manifest.accuracy.figures)},
         "before": None if before is None else before.figures,
         "kept_float32": list(manifest.kept_float32),
-        "uneven_convolutions": count_uneven(folder / ONNX_NAME).uneven,
+        "uneven_convolutions": len(uneven_layers(folder / ONNX_NAME)),
     }

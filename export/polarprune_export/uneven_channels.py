@@ -6,24 +6,20 @@ layout, with reorderings around it: a ResNet-50 of half of the MACs was 1.34 tim
 with 44 of its 53 convolutions there, and 1.75 times with none (benchmarks/resnet50_cuts.py).
 """
 
-from dataclasses import dataclass
 from pathlib import Path
+
+from torch import nn
+
+from polarprune.runs.run_folder import RUN_FILE, RunFolder
 
 MULTIPLE = 4
 FIRST_BLOCKED = 16
 """Fewer input channels (images have 1 or 3) are read as they are: they are less than a block."""
+_NAMED = 3
 
 
-@dataclass(frozen=True)
-class UnevenChannels:
-    """`uneven` of `convolutions` stay outside."""
-
-    uneven: int
-    convolutions: int
-
-
-def count_uneven(path: Path) -> UnevenChannels:
-    """Counts the convolutions of a float32 ONNX file.
+def uneven_layers(path: Path | str) -> list[str]:
+    """Those of a float32 ONNX file's convolutions that stay outside, by name.
 
     Source: `NchwcTransformerImpl::TransformConv` of ONNX Runtime, held against its optimised graph
     by a test. Grouped convolutions that are not depthwise are not counted as uneven.
@@ -32,10 +28,36 @@ def count_uneven(path: Path) -> UnevenChannels:
 
     graph = onnx.load(str(path)).graph
     weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    shapes = [weights.get(node.input[1], ()) for node in graph.node if node.op_type == "Conv"]
-    groups = [_groups_of(node) for node in graph.node if node.op_type == "Conv"]
-    uneven = sum(_is_uneven(*each) for each in zip(shapes, groups, strict=True))
-    return UnevenChannels(uneven, len(shapes))
+    return [
+        node.input[1].removesuffix(".weight")
+        for node in graph.node
+        if node.op_type == "Conv" and _is_uneven(weights.get(node.input[1], ()), _groups_of(node))
+    ]
+
+
+def uneven_words(path: Path | str, source: str | Path) -> str:
+    """What to say of them to who exported a run, a saved network or a model."""
+    layers = uneven_layers(path)
+    one = len(layers) == 1
+    names = ", ".join(layers[:_NAMED]) + (", ..." if len(layers) > _NAMED else "")
+    words = (
+        f"{len(layers)} convolution{' reads or has' if one else 's read or have'} channel counts "
+        f"that are no multiple of {MULTIPLE} ({names}): ONNX Runtime is slow at these on a CPU. "
+    )
+    cut = _cut_uneven(layers, Path(source))
+    if cut == 0:
+        return f"{words}The network itself has {'this count' if one else 'these counts'}."
+    which = "" if cut == len(layers) else f" {cut} of"
+    return f"{words}`train --align {MULTIPLE}` avoids{which} {'it' if one else 'them'}."
+
+
+def _cut_uneven(layers: list[str], source: Path) -> int:
+    """How many of them read another number of channels before a run cut the network."""
+    if not (source / RUN_FILE).exists():
+        return 0
+    base = dict(RunFolder(source).base_network().named_modules())
+    found = [base.get(name) for name in layers]
+    return sum(isinstance(each, nn.Conv2d) and each.in_channels % MULTIPLE == 0 for each in found)
 
 
 def _groups_of(node: object) -> int:

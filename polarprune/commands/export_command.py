@@ -82,6 +82,7 @@ def export(
     Every step is compared with the network in float64; a bundle that does not hold is not written.
     """
     from polarprune_export import exporting
+    from polarprune_export.uneven_channels import uneven_words
 
     terminal = Terminal(as_json)
     with progress_on(sys.stderr) as progress:
@@ -94,6 +95,7 @@ def export(
         )  # fmt: skip
     terminal.show(
         f"Bundle {answer['bundle']}: {answer['precision']}, "
+        f"input {' x '.join(map(str, answer['input_shape']))}, "
         f"outputs differ from torch in float64 by at most {answer['max_abs_error']:.1e}.",
         f"Runs on: {answer['runs_on']}",
     )
@@ -105,10 +107,6 @@ def export(
         terminal.show(f"Of the ONNX file: {task_figures(answer)}{was}.")
     if answer["kept_float32"]:
         terminal.show(f"Left in float32: {', '.join(answer['kept_float32'])}")
-    if (uneven := answer["uneven_convolutions"]) and precision == "fp32":
-        terminal.show(
-            f"{uneven} convolution{'s read or have' if uneven > 1 else ' reads or has'} channel "
-            "counts that are no multiple of 4: ONNX Runtime is slow at these on a CPU. "
-            "`train --align 4` avoids them."
-        )
+    if answer["uneven_convolutions"] and precision == "fp32":
+        terminal.show(uneven_words(answer["onnx"], x))
     terminal.result(answer)

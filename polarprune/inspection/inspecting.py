@@ -168,11 +168,14 @@ def inspect_source(
 def inspect_model(name: str, num_classes: int | None, image_size: int | None) -> NetworkInspection:
     """The sites of a network by its name, with nothing decided."""
     from polarprune.networks import build_network, input_size
+    from polarprune.runs.run_inputs import check_classes
 
     check_range("--image-size", image_size, 1)
     channels, height, width = input_size(name)
     shape = (channels, image_size or height, image_size or width)
-    return _inspect_network("model", name, build_network(name, num_classes=num_classes), shape)
+    network = build_network(name, num_classes=num_classes)
+    check_classes(network, name, num_classes, shape)
+    return _inspect_network("model", name, network, shape)
 
 
 def inspect_run(run: RunFolder) -> NetworkInspection:

@@ -45,10 +45,8 @@ class _OwnZoo:
         unet = unet_of_name(name)
         if unet is None and name not in _OURS:
             names = [*_OURS, "unet"]
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"ours are {', '.join(names)};"
             raise ConfigError(
-                f"unknown model {name!r}; {hint} others are written "
+                f"unknown model {name!r}; {_hint(name, names)} others are written "
                 "torchvision:NAME, timm:NAME or package.module:factory"
             )
         self.name = name
@@ -106,6 +104,20 @@ def default_classes(name: str) -> int:
         ConfigError: a factory that does not say and ends in no linear layer.
     """
     return _zoo(name).default_classes()
+
+
+def _hint(name: str, names: list[str]) -> str:
+    if Path(f"{name}.py").is_file():
+        return f"of {name}.py here write {name}:FACTORY;"
+    close = difflib.get_close_matches(name, names, n=len(names))
+    if not close:
+        return f"ours are {', '.join(names)};"
+    # As text, resnet21 is as close to resnet32 as to resnet20.
+    return f"did you mean {min(close, key=lambda each: abs(_digits(each) - _digits(name)))}?"
+
+
+def _digits(name: str) -> int:
+    return int("".join(filter(str.isdecimal, name)) or 0)
 
 
 def _zoo(name: str) -> _Zoo:

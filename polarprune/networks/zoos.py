@@ -120,6 +120,10 @@ class FactoryZoo:
     def __init__(self, module_name: str, factory_name: str) -> None:
         self.name = f"{module_name}:{factory_name}"
         self._factory: Callable[..., Any] = import_named("model", self.name)
+        if isinstance(self._factory, nn.Module):
+            raise ConfigError(
+                f"model {self.name!r} is a network; name a function that builds one instead"
+            )
 
     def build(self, num_classes: int | None, *, pretrained: bool) -> nn.Module:
         """The network of the factory."""

@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from polarprune.datasets import Dataset, load_dataset
 from polarprune.datasets.memory import MemorySplit
 from polarprune.errors import ConfigError, first_line
+from polarprune.graph.comparing import in_mode
 from polarprune.networks import input_size, weights_normalisation
 from polarprune.runs.train_config import TrainConfig
 from polarprune.tasks import Segmentation
+from polarprune.tasks.protocol import scores_of
 
 
 def load_data(config: TrainConfig, device: torch.device) -> Dataset:
@@ -47,6 +49,28 @@ def outputs_of(net: nn.Module, example: Tensor, option: str) -> Any:
             f"the model cannot take images of {height} x {width} pixels: {first_line(error)}; "
             f"try another {option}"
         ) from error
+
+
+def check_classes(net: nn.Module, name: str, classes: int | None, shape: tuple[int, ...]) -> None:
+    """Refuse a class count that a factory without the argument `num_classes` did not heed.
+
+    Args:
+        name: of the network, for the error.
+        classes: None was not given.
+        shape: (c, h, w) of one image.
+
+    Raises:
+        ConfigError: what the network has.
+    """
+    if classes is None:
+        return
+    with torch.no_grad(), in_mode(net, training=False):
+        scores = scores_of(outputs_of(net, torch.zeros(1, *shape), "--image-size"))
+    if isinstance(scores, Tensor) and scores.dim() > 1 and scores.shape[1] != classes:
+        raise ConfigError(
+            f"--num-classes is {classes}, but {name} has {scores.shape[1]} whatever is asked for; "
+            "leave it out, or let the factory take num_classes"
+        )
 
 
 def example_of(data: Dataset, device: torch.device) -> Tensor:

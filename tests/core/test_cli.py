@@ -357,7 +357,7 @@ def test_the_chain_runs_verb_by_verb(run: Run, tmp_path: Path) -> None:
     exported = json.loads(out.splitlines()[-1])
     assert set(exported) == {
         *("bundle", "onnx", "engine", "runs_on", "precision", "max_abs_error", "top1"),
-        *("before", "kept_float32", "random_weights", "uneven_convolutions"),
+        *("before", "kept_float32", "random_weights", "uneven_convolutions", "input_shape"),
     }
     assert (tmp_path / exported["onnx"]).is_file()
     assert abs(exported["top1"] - trained["top1"]) <= 1 / 360

@@ -169,6 +169,7 @@ def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "    return 'a network'\n"
         "def broken():\n"
         "    raise RuntimeError('first line\\nsecond line')\n"
+        "made = nn.Flatten()\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -197,6 +198,7 @@ def test_factory_states_input_size_and_classes(user_module: str) -> None:
         ("absent", "has no callable 'absent'"),
         ("text", "gave str; it must give a torch.nn.Module"),
         ("broken", "failed: first line"),
+        ("made", "their_networks:made' is a network; name a function that builds one"),
     ],
 )
 def test_factory_that_fails_is_a_one_line_error(
@@ -218,14 +220,18 @@ def test_factory_without_a_linear_layer_cannot_say_its_classes(user_module: str)
     ("name", "message"),
     [
         ("resnet57", "did you mean resnet56?"),
+        ("resnet21", "did you mean resnet20?"),
+        ("their_networks", "of their_networks.py here write their_networks:FACTORY"),
+        ("their_networks.py:wide", "; write their_networks:wide$"),
         ("transformer", "ours are resnet20, .* torchvision:NAME, timm:NAME or package.module:fac"),
         ("torchvision:resnet19", "did you mean torchvision:resnet1[08]"),
         ("torchvision:fasterrcnn_resnet50_fpn", "unknown model"),
         ("timm:hf-hub:someone/something", "unknown model"),
-        ("no_such_package:build", "cannot import 'no_such_package'"),
+        ("no_such_package:build", "run this in the folder that no_such_package lies in, or put"),
         (":build", "cannot import"),
     ],
 )
+@pytest.mark.usefixtures("user_module")
 def test_unknown_name_is_a_one_line_error(name: str, message: str) -> None:
     if name.startswith("timm:"):
         pytest.importorskip("timm")

@@ -77,7 +77,7 @@ def test_a_run_becomes_a_verified_bundle_with_an_engine(
     out, answer = exported
     assert set(answer) == {
         *("bundle", "onnx", "engine", "runs_on", "precision", "max_abs_error", "top1"),
-        *("before", "kept_float32", "random_weights", "uneven_convolutions"),
+        *("before", "kept_float32", "random_weights", "uneven_convolutions", "input_shape"),
     }
     assert answer["precision"] == "fp32"
     assert 0 < answer["max_abs_error"] < 1e-3

@@ -217,7 +217,7 @@ def test_the_command_line_signs_and_checks(
         asked.update(options)
         answer = {"bundle": "b", "precision": "fp32", "max_abs_error": 0.0, "runs_on": "x"}
         rest = {"kept_float32": [], "random_weights": True, "uneven_convolutions": 0}
-        return {**answer, "before": None, **rest}
+        return {**answer, "before": None, "input_shape": [3, 8, 8], **rest}
 
     monkeypatch.setattr("polarprune_export.exporting.export_bundle", export)
     options = ["--gpu", "8.9", "--gpu", "8.6,12.0", "--engine-compat", "none"]

@@ -1,5 +1,6 @@
 """What is said to be slow in ONNX Runtime is what its own optimised graph leaves unblocked."""
 
+import json
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from polarprune_export import write_onnx
-from polarprune_export.uneven_channels import UnevenChannels, count_uneven
+from polarprune_export.uneven_channels import uneven_layers, uneven_words
 
 
 def _chain(*channels: int, groups: tuple[int, ...] = ()) -> nn.Sequential:
@@ -46,14 +47,13 @@ def _unblocked(path: Path, folder: Path) -> int:
 def test_it_counts_what_the_runtime_leaves_out(net: nn.Module, uneven: int, tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     write_onnx(net, path, torch.zeros(1, 3, 16, 16))
-    assert count_uneven(path).uneven == uneven == _unblocked(path, tmp_path)
-    assert count_uneven(path).convolutions == sum(isinstance(m, nn.Conv2d) for m in net)
+    assert len(uneven_layers(path)) == uneven == _unblocked(path, tmp_path)
 
 
 def test_layers_without_channels_of_images_are_none(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(27, 9)).eval()
     write_onnx(net, tmp_path / "net.onnx", torch.zeros(1, 3, 3, 3))
-    assert count_uneven(tmp_path / "net.onnx") == UnevenChannels(0, 0)
+    assert uneven_layers(tmp_path / "net.onnx") == []
 
 
 NETWORK = """
@@ -84,5 +84,35 @@ def test_export_says_how_many(
     code, out, err = run(*source, "--batch", "2", "--out", name)
     printed = " ".join(out.split())
     assert code == 0, err
-    assert ("1 convolution reads or has channel counts that are no" in printed) == bool(count)
-    assert count_uneven(tmp_path / name / "model.onnx").uneven == count
+    told = "1 convolution reads or has channel counts that are no multiple of 4 (2)"
+    assert (told in printed) == bool(count)
+    assert ("The network itself has this count." in printed) == bool(count)
+    assert "input 3 x 8 x 8" in printed
+    onnx_file = tmp_path / name / "model.onnx"
+    assert len(uneven_layers(onnx_file)) == count
+    if count:
+        for base, words in {
+            "even": "`train --align 4` avoids it.",
+            "uneven": "has this count.",
+        }.items():
+            document = {"config": {"model": f"small_nets_of_mine:{base}"}, "classes": [*"abcd"]}
+            document |= {"schema": 1, "mean": [0] * 3, "std": [1] * 3, "resize_side": 8}
+            (tmp_path / "run.json").write_text(json.dumps({**document, "input_shape": [3, 8, 8]}))
+            assert uneven_words(onnx_file, tmp_path).endswith(words)
+
+
+@pytest.mark.parametrize("verb", ["inspect", "export"])
+def test_a_class_count_that_a_factory_cannot_heed_is_refused(
+    verb: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run: Callable[..., tuple[int, str, str]],
+) -> None:
+    (tmp_path / "small_nets_of_mine.py").write_text(NETWORK)
+    monkeypatch.syspath_prepend(tmp_path)
+    options = ["--out", "b"] if verb == "export" else []
+    source = [verb, "small_nets_of_mine:even", "--image-size", "8", "--num-classes", "7"]
+    code, _, err = run(*source, *options)
+    assert code == 1
+    assert "--num-classes is 7, but small_nets_of_mine:even has 4 whatever is asked for" in err
+    assert not (tmp_path / "b").exists()
