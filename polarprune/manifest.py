@@ -20,6 +20,7 @@ from polarprune.errors import BundleError, quote
 from polarprune.files.strict_json import parse_strict
 from polarprune.files.typed_json import build_typed
 from polarprune.manifest_checks import check_manifest
+from polarprune.runs.run_folder import RUN_FILE
 
 SCHEMA = 1
 """Raised whenever a reader of the old form would misread the new one."""
@@ -256,6 +257,7 @@ def read_manifest_bytes(folder: Path) -> bytes:
         with open_inside(folder, MANIFEST_NAME) as file:
             content = file.read(LARGEST_MANIFEST + 1)
     except OSError as error:
+        refuse_run(folder)
         raise BundleError(
             f"{folder} is not a bundle: {MANIFEST_NAME} cannot be read ({error.strerror}); "
             "give a folder written by `polarprune export`"
@@ -265,6 +267,19 @@ def read_manifest_bytes(folder: Path) -> bytes:
             f"{folder / MANIFEST_NAME} has more than {LARGEST_MANIFEST} bytes; export again"
         )
     return content
+
+
+def refuse_run(folder: Path) -> None:
+    """Say what to do with a training run where a bundle is wanted.
+
+    Raises:
+        BundleError: it is a run.
+    """
+    if (folder / RUN_FILE).is_file():
+        raise BundleError(
+            f"{folder} is a run and not a bundle; write its bundle with: "
+            f"polarprune export {folder} --out BUNDLE"
+        ) from None
 
 
 def is_bundle(folder: Path) -> bool:

@@ -22,6 +22,7 @@ from polarprune.errors import CheckpointError, Refused, of_another_version
 from polarprune.graph.layers import build_layer, layer_arguments
 from polarprune.graph.operator_tables import PLAIN_FUNCTIONS, PLAIN_METHODS
 from polarprune.graph.operators import SIZE_ATTRIBUTES, reads_attribute
+from polarprune.runs.run_folder import PRUNED
 
 SCHEMA = 1
 NETWORK_FILE = "network.json"
@@ -92,7 +93,9 @@ def load_network(folder: str | os.PathLike[str]) -> nn.Module:
     source = Path(folder)
     for name in (NETWORK_FILE, WEIGHTS_FILE):
         if not (source / name).is_file():
-            raise CheckpointError(f"{source / name} is missing; {_WHOLE}")
+            inside = is_network_folder(source / PRUNED)
+            what = f"the network of this run is in {source / PRUNED}" if inside else _WHOLE
+            raise CheckpointError(f"{source / name} is missing; {what}")
     try:
         document = json.loads((source / NETWORK_FILE).read_text())
         weights = load_file(source / WEIGHTS_FILE)

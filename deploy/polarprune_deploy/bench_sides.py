@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Side:
-    """One side: an ONNX file or bundle, or for torch a network and the shape of one image."""
+    """One side: an ONNX file or bundle, or for torch a network.
+
+    `shape` is that of one image, where it is known without opening the file.
+    """
 
     label: str
     file: Path | None = None
@@ -70,6 +73,18 @@ def check_source(path: Path, how: How) -> None:
         raise ConfigError(f"there is no run or bundle {name}, and {error}") from error
 
 
+def options_as_trained(
+    sources: Sequence[Path | None], options: dict[str, int | None]
+) -> dict[str, int | None]:
+    """A model's class count and image size: where they were not given, those of a run beside it."""
+    for path in sources:
+        if path is not None and is_run(path):
+            run = RunFolder(path)
+            trained = {"num_classes": run.class_count, "image_size": run.input_shape[-1]}
+            return {key: trained[key] if options[key] is None else options[key] for key in trained}
+    return options
+
+
 class SideOpener:
     """Opens sides for one way of running; what it writes goes to `folder`."""
 
@@ -93,7 +108,7 @@ class SideOpener:
         label = f"{path} (pruned)" if is_run(path) else str(path)
         if label == candidate.label:
             label += " (again)"
-        return self._side(path, label, "against")
+        return self._side(path, label, "against", candidate)
 
     def base_of(self, path: Path) -> Side:
         """The architecture a run began with.
@@ -103,7 +118,7 @@ class SideOpener:
         run = RunFolder(path)
         return self._made(run.base_network(), run.input_shape, "base", "base")
 
-    def _side(self, path: Path, label: str, role: str) -> Side:
+    def _side(self, path: Path, label: str, role: str, other: Side | None = None) -> Side:
         if is_exported(path):
             return Side(label, path)
         from polarprune.network_files import is_network_folder
@@ -116,6 +131,11 @@ class SideOpener:
             )
         options = dict.fromkeys(self._model_options) if path.exists() else self._model_options
         source = open_source(str(path), data=None, weights=None, **options)
+        if other is not None and other.shape and other.shape != source.input_shape:
+            raise ConfigError(
+                f"{label} takes images of {_sides(source.input_shape)}, {other.label} of "
+                f"{_sides(other.shape)}; give the model another --image-size"
+            )
         return self._made(source.network, source.input_shape, label, role)
 
     def _made(self, network: "nn.Module", shape: tuple[int, ...], label: str, stem: str) -> Side:
@@ -128,7 +148,7 @@ class SideOpener:
         self._progress(f"exporting {label}", 0, 1)
         file = self._folder / f"{stem}.onnx"
         write_onnx(network.eval(), file, torch.zeros(2, *shape))
-        return Side(label, file)
+        return Side(label, file, shape=shape)
 
     def load(self, side: Side, sizes: Sequence[int], *, rebuild: bool) -> Runner:
         """A runner, loaded afresh.
@@ -174,6 +194,10 @@ class SideOpener:
             report.info.runtime, report.info.profiles, network,
         )  # fmt: skip
         return engine_runner(engine, self._how)
+
+
+def _sides(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def _brought_runtime(file: Path) -> str | None:

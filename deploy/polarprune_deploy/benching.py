@@ -12,7 +12,7 @@ from polarprune.runs.run_folder import BENCH_FILE
 from polarprune_deploy.backends.input_making import taken_batches
 from polarprune_deploy.backends.loading import How, check_how
 from polarprune_deploy.backends.runners import Runner
-from polarprune_deploy.bench_sides import SideOpener, check_source, is_run
+from polarprune_deploy.bench_sides import SideOpener, check_source, is_run, options_as_trained
 from polarprune_deploy.comparisons import Comparison
 from polarprune_deploy.environment import describe_environment
 from polarprune_deploy.latency import (
@@ -89,8 +89,8 @@ def bench(
         backend, device, threads, mode, precision: as in `loading.How`.
         rounds, seed, scenario, cache, builds, across_precisions, explain: as in `Protocol`; with
             `explain` each row has an `explanation`.
-        num_classes: of a model by name; None takes the zoo's own.
-        image_size: of a model by name, square; None takes the zoo's own.
+        num_classes: of a model by name; None takes that of a run beside it, else the zoo's own.
+        image_size: likewise, the side of a square, pixels.
         record: file that gets the environment and all raw samples as JSON lines.
         on_row: called with each comparison when it is done.
         on_explanation: called with each explanation, after all rows.
@@ -114,6 +114,7 @@ def bench(
         check_record_path(Path(record))
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="polarprune-bench-")))
+        options = options_as_trained((candidate, rival), options)
         opener = SideOpener(folder, how, options, progress)
         explainer = RowExplainer(how) if explain else None
         study = _Study(opener, protocol, candidate, rival, sizes, progress, explainer)

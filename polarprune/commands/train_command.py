@@ -75,7 +75,7 @@ def train(
     terminal = Terminal(as_json)
 
     def how_to_go_on() -> str | None:
-        words = f"go on from the last checkpoint in {out} with: train --resume"
+        words = f"go on from the last checkpoint in {out} by the same command with --resume"
         return words if has_checkpoint(out / CHECKPOINT) else None
 
     with noting_when_stopped(how_to_go_on), progress_on(sys.stderr) as progress:

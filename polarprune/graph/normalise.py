@@ -111,7 +111,8 @@ def _refuse_failing(net: nn.Module, example_input: Tensor, error: Exception) -> 
     except Exception as own:
         raise Refused(
             f"{type(net).__name__} cannot take the example input {tuple(example_input.shape)}: "
-            f"{first_line(own)}; mend its forward(), or give images of another size"
+            f"{first_line(own)}; mend its forward(), or give images of another size (--image-size "
+            "makes squares; a factory's attribute input_size = (3, height, width) anything)"
         ) from error
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 from polarprune.errors import Refused, first_line
 from polarprune.graph.comparing import NoDropout, forward_float64, in_mode, relative_error
@@ -72,12 +73,16 @@ def verify_trace(
         for training, outputs in zip((False, True), expected, strict=True):
             error = relative_error(outputs, _traced_outputs(net, traced, inputs, training))
             if not error <= TRACE_RTOL:
-                mode = "training" if training else "evaluation"
-                raise Refused(
-                    f"tracing changes what {type(net).__name__} computes in {mode} mode (relative "
-                    f"error {error:.1e}); remove control flow that depends on self.training"
-                )
+                raise _changed(net, expected, training, error)
         return
+
+
+def _changed(net: nn.Module, expected: list[Any], training: bool, error: float) -> Refused:
+    what = f"tracing changes what {type(net).__name__} computes in "
+    what += f"{'training' if training else 'evaluation'} mode (relative error {error:.1e})"
+    if pytree.tree_structure(expected[0]) != pytree.tree_structure(expected[1]):
+        what = f"{type(net).__name__} has other outputs in training mode than in evaluation mode"
+    return Refused(f"{what}; remove control flow that depends on self.training")
 
 
 def _candidates(example_input: Tensor, may_shrink: bool) -> list[Tensor]:

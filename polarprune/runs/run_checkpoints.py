@@ -1,12 +1,14 @@
 """The state of a run between two steps: what a checkpoint of `polarprune train` holds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from polarprune.errors import CheckpointError, PolarpruneError, first_line
 from polarprune.onepass import OnePass
 from polarprune.runs.checkpoints import (
     Checkpoint,
@@ -43,6 +45,24 @@ def write_run(
         },
         one.network if one.settled else None,
     )
+
+
+@contextmanager
+def as_written(folder: Path) -> Iterator[None]:
+    """Say so where what a checkpoint holds is not what write_run wrote.
+
+    Raises:
+        CheckpointError: something is missing or of another kind.
+    """
+    try:
+        yield
+    except PolarpruneError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"checkpoint {folder} is not whole ({type(error).__name__}: {first_line(error)}); move "
+            f"{folder.parent} away and start again without --resume"
+        ) from error
 
 
 def restore_run(

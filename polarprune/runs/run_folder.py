@@ -19,7 +19,7 @@ BENCH_FILE = "bench.jsonl"
 CHECKPOINT = "checkpoint"
 PRUNED = "pruned"
 PLOTS = "plots"
-GO_ON = "go on with: polarprune train ... --resume"
+GO_ON = "go on by the command that began it, with --resume"
 _LARGEST_SIDE = 1 << 16
 
 
@@ -130,6 +130,11 @@ class RunFolder:
         return list(self.document["classes"])
 
     @property
+    def class_count(self) -> int:
+        """The number of outputs; there may be more of them than classes in the data."""
+        return int(self.config.get("num_classes") or len(self.classes))
+
+    @property
     def mean(self) -> tuple[float, ...]:
         """Normalisation mean on the 0..1 scale, RGB."""
         return tuple(self.document["mean"])
@@ -202,5 +207,4 @@ class RunFolder:
         """The base architecture of the run, freshly initialised."""
         from polarprune.networks import build_network
 
-        outputs = self.config.get("num_classes") or len(self.classes)
-        return build_network(self.model, num_classes=outputs)
+        return build_network(self.model, num_classes=self.class_count)

@@ -64,6 +64,20 @@ def finished_result(config: TrainConfig) -> TrainResult | None:
     return None if result is None else TrainResult.from_dict({**result, "run": str(out)})
 
 
+def make_run_folder(out: Path) -> None:
+    """Make the folder, and those above it, where they are not there yet.
+
+    Raises:
+        RunFolderError: it cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(
+            f"--out {out} cannot be made ({error.strerror}); choose another folder"
+        ) from None
+
+
 @contextmanager
 def nothing_left_of_a_false_start(out: Path) -> Iterator[None]:
     """Take what a new run wrote out of its folder, if it fails before its first checkpoint.

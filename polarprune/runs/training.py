@@ -39,7 +39,7 @@ from polarprune.runs.ranks import (
     wait_for_all_ranks,
 )
 from polarprune.runs.recipe import make_optimizer, peak_rate
-from polarprune.runs.run_checkpoints import restore_run, write_run
+from polarprune.runs.run_checkpoints import as_written, restore_run, write_run
 from polarprune.runs.run_folder import (
     CHECKPOINT,
     CUTS_FILE,
@@ -56,6 +56,7 @@ from polarprune.runs.run_records import (
     agreement_figures,
     cut_line,
     finished_result,
+    make_run_folder,
     nothing_left_of_a_false_start,
     openness_line,
     run_document,
@@ -203,12 +204,13 @@ class _Run:
         """Go on from the last checkpoint, or begin."""
         found = read_checkpoint(self.config.out / CHECKPOINT) if self.config.resume else None
         if found is not None:
-            self._restore(found)
+            with as_written(self.config.out / CHECKPOINT):
+                self._restore(found)
         self._lay_out()
         self._compile()
         if not self.writes:
             return
-        self.config.out.mkdir(parents=True, exist_ok=True)
+        make_run_folder(self.config.out)
         for name, key, most in (
             (METRICS_FILE, "epoch", self.epoch),
             (CUTS_FILE, "step", self.one.steps),

@@ -16,8 +16,9 @@ import typer
 
 import polarprune
 from polarprune import cli
-from polarprune.errors import TrainingError
+from polarprune.errors import CheckpointError, TrainingError
 from polarprune.inspection import inspecting
+from polarprune.network_files import load_network
 from polarprune.runs import training
 from polarprune.runs.train_config import TrainConfig
 
@@ -239,6 +240,15 @@ def test_whatever_is_raised_is_one_line(
     assert err.count("\n") == 1
 
 
+def test_a_run_in_the_place_of_what_is_made_of_it_is_told_apart(run: Run, pruned_run: Path) -> None:
+    for verb in (["verify"], ["deploy", "triton", "--out", "repository"], ["serve"]):
+        code, _, err = run(*verb, str(pruned_run))
+        assert code == 1
+        assert f"{pruned_run} is a run and not a bundle; write its bundle with: " in err
+    with pytest.raises(CheckpointError, match=r"the network of this run is in .*pruned$"):
+        load_network(pruned_run)
+
+
 @pytest.mark.parametrize("checkpoint", ["checkpoint", "checkpoint.old", None])
 def test_training_that_is_interrupted_says_how_to_go_on(
     checkpoint: str | None,
@@ -253,7 +263,7 @@ def test_training_that_is_interrupted_says_how_to_go_on(
 
     monkeypatch.setattr(training, "train", interrupted)
     code, out, err = run(*TRAIN)
-    more = "; go on from the last checkpoint in out with: train --resume"
+    more = "; go on from the last checkpoint in out by the same command with --resume"
     assert (code, out) == (130, "")
     assert err == f"error: interrupted{more if checkpoint else ''}\n"
 

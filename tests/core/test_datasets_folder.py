@@ -1,6 +1,9 @@
 """Class-folder trees: in memory, streamed, and broken in every way that is named."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ from PIL import Image
 from polarprune.datasets import IMAGENET_MEAN, IMAGENET_STD, Split, load_dataset
 from polarprune.datasets import folder as folder_module
 from polarprune.datasets.memory import MemorySplit
-from polarprune.datasets.streaming import StreamedSplit
+from polarprune.datasets.streaming import StreamedSplit, processor_count
 from polarprune.errors import DataError
 
 
@@ -330,3 +333,34 @@ def test_the_parts_of_batches_are_the_whole(split: Split, n: int) -> None:
         for k, (part, part_labels) in enumerate(each):
             assert torch.equal(part, images[k::n])
             assert torch.equal(part_labels, labels[k::n])
+
+
+# Told to end with the whole group that it is in, as `timeout` and SLURM do.
+TERMINATED = """
+import multiprocessing, os, signal, sys
+from polarprune.datasets import load_dataset
+
+def stop(*_):
+    raise SystemExit(3)
+
+signal.signal(signal.SIGTERM, stop)
+data = load_dataset(sys.argv[1], image_size=16, workers=2)
+batches = data.train.batches(2, shuffle_seed=None, augment=True)
+next(batches)
+print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+os.killpg(0, signal.SIGTERM)
+list(batches)
+"""
+
+
+def test_workers_that_are_told_to_end_do_so_in_silence(mixed_tree: Path) -> None:
+    answer = subprocess.run(
+        [sys.executable, "-c", TERMINATED, mixed_tree], capture_output=True, text=True,
+        start_new_session=True, timeout=60,
+    )  # fmt: skip
+    assert (answer.returncode, answer.stderr) == (3, "")
+    workers = [int(pid) for pid in answer.stdout.split()]
+    assert len(workers) == min(2, processor_count())
+    for pid in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)

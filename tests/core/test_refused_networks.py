@@ -70,6 +70,11 @@ REFUSED: dict[str, tuple[Compute, dict[str, object], str]] = {
         {"d": nn.ModuleDict({"in": nn.Conv2d(8, 8, 1)})},
         "torch.fx cannot have the name 'in' in d.in; rename it",
     ),
+    "outputs of another kind in training": (
+        lambda s, x: (s.head(s.stem(x)), x) if s.training else s.head(s.stem(x)),
+        {},
+        "has other outputs in training mode than in evaluation mode; remove control flow",
+    ),
     "in place without another form": (
         lambda s, x: s.head(s.stem(x).permute(0, 1, 2, 3).fill_(0.5)),
         {},

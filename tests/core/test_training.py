@@ -21,6 +21,7 @@ from polarprune.errors import (
 )
 from polarprune.runs.evaluation import evaluate
 from polarprune.runs.run_folder import RunFolder
+from polarprune.runs.run_records import make_run_folder
 from polarprune.runs.train_config import TrainConfig
 from polarprune.runs.training import train
 
@@ -314,6 +315,10 @@ def test_a_truncated_checkpoint_is_refused(tmp_path: Path, file: str) -> None:
     with pytest.raises(CheckpointError, match="cannot be read") as caught:
         train(config(out, resume=True))
     assert "\n" not in str(caught.value)
+    if file == "state.json":
+        broken.write_text('{"schema": 1}')
+        with pytest.raises(CheckpointError, match=r"is not whole .*; move .*run away and start"):
+            train(config(out, resume=True))
 
 
 @pytest.mark.slow
@@ -333,3 +338,9 @@ def test_a_compiled_run_is_the_eager_one(tmp_path: Path, monkeypatch: pytest.Mon
     for line, expected in zip(other.metrics(), eager.metrics(), strict=True):
         assert line["loss"] == pytest.approx(expected["loss"], rel=1e-3)
     assert [cut["sites"] for cut in other.cuts()] == [cut["sites"] for cut in eager.cuts()]
+
+
+def test_a_run_folder_that_cannot_be_made_is_named_with_its_option(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunFolderError, match=r"--out .*file/run cannot be made .*; choose another"):
+        make_run_folder(tmp_path / "file" / "run")

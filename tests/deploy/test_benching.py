@@ -14,6 +14,7 @@ import polarprune
 from polarprune.errors import BundleError, ConfigError
 from polarprune.lowering import plain_network
 from polarprune_deploy import Comparison, bench
+from polarprune_deploy.bench_sides import options_as_trained
 
 pytestmark = pytest.mark.usefixtures("brief_timing")
 
@@ -284,11 +285,22 @@ def test_a_run_and_a_model_are_timed_in_torch_as_they_are(run: Path, factory: st
     assert row["verdict"] in ("faster", "inconclusive")
     assert "device_time" not in row  # a CPU has no clock of its own
     (row,) = bench(
-        run, factory, batches=(1,), threads=1, backend="torch", precision="bf16", num_classes=3,
-        image_size=32, on_row=seen.append,
+        run, factory, batches=(1,), threads=1, backend="torch", precision="bf16",
+        on_row=seen.append,
     )["rows"]  # fmt: skip
     assert row["precision"] == "bf16"
     assert 0 < seen[1].reference_errors["candidate"] < 0.1
+    with pytest.raises(ConfigError, match=r"of 3 x 16 x 16, .* of 3 x 32 x 32; .* --image-size"):
+        bench(run, factory, image_size=16)
+
+
+def test_a_model_is_built_as_the_run_beside_it_was_where_nothing_else_is_asked_for(
+    run: Path, factory: str
+) -> None:
+    sources = (Path(factory), run)
+    asked: dict[str, int | None] = {"num_classes": None, "image_size": 16}
+    assert options_as_trained(sources, asked) == {"num_classes": 3, "image_size": 16}
+    assert options_as_trained(sources[:1], asked) == asked
 
 
 def test_builds_of_an_engine_are_built_again_from_the_verified_onnx(

@@ -207,7 +207,11 @@ def test_a_gpu_is_profiled_as_graphs(tmp_path: Path) -> None:
 
 
 BAD = {
-    "no folder": ({"out": "absent/t.json"}, ConfigError, "lies in none"),
+    "no folder": (
+        {"out": "absent/t.json"},
+        ConfigError,
+        "there is no folder .*absent; make it first",
+    ),
     "a folder": ({"out": "."}, ConfigError, "is a folder"),
     "a GPU with the CPU's runtime": (
         {"device": "cuda", "backend": "onnxruntime"},

@@ -291,8 +291,10 @@ def profile(
     from polarprune_export.export_sources import open_source
 
     timer = request.timer()
-    if out.is_dir() or not out.parent.is_dir():
-        raise ConfigError(f"--out {out} is a folder, or lies in none; name a file in a folder")
+    if out.is_dir():
+        raise ConfigError(f"--out {out} is a folder; name a file in it")
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first")
     source = open_source(x, data=None, weights=None, num_classes=num_classes, image_size=image_size)
     torch.manual_seed(request.seed)
     network = source.unpruned().eval()

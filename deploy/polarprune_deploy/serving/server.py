@@ -27,6 +27,7 @@ from polarprune.errors import (
     PolarpruneError,
 )
 from polarprune.image_decoding import quiet_decoding
+from polarprune.manifest import refuse_run
 from polarprune.optional_packages import import_package
 from polarprune.terminal import print_error
 from polarprune_deploy.serving.authorization import SHORTEST
@@ -110,6 +111,7 @@ def _check_source(source: Path) -> None:
         raise BundleError(words)
     for name, reason in seen.unreadable.items():
         raise BundleError(f"{source / name} cannot be read ({reason}); give a folder of bundles")
+    refuse_run(source)
     raise BundleError(
         f"{source} is neither a bundle nor a folder of bundles; write one with: polarprune export"
     )
