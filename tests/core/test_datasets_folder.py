@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -348,18 +349,20 @@ data = load_dataset(sys.argv[1], image_size=16, workers=2)
 batches = data.train.batches(2, shuffle_seed=None, augment=True)
 next(batches)
 print(*(child.pid for child in multiprocessing.active_children()), flush=True)
-os.killpg(0, signal.SIGTERM)
-list(batches)
+signal.pause()
 """
 
 
 def test_workers_that_are_told_to_end_do_so_in_silence(mixed_tree: Path) -> None:
-    answer = subprocess.run(
-        [sys.executable, "-c", TERMINATED, mixed_tree], capture_output=True, text=True,
-        start_new_session=True, timeout=60,
-    )  # fmt: skip
-    assert (answer.returncode, answer.stderr) == (3, "")
-    workers = [int(pid) for pid in answer.stdout.split()]
+    with subprocess.Popen(
+        [sys.executable, "-c", TERMINATED, mixed_tree], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        workers = [int(pid) for pid in process.stdout.readline().split()]
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.communicate(timeout=60) == ("", "")
+    assert process.returncode == 3
     assert len(workers) == min(2, processor_count())
     for pid in workers:
         with pytest.raises(ProcessLookupError):
