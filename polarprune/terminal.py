@@ -86,6 +86,9 @@ def progress_on(stream: TextIO, *, still: bool = False) -> Iterator[Progress]:
         def show(text: str, step: int, steps: int, figures: dict[str, float]) -> None:
             # Drawn at once when the text changes: a stage may be over before the next redraw.
             nonlocal drawn
+            if steps == 0:  # a remark, which is to stay
+                bars.console.print(f"{text}  {_in_words(figures)}".rstrip())
+                return
             new = bars.tasks[0].description != text
             if still and not new and time.monotonic() - drawn > _REDRAW_SECONDS:
                 new = True

@@ -83,7 +83,8 @@ def train(
     if rank_of_environment():
         return  # one voice is enough
     terminal.show(
-        f"{sentence(task_figures(result.figures))} on the test split, {result.seconds:.0f} s.",
+        f"{sentence(task_figures(result.figures))} on the test split{_given_words(result)}, "
+        f"{result.seconds:.0f} s.",
         f"MACs {result.macs:,} of {result.dense_macs:,} ({100 * result.macs_ratio:.1f} %), "
         f"parameters {result.params:,} of {result.dense_params:,}, "
         f"residual blocks removed: {result.blocks_removed}.",
@@ -93,6 +94,11 @@ def train(
         f"Run folder {result.run}; look at it with: polarprune inspect {result.run}",
     )
     terminal.result(result.as_dict())
+
+
+def _given_words(result: "TrainResult") -> str:
+    given = [f"{100 * v:.2f} %" for key, v in result.figures.items() if key.startswith("given_")]
+    return f" (the weights given: {given[0]})" if given else ""
 
 
 def _latency_words(result: "TrainResult", latency_table: Path | None) -> list[str]:

@@ -11,7 +11,7 @@ from polarprune.errors import ConfigError, first_line
 from polarprune.graph.comparing import in_mode
 from polarprune.networks import input_size, weights_normalisation
 from polarprune.runs.train_config import TrainConfig
-from polarprune.tasks import Segmentation
+from polarprune.tasks import Segmentation, Task
 from polarprune.tasks.protocol import scores_of
 
 
@@ -35,6 +35,22 @@ def load_data(config: TrainConfig, device: torch.device) -> Dataset:
     return data
 
 
+def count_outputs(config: TrainConfig, data: Dataset) -> tuple[int, str]:
+    """How many classes the network is to know, and what is to be said about it, if anything.
+
+    Raises:
+        ConfigError: fewer than there are in the data.
+    """
+    there, count = len(data.classes), config.num_classes or len(data.classes)
+    if count < there:
+        raise ConfigError(
+            f"--num-classes is {count}, but {config.data} has {there} classes; give at least that, "
+            "or leave it out"
+        )
+    idle = "1 output has" if count - there == 1 else f"{count - there} outputs have"
+    return count, f"{idle} no class in {config.data}" if count > there else ""
+
+
 def outputs_of(net: nn.Module, example: Tensor, option: str) -> Any:
     """What a network gives for an example, whose size an option decides.
 
@@ -49,6 +65,25 @@ def outputs_of(net: nn.Module, example: Tensor, option: str) -> Any:
             f"the model cannot take images of {height} x {width} pixels: {first_line(error)}; "
             f"try another {option}"
         ) from error
+
+
+def check_outputs(
+    net: nn.Module, task: Task, classes: int, crop_size: int | None, example: Tensor
+) -> None:
+    """Refuse a network that does not take the images, or says nothing about the classes.
+
+    Args:
+        crop_size: side of the squares that it trains on, where it is not that of the images.
+        example: two images.
+
+    Raises:
+        ConfigError: what it gives, and what is wanted.
+    """
+    whole = example.shape[-1]
+    for side, option in {crop_size or whole: "--crop-size", whole: "--image-size"}.items():
+        images = example.new_zeros(*example.shape[:2], side, side)
+        with torch.no_grad(), in_mode(net, training=False):
+            task.check(outputs_of(net, images, option), classes, tuple(images.shape))
 
 
 def check_classes(net: nn.Module, name: str, classes: int | None, shape: tuple[int, ...]) -> None:

@@ -17,7 +17,6 @@ from polarprune.cut_records import CutRecord
 from polarprune.devices import autocast, choose_bf16, choose_device, fast_layout
 from polarprune.errors import ConfigError, TrainingError
 from polarprune.gates import GatedNetwork
-from polarprune.graph.comparing import in_mode
 from polarprune.graph.cost import count_macs, count_parameters
 from polarprune.latency_table import read_latency_table
 from polarprune.network_files import save_network
@@ -51,7 +50,7 @@ from polarprune.runs.run_folder import (
     keep_lines,
     write_json,
 )
-from polarprune.runs.run_inputs import example_of, load_data, outputs_of
+from polarprune.runs.run_inputs import check_outputs, count_outputs, example_of, load_data
 from polarprune.runs.run_records import (
     agreement_figures,
     cut_line,
@@ -80,7 +79,8 @@ def train(config: TrainConfig, progress: Progress | None = None) -> TrainResult:
     """Train, prune and save one network.
 
     Args:
-        progress: called as (epoch text, step, steps, figures) while training goes on.
+        progress: called as (epoch text, step, steps, figures) while training goes on, and with 0
+            steps for what is only to be read.
 
     Raises:
         ConfigError, DataError, WeightsError, RunFolderError, CheckpointError, Refused: before
@@ -125,12 +125,9 @@ class _Run:
         self.energy = gpu_energy(self.device)
         self.bf16 = choose_bf16(config.precision, self.device)
         self.data = load_data(config, self.device)
-        self.classes = config.num_classes or len(self.data.classes)
-        if self.classes < len(self.data.classes):
-            raise ConfigError(
-                f"--num-classes is {self.classes}, but {config.data} has {len(self.data.classes)} "
-                "classes; give at least that, or leave it out"
-            )
+        self.classes, remark = count_outputs(config, self.data)
+        if remark:
+            self.progress(remark, 0, 0, {})
         self.task = build_task(config.task, config.label_smoothing)
         self.teacher = None
         if config.teacher is not None:
@@ -143,7 +140,8 @@ class _Run:
         net.to(self.device).train()
         self.dense_params = count_parameters(net)
         example = example_of(self.data, self.device)
-        self._check_outputs(net)
+        check_outputs(net, self.task, self.classes, config.crop_size, example)
+        self.given = self._look_at_weights(net)
         pruning = config.pruning
         gated = attach_gates(
             net,
@@ -175,14 +173,13 @@ class _Run:
         self.openness_every = max(1, self.total_steps // _OPENNESS_LINES)
         self.folder_ready = False
 
-    def _check_outputs(self, net: nn.Module) -> None:
-        """Refuse a network that does not take the images, or says nothing about the classes."""
-        whole = self.data.image_size
-        sides = {self.config.crop_size or whole: "--crop-size", whole: "--image-size"}
-        for side, option in sides.items():
-            images = torch.zeros(2, self.data.channels, side, side, device=self.device)
-            with torch.no_grad(), in_mode(net, training=False):
-                self.task.check(outputs_of(net, images, option), self.classes, tuple(images.shape))
+    def _look_at_weights(self, net: nn.Module) -> dict[str, float]:
+        """How good the network is that training begins with, where that was somebody's."""
+        if self.config.weights is None:
+            return {}
+        found = evaluate(net, self.data.test, self.bf16, self.task)
+        self.progress("the weights given", 0, 0, {self.task.headline: found})
+        return {f"given_{self.task.headline}": found}
 
     def _one_pass(self, gated: GatedNetwork) -> OnePass:
         # Test images on which agreement is measured; they decide nothing.
@@ -341,6 +338,7 @@ class _Run:
             "align": self.align,
             "latency_ratio": self.one.kept if config.target_latency is not None else None,
         }
+        figures |= self.given
         result = TrainResult.from_dict({"run": str(config.out), **figures, **values})
         if self.writes:
             save_network(net, config.out / PRUNED)

@@ -1,6 +1,7 @@
 """`train` on real digits: the run folder, resuming, and what it refuses."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from polarprune.errors import (
     TrainingError,
     WeightsError,
 )
+from polarprune.networks import build_network
 from polarprune.runs.evaluation import evaluate
 from polarprune.runs.run_folder import RunFolder
 from polarprune.runs.run_records import make_run_folder
@@ -344,3 +346,23 @@ def test_a_run_folder_that_cannot_be_made_is_named_with_its_option(tmp_path: Pat
     (tmp_path / "file").touch()
     with pytest.raises(RunFolderError, match=r"--out .*file/run cannot be made .*; choose another"):
         make_run_folder(tmp_path / "file" / "run")
+
+
+def test_what_was_given_is_measured_before_it_is_trained(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    net = build_network("digit_runs:resnet8", num_classes=12)
+    net.linear.bias.data[0] = 1e3  # always the same answer
+    torch.save(net.state_dict(), tmp_path / "given.pt")
+    told: dict[str, dict[str, float]] = {}
+
+    def progress(text: str, step: int, steps: int, figures: dict[str, float]) -> None:
+        if steps == 0:
+            told[text] = figures
+
+    wanted = config(tmp_path / "run", weights=tmp_path / "given.pt", num_classes=12, epochs=1)
+    result = train(wanted, progress)
+    top1 = evaluate(net, load_dataset("digits", image_size=8).test)
+    assert 0.05 < top1 < 0.2
+    assert told == {"2 outputs have no class in digits": {}, "the weights given": {"top1": top1}}
+    assert result.as_dict()["given_top1"] == top1
+    assert "given_top1" not in train(replace(wanted, out=tmp_path / "b", weights=None)).figures
