@@ -15,6 +15,9 @@ def resnet8(num_classes: int = 10) -> CifarResNet:
     return CifarResNet(1, num_classes)
 
 
+resnet8.input_size = (3, 8, 8)  # type: ignore[attr-defined]
+
+
 def config(out: Path, **changes: object) -> TrainConfig:
     base = TrainConfig(
         model="digit_runs:resnet8", data="digits", out=out, image_size=8, epochs=EPOCHS,

@@ -1,17 +1,15 @@
 """What pages show in blocks: commands, held to the command line and run in order, and programs."""
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import typer
+from warm_process import run_warm
 
 from polarprune.cli import app
 
@@ -92,14 +90,4 @@ for step in json.load(sys.stdin):
 
 def run_program(program: str, folder: Path, steps: list[Step] | None = None) -> str:
     """What a program in a process of its own says on stdout; it ends with 0."""
-    answer = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        input=json.dumps(steps),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert answer.returncode == 0, answer.stdout + answer.stderr
-    return answer.stdout
+    return run_warm(program, folder, stdin=json.dumps(steps))

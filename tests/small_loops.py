@@ -5,6 +5,7 @@ from torch.nn import functional as F
 
 import polarprune
 from polarprune.gates import GatedNetwork
+from polarprune.networks.cifar_resnet import CifarResNet
 from polarprune.onepass import OnePass, Phases
 
 STEPS = 10
@@ -19,9 +20,7 @@ def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def gated_resnet() -> GatedNetwork:
     torch.manual_seed(0)
-    return polarprune.attach_gates(
-        polarprune.build_network("resnet20").train(), torch.zeros(2, 3, 8, 8)
-    )
+    return polarprune.attach_gates(CifarResNet(1, 10).train(), torch.zeros(2, 3, 8, 8))
 
 
 def drive_one(one: OnePass, optimizer: torch.optim.Optimizer, step: int) -> None:

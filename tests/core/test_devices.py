@@ -55,5 +55,5 @@ def test_a_run_changes_its_layout_with_the_cut(
         return whole(one)
 
     monkeypatch.setattr(OnePass, "step", watched)
-    train(TrainConfig("resnet20", "digits", tmp_path / "run", image_size=8, epochs=2))
+    train(TrainConfig("digit_runs:resnet8", "digits", tmp_path / "run", epochs=2))
     assert seen == {False: {(True, False)}, True: {(False, True)}}

@@ -1,31 +1,20 @@
 """The long runs of ResNet-56 stop when their time is up, and go on when they are called again."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from warm_process import run_warm
 
 ROOT = Path(__file__).parents[2]
-PATHS = os.pathsep.join(str(ROOT / source) for source in (".", "export", "deploy"))
 
 
 def _part(work: Path, minutes: float) -> str:
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "benchmarks.resnet56_cifar10", "part", "--data", "digits",
-            "--work", str(work), "--minutes", str(minutes), "--epochs", "1", "--model", "resnet20",
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATHS},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
+    return run_warm(
+        "from benchmarks.resnet56_cifar10 import app; app()", ROOT,
+        "part", "--data", "digits", "--work", str(work), "--minutes", str(minutes), "--epochs", "1",
+        "--model", "digit_runs:resnet8",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.mark.slow
