@@ -120,7 +120,8 @@ class SideOpener:
 
     def _side(self, path: Path, label: str, role: str, other: Side | None = None) -> Side:
         if is_exported(path):
-            return Side(label, path)
+            inputs = read_manifest(path).inputs if is_bundle(path) else ()
+            return Side(label, path, shape=tuple(inputs[0].shape[1:]) if inputs else ())
         from polarprune.network_files import is_network_folder
         from polarprune_export.export_sources import open_source
 

@@ -277,7 +277,9 @@ def test_what_is_too_slow_at_the_largest_batch_is_said_before_anything_is_timed(
         bench(bundle, bundle, batches=(1, 4), threads=1)
 
 
-def test_a_run_and_a_model_are_timed_in_torch_as_they_are(run: Path, factory: str) -> None:
+def test_a_run_and_a_model_are_timed_in_torch_as_they_are(
+    run: Path, factory: str, bundle: Path
+) -> None:
     seen: list[Comparison] = []
     (row,) = bench(run, batches=(2,), threads=1, backend="torch", on_row=seen.append)["rows"]
     assert (row["backend"], row["mode"], row["precision"]) == ("torch", "eager", "fp32")
@@ -292,6 +294,8 @@ def test_a_run_and_a_model_are_timed_in_torch_as_they_are(run: Path, factory: st
     assert 0 < seen[1].reference_errors["candidate"] < 0.1
     with pytest.raises(ConfigError, match=r"of 3 x 16 x 16, .* of 3 x 32 x 32; .* --image-size"):
         bench(run, factory, image_size=16)
+    with pytest.raises(ConfigError, match=r"of 3 x 16 x 16, .* of 3 x 32 x 32; .* --image-size"):
+        bench(bundle, factory, image_size=16)
 
 
 def test_a_model_is_built_as_the_run_beside_it_was_where_nothing_else_is_asked_for(
