@@ -240,8 +240,10 @@ def test_still_progress_has_no_thread_of_its_own_and_draws_what_is_told() -> Non
     before = threading.active_count()
     with os.fdopen(follower, "w") as stream:
         with progress_on(stream, still=True) as show:
+            show("a remark", 0, 0, {"top1": 0.5})
             show("timing", 1, 40, {})
             assert threading.active_count() == before
         while b"timing" not in shown:  # drawn already: this does not wait
             shown += os.read(leader, 1024)
+    assert b"a remark  top1 0.500\r\n" in shown  # on a line of its own, which stays
     os.close(leader)
