@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
+from polarprune.network_files import is_network_folder
 from polarprune.runs.run_folder import RUN_FILE, RunFolder
 
 MULTIPLE = 4
@@ -42,13 +43,15 @@ def uneven_words(path: Path | str, source: str | Path) -> str:
     names = ", ".join(layers[:_NAMED]) + (", ..." if len(layers) > _NAMED else "")
     words = (
         f"{len(layers)} convolution{' reads or has' if one else 's read or have'} channel counts "
-        f"that are no multiple of {MULTIPLE} ({names}): ONNX Runtime is slow at these on a CPU. "
+        f"that are no multiple of {MULTIPLE} ({names}): ONNX Runtime is slow at these on a CPU."
     )
+    if is_network_folder(Path(source)):
+        return words  # of what network it is nobody knows any more
     cut = _cut_uneven(layers, Path(source))
     if cut == 0:
-        return f"{words}The network itself has {'this count' if one else 'these counts'}."
+        return f"{words} The network itself has {'this count' if one else 'these counts'}."
     which = "" if cut == len(layers) else f" {cut} of"
-    return f"{words}`train --align {MULTIPLE}` avoids{which} {'it' if one else 'them'}."
+    return f"{words} `train --align {MULTIPLE}` avoids{which} {'it' if one else 'them'}."
 
 
 def _cut_uneven(layers: list[str], source: Path) -> int:

@@ -99,6 +99,8 @@ def test_export_says_how_many(
             document |= {"schema": 1, "mean": [0] * 3, "std": [1] * 3, "resize_side": 8}
             (tmp_path / "run.json").write_text(json.dumps({**document, "input_shape": [3, 8, 8]}))
             assert uneven_words(onnx_file, tmp_path).endswith(words)
+        (tmp_path / "network.json").touch()  # a saved network: what it was cut from is not known
+        assert uneven_words(onnx_file, tmp_path).endswith("on a CPU.")
 
 
 @pytest.mark.parametrize("verb", ["inspect", "export"])
