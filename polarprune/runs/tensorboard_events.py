@@ -1,6 +1,7 @@
 """The figures of metrics.jsonl as TensorBoard events, where TensorBoard is installed."""
 
 from pathlib import Path
+from time import time_ns
 from typing import Any
 
 EVENTS = "tensorboard"
@@ -28,13 +29,16 @@ def write_events(run: Path, line: dict[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
     except Exception:  # a broken installation raises whatever it likes, and must not end a run
         return
+    suffix = f".epoch{line['epoch']}"
+    older = set((run / EVENTS).glob("*"))
     # What a killed run wrote beyond its last checkpoint is hidden by purge_step.
-    with SummaryWriter(
-        run / EVENTS, purge_step=line["step"], filename_suffix=f".epoch{line['epoch']}"
-    ) as writer:
+    with SummaryWriter(run / EVENTS, purge_step=line["step"], filename_suffix=suffix) as writer:
         for key, tag in _TAGS.items():
             if line.get(key) is not None:
                 writer.add_scalar(tag, line[key], line["step"])
+    # TensorBoard reads files in the order of their names, which count the second and then 9, 10.
+    for file in set((run / EVENTS).glob("*")) - older:
+        file.rename(file.with_name(f"events.out.tfevents.{time_ns()}{suffix}"))
 
 
 def remove_events(run: Path) -> None:

@@ -38,9 +38,10 @@ def test_tensorboard_shows_what_metrics_hold(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_run_wrote_twice_counts_once(tmp_path: Path) -> None:
-    for epoch, loss in ((1, 3.0), (2, 2.0), (2, 1.5)):
-        write_events(tmp_path, {"epoch": epoch, "step": 10 * epoch, "loss": loss})
-    assert _scalars(tmp_path / "tensorboard")["train/loss"] == [(10, 3.0), (20, 1.5)]
+    expected = [(10 * epoch, float(epoch)) for epoch in range(1, 12)]
+    for step, loss in (*expected[:-1], (110, 0.5), expected[-1]):
+        write_events(tmp_path, {"epoch": step // 10, "step": step, "loss": loss})
+    assert _scalars(tmp_path / "tensorboard")["train/loss"] == expected
 
 
 class _Nvml(SimpleNamespace):
