@@ -144,14 +144,11 @@ class _Run:
         self.given = self._look_at_weights(net)
         pruning = config.pruning
         gated = attach_gates(
-            net,
-            example,
-            method=config.method,
+            net, example, method=config.method, method_options=config.method_options,
             blocks=pruning and config.granularity in ("block", "both"),
             channels=pruning and config.granularity in ("channel", "both"),
             align=config.align or 1,
-            method_options=config.method_options,
-        )
+        )  # fmt: skip
         if self.latency_table is not None and config.align is None and pruning:
             share = config.target_latency
             assert share is not None

@@ -198,5 +198,5 @@ def test_an_option_that_is_not_given_is_no_option() -> None:
 
 
 def test_the_protocol_itself_is_no_method() -> None:
-    with pytest.raises(ConfigError, match="--method must be one of .*, got 'protocol'"):
+    with pytest.raises(ConfigError, match="--method must be one of"):
         build_method("protocol")
