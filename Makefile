@@ -1,5 +1,6 @@
 # make demo     train, export and time a network on real images; ends with a table (minutes)
 # make check    everything that .ci/run asks for: format, lint, types, layers, tests
+# make study    the tests of `make check` on more networks (minutes)
 # make format   put the format right
 # make install  what `make check` installs, and nothing else
 # make clean    remove what these left behind
@@ -24,7 +25,7 @@ unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: demo check install format clean
+.PHONY: demo check study install format clean
 .DELETE_ON_ERROR:
 
 demo: .venv/demo.stamp
@@ -37,6 +38,9 @@ check: .venv/check.stamp
 	$(bin)/mypy
 	$(bin)/lint-imports
 	OMP_NUM_THREADS=1 $(bin)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+study: .venv/check.stamp
+	OMP_NUM_THREADS=1 $(bin)/pytest -n $(WORKERS) -m study
 
 install: .venv/check.stamp
 

@@ -3,6 +3,7 @@
 No two parameters hold the same numbers, so that a parameter can be found again by its value.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -28,6 +29,11 @@ NAMES = (
     "resnet20", "vgg16_bn", *(f"torchvision:{name}" for name in _TORCHVISION),
     *(f"timm:{name}" for name in _TIMM),
 )  # fmt: skip
+# One of each sort: plain, shuffled, concatenated, with gates of its own, standardised.
+CHECKED = (
+    "resnet20", "torchvision:densenet121", "torchvision:shufflenet_v2_x0_5",
+    "timm:mobilenetv3_small_050", "timm:nf_resnet26",
+)  # fmt: skip
 # Their convolutions compute a standardised weight from the parameter at each call.
 STANDARDISED = ("timm:nf_resnet26", "timm:nf_regnet_b0", "timm:eca_nfnet_l0")
 _MORE: dict[str, dict[str, Any]] = {  # eca_nfnet_l0 is too large as it is
@@ -37,6 +43,13 @@ _MORE: dict[str, dict[str, Any]] = {  # eca_nfnet_l0 is too large as it is
         "depths": (1, 1, 1, 1), "channels": (64, 128, 256, 256), "group_size": 16, "stem_chs": 32,
     },
 }  # fmt: skip
+
+
+def parts(names: Iterable[str]) -> list[Any]:
+    """Of these networks one of each sort as they are, the others as studies."""
+    return [
+        name if name in CHECKED else pytest.param(name, marks=pytest.mark.study) for name in names
+    ]
 
 
 def build(name: str) -> nn.Module:

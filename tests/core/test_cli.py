@@ -348,9 +348,9 @@ def test_a_reader_that_stops_reading_is_no_error(bundle: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_chain_runs_verb_by_verb(run: Run, tmp_path: Path) -> None:
-    """On real digits, quickly: two epochs at 8x8 pixels."""
-    options = ["--image-size", "8", "--epochs", "2", "--json"]
+def test_the_chain_runs_verb_by_verb(brief_timing: None, run: Run, tmp_path: Path) -> None:
+    """On real digits, quickly: two epochs of eight layers at 8x8 pixels."""
+    options = ["--model", "digit_runs:resnet8", "--epochs", "2", "--json"]
     code, out, err = run(*TRAIN, *options)
     assert code == 0, err
     trained = json.loads(out.splitlines()[-1])

@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("teacher") / "run"
-    train(TrainConfig("resnet20", "digits", out, target=1.0, image_size=8, epochs=1))
+    train(TrainConfig("digit_runs:resnet8", "digits", out, target=1.0, image_size=8, epochs=1))
     return out
 
 
@@ -46,7 +46,7 @@ def test_a_teacher_sees_images_as_it_was_trained_on_them(teacher: Path) -> None:
 
 
 def test_a_teacher_is_learned_from_and_paid_for(teacher: Path, tmp_path: Path) -> None:
-    base = TrainConfig("resnet20", "digits", tmp_path / "a", image_size=8, epochs=2)
+    base = TrainConfig("digit_runs:resnet8", "digits", tmp_path / "a", image_size=8, epochs=2)
     alone, taught = train(base), train(replace(base, out=tmp_path / "b", teacher=teacher))
     assert taught.train_macs_ratio == pytest.approx(alone.train_macs_ratio + 1 / 3, abs=0.02)
     losses = [RunFolder(tmp_path / name).metrics()[0]["loss"] for name in "ab"]
@@ -54,7 +54,9 @@ def test_a_teacher_is_learned_from_and_paid_for(teacher: Path, tmp_path: Path) -
 
 
 def test_a_teacher_of_other_images_is_refused(teacher: Path, tmp_path: Path) -> None:
-    config = TrainConfig("resnet20", "digits", tmp_path / "run", epochs=1, teacher=teacher)
+    config = TrainConfig(
+        "digit_runs:resnet8", "digits", tmp_path / "run", epochs=1, teacher=teacher
+    )
     with pytest.raises(ConfigError, match="was trained on images of 8 pixels, not 32"):
         train(replace(config, image_size=32))
     with pytest.raises(RunFolderError, match=r"holds no run\.json"):

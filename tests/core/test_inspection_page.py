@@ -28,7 +28,7 @@ LARGE = [
     ("torchvision:shufflenet_v2_x0_5", 32),
     ("torchvision:googlenet", 64),
 ]
-MODELS = [*SMALL, *(pytest.param(*m, marks=pytest.mark.slow) for m in LARGE)]
+MODELS = [*SMALL, *(pytest.param(*m, marks=pytest.mark.study) for m in LARGE)]
 
 
 class Page(HTMLParser):

@@ -118,7 +118,14 @@ def test_names_that_are_no_identifiers_can_be_saved(tmp_path: Path) -> None:
         assert torch.equal(polarprune.load_network(tmp_path)(image()), dense.eval()(image()))
 
 
-@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnetblur18", "nf_resnet26"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tf_efficientnet_lite0",
+        "resnetblur18",
+        pytest.param("nf_resnet26", marks=pytest.mark.study),
+    ],
+)
 def test_layers_of_timm_become_plain_ones(name: str) -> None:
     pytest.importorskip("timm")
     net = polarprune.build_network(f"timm:{name}", num_classes=4).eval()

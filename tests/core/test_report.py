@@ -17,6 +17,7 @@ from PIL import Image
 
 from polarprune.errors import BackendUnavailable, ConfigError, RunFolderError
 from polarprune.inspection.inspecting import inspect_run
+from polarprune.reports import report_page
 from polarprune.reports.measured_latency import LatencyRow, MeasuredLatency, Ratio
 from polarprune.reports.report_page import write_report
 from polarprune.runs.run_folder import RunFolder
@@ -97,6 +98,18 @@ class Page(HTMLParser):
 
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture
+def drawn() -> None:
+    """For tests that are about the pictures."""
+
+
+@pytest.fixture(autouse=True)
+def blank_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the time that a page takes goes into them."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(report_page, "figure_png", lambda *_: b"")
 
 
 @pytest.fixture
@@ -181,7 +194,7 @@ def test_latency_is_shown_with_intervals_or_with_the_way_to_it(run: Path) -> Non
     assert f"polarprune bench {run} --batch 1,8,64" in page.text
 
 
-def test_the_page_needs_nothing_from_elsewhere(run: Path) -> None:
+def test_the_page_needs_nothing_from_elsewhere(drawn: None, run: Path) -> None:
     path = write_report(run, None, LATENCY)
     page = Page(path)
     assert not {"script", "link", "iframe", "object", "a", "form", "base"} & set(page.tags)
@@ -196,7 +209,7 @@ def test_the_page_needs_nothing_from_elsewhere(run: Path) -> None:
             assert min(image.size) > 400
 
 
-def test_no_name_is_taken_for_markup(run: Path) -> None:
+def test_no_name_is_taken_for_markup(drawn: None, run: Path) -> None:
     plain = Page(write_report(run, None, LATENCY))
     change(
         run,
@@ -217,7 +230,7 @@ def test_no_name_is_taken_for_markup(run: Path) -> None:
     assert "\\ud800" in page.text
 
 
-def test_a_dollar_in_a_name_is_no_formula(run: Path) -> None:
+def test_a_dollar_in_a_name_is_no_formula(drawn: None, run: Path) -> None:
     """Matplotlib would take $\\frac$ for a formula and fail on it."""
     change(run, config={"data": r"$\frac$"})
     assert r"$\frac$" in Page(write_report(run, None, None)).text

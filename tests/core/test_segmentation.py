@@ -102,7 +102,12 @@ def test_a_teacher_is_learned_from_pixel_by_pixel(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["fcn_resnet50", "deeplabv3_resnet50", "lraspp_mobilenet_v3_large"]
+    "name",
+    [
+        pytest.param("fcn_resnet50", marks=pytest.mark.study),
+        "deeplabv3_resnet50",
+        "lraspp_mobilenet_v3_large",
+    ],
 )
 def test_networks_of_torchvision_train_and_collapse(tree: Path, tmp_path: Path, name: str) -> None:
     result = train(

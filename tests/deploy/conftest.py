@@ -13,7 +13,6 @@ from onnx import TensorProto, helper, numpy_helper
 from small_bundles import write_small_bundle
 
 from polarprune.manifest import BatchProfile, FileEntry, Manifest, TensorSpec, write_manifest
-from polarprune_deploy import timing
 from polarprune_deploy.comparisons import Comparison
 from polarprune_deploy.latency import compare_latency
 
@@ -233,11 +232,3 @@ def bundle(tmp_path: Path) -> Path:
     )
     write_manifest(manifest, folder)
     return folder
-
-
-@pytest.fixture
-def brief_timing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real clocks, a moment each: what is tested is what is done with the times."""
-    monkeypatch.setattr(timing, "WARM_UP_LIMIT_NS", 1)
-    monkeypatch.setattr(timing, "WARM_UP_WINDOW_NS", 10_000_000)
-    monkeypatch.setattr(timing, "BLOCK_MS", timing.SHORTEST_BLOCK_MS)

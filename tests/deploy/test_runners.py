@@ -250,7 +250,9 @@ def test_a_fixed_batch_is_refused_by_name(convolutions: Callable[..., Path]) -> 
         random_inputs(runner, 8, np.random.default_rng(0))
 
 
-def test_four_times_the_work_is_found_slower(convolutions: Callable[..., Path]) -> None:
+def test_four_times_the_work_is_found_slower(
+    brief_timing: None, convolutions: Callable[..., Path]
+) -> None:
     light, heavy = (load_runner(convolutions(layers), threads=1) for layers in (3, 12))
     for runners, verdict in (((light, heavy), "slower"), ((heavy, light), "faster")):
         # A real machine that others load makes a study inconclusive, and rightly so: it may be

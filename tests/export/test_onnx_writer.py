@@ -174,7 +174,7 @@ def test_without_onnxruntime_the_file_is_written_but_not_simplified(
         check_parity(plain, tmp_path / "m.onnx", real_images=None)
 
 
-@pytest.mark.slow
+@pytest.mark.study
 def test_torchvision_mobilenet_is_the_same_in_onnxruntime(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = fx.symbolic_trace(torchvision.models.mobilenet_v2(weights=None).eval())

@@ -46,7 +46,11 @@ SIZES = {
     "torchvision:resnet18": 64,
     "torchvision:mobilenet_v2": 64,
 }
-networks = pytest.mark.parametrize("name", list(SIZES))
+STUDIES = ("resnet56", "torchvision:resnet18")
+networks = pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.study) if n in STUDIES else n for n in SIZES],
+)
 
 
 @dataclass(frozen=True)
@@ -225,7 +229,7 @@ def _graph(network: Any) -> list[tuple[str, ...]]:
     return [(n.name, n.op, str(n.target), str(n.args), str(n.kwargs)) for n in network.graph.nodes]
 
 
-@pytest.mark.parametrize("name", [name for name in SIZES if name != "resnet56"])
+@pytest.mark.parametrize("name", [name for name in SIZES if name not in STUDIES])
 def test_a_small_network_can_be_gated_and_cut_again(name: str) -> None:
     small, _ = collapsed(name, TYPICAL)
     x = prepared(name).x

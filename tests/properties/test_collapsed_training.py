@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from known_networks import NAMES, STANDARDISED, build, distinct, images
+from known_networks import NAMES, STANDARDISED, build, distinct, images, parts
 from random_graph_checks import decide, set_repaired, worst_error
 from random_graphs import Recipe
 from torch import Tensor, fx, nn
@@ -110,7 +110,7 @@ def known(name: str, optimize: Optimize) -> Sides:
     return sides
 
 
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("name", parts(PLAIN))
 def test_a_collapsed_network_trains_like_the_frozen_one(name: str) -> None:
     sides = known(name, sgd)
     assert not sides.derived()
@@ -132,7 +132,7 @@ def _outputs(net: nn.Module, x: Tensor) -> Any:
         return copy.deepcopy(net)(x.clone())  # statistics stay
 
 
-@pytest.mark.parametrize("name", STANDARDISED)
+@pytest.mark.parametrize("name", parts(STANDARDISED))
 def test_standardised_weights_are_an_exception_from_the_first_step_on(name: str) -> None:
     sides = known(name, sgd)
     derived = sides.derived()

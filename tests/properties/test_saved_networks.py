@@ -2,13 +2,13 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from known_networks import NAMES, build, images
+from known_networks import CHECKED, NAMES, build, images
 from random_graph_checks import decide, set_repaired
 from random_graphs import Recipe
 from safetensors.torch import load_file, save_file
@@ -45,8 +45,8 @@ def _cut(net: nn.Module, x: Tensor, seed: int) -> nn.Module:
     return polarprune.collapse(gated)
 
 
-def _known() -> Iterator[tuple[str, nn.Module, Tensor]]:
-    for place, name in enumerate(NAMES):
+def _known(names: Sequence[str] = CHECKED) -> Iterator[tuple[str, nn.Module, Tensor]]:
+    for place, name in enumerate(names):
         yield f"known{place}", _cut(build(name), images(0), place), images(1)
 
 
@@ -67,7 +67,13 @@ def _leaves(outputs: Any) -> dict[str, Tensor]:
     return {str(place): leaf for place, leaf in enumerate(pytree.tree_leaves(outputs))}
 
 
-@pytest.mark.parametrize("networks", [_known, _random])
+def _all_known() -> Iterator[tuple[str, nn.Module, Tensor]]:
+    return _known(NAMES)
+
+
+@pytest.mark.parametrize(
+    "networks", [_known, _random, pytest.param(_all_known, marks=pytest.mark.study)]
+)
 def test_a_fresh_process_computes_the_same_bits(networks: Any, tmp_path: Path) -> None:
     inputs, expected, not_saved = {}, {}, []
     for place, small, x in networks():

@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 import torch
-from known_networks import NAMES, build, distinct, images
+from known_networks import NAMES, build, distinct, images, parts
 from random_graphs import Recipe
 from torch import Tensor, nn
 from training_steps import largest_difference, network_parameters, train_step
@@ -93,7 +93,7 @@ def largest_error(original: nn.Module, gated: GatedNetwork, batches: Batches, st
     return max(errors.values())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", parts(NAMES))
 def test_a_known_network_trains_like_the_original(name: str) -> None:
     net = build(name)
     gated = polarprune.attach_gates(net, images(0))
