@@ -211,12 +211,15 @@ class StreamedSplit:
             # Python 3.12 and 3.13 warn of every fork in a process with threads, as torch's are.
             warnings.filterwarnings("ignore", ".*use of fork.*", DeprecationWarning)
             batches = iter(loader)
-        for batch in batches:
-            if isinstance(batch, _BrokenImage):
-                raise DataError(batch.message)
-            images, labels = batch
-            images = images.contiguous(memory_format=torch.channels_last)
-            yield torch.addcmul(self._offset, images.float(), self._scale), labels
+        try:
+            for batch in batches:
+                if isinstance(batch, _BrokenImage):
+                    raise DataError(batch.message)
+                images, labels = batch
+                images = images.contiguous(memory_format=torch.channels_last)
+                yield torch.addcmul(self._offset, images.float(), self._scale), labels
+        finally:
+            del batches  # kept by an error's traceback, it would wait 5 s for each worker's end
 
     def raw(self, count: int) -> tuple[UInt8[Tensor, "n h w 3"], Int64[Tensor, "n ..."]]:
         """See `Split.raw`."""

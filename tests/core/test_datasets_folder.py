@@ -1,5 +1,6 @@
 """Class-folder trees: in memory, streamed, and broken in every way that is named."""
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -221,12 +222,14 @@ def test_broken_image_of_a_large_set_surfaces_from_its_worker_by_name(
     data = load_dataset(mixed_tree, image_size=16, workers=workers)
     batches = data.train.batches(2, shuffle_seed=None, augment=True)
 
+    others = set(multiprocessing.active_children())
     next(batches)
     with pytest.raises(DataError, match=f"cannot read image .*{path.name}") as caught:
         list(batches)
 
     assert "\n" not in str(caught.value)
     assert "Traceback" not in str(caught.value)
+    assert not set(multiprocessing.active_children()) - others
 
 
 def test_broken_image_among_the_raw_ones_is_named(

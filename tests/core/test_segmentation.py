@@ -105,7 +105,7 @@ def test_a_teacher_is_learned_from_pixel_by_pixel(
     "name",
     [
         pytest.param("fcn_resnet50", marks=pytest.mark.study),
-        "deeplabv3_resnet50",
+        pytest.param("deeplabv3_resnet50", marks=pytest.mark.study),
         "lraspp_mobilenet_v3_large",
     ],
 )

@@ -206,7 +206,7 @@ def test_no_time_is_no_refusal(part: Any) -> None:
     assert part.run([cell()]) == [cell()]
 
 
-@pytest.mark.slow
+@pytest.mark.study
 def test_networks_say_what_they_cannot_keep() -> None:
     found = NetworkCuts("mobilenet_v2", 32, 0).at(0.25)
     assert "no choice of blocks" in found.refused["blocks"]
