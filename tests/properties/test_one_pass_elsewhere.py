@@ -44,7 +44,10 @@ BUILDERS = {
 
 
 @pytest.mark.parametrize(
-    ("name", "half"), [("shufflenet", True), ("googlenet", False), ("convnext", True)],
+    ("name", "half"), [
+        pytest.param("shufflenet", True, marks=pytest.mark.study), ("googlenet", False),
+        ("convnext", True),
+    ],
     ids=["shufflenet in bfloat16", "googlenet", "convnext in bfloat16"],
 )  # fmt: skip
 def test_other_networks_are_pruned_to_their_target(name: str, half: bool) -> None:

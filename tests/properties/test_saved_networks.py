@@ -18,8 +18,8 @@ from torch.utils import _pytree as pytree
 import polarprune
 from polarprune.errors import Refused
 
-SEEDS = range(40)
-MOST_REFUSED = 6  # by attach_gates
+SEEDS = range(20)
+MOST_REFUSED = 2  # by attach_gates
 MOST_NOT_SAVED = 1  # a comparison of values has no name in a file yet
 
 _LOADER = """
