@@ -350,7 +350,7 @@ def stop(*_):
 signal.signal(signal.SIGTERM, stop)
 data = load_dataset(sys.argv[1], image_size=16, workers=2)
 batches = data.train.batches(2, shuffle_seed=None, augment=True)
-next(batches)
+next(batches), next(batches)  # one of each: both have begun
 print(*(child.pid for child in multiprocessing.active_children()), flush=True)
 signal.pause()
 """
