@@ -156,7 +156,13 @@ def test_image_and_label_are_turned_together(tree: Path) -> None:
         assert torch.equal(labels, labels_again)
 
 
-@pytest.mark.parametrize(("before", "after"), [(512, 256), (500, 256), (256, 64), (40, 64)])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (512, 256), (500, 256), (256, 64), (40, 64),
+        pytest.param(1024, 256, marks=pytest.mark.study),
+    ],
+)  # fmt: skip
 def test_labels_stay_where_their_image_is(tmp_path: Path, before: int, after: int) -> None:
     """The centre of a disc, in the image and in its label, after both have been resized."""
     tree = write_pairs(tmp_path / "pairs", side=before)

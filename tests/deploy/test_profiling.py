@@ -183,7 +183,7 @@ def test_the_verb_writes_a_table_that_fits_its_network(
     assert {p.inputs for p in table.points[stem]} >= {8}
 
 
-def test_torch_profiles_on_a_cpu_what_it_would_on_a_gpu(few_networks: None, tmp_path: Path) -> None:
+def test_torch_profiles_on_a_cpu_what_it_would_on_a_gpu(brief_timing: None, tmp_path: Path) -> None:
     out = tmp_path / "table.json"
     request = ProfileRequest(batch=2, threads=1, backend="torch")
     profile(f"{__name__}:tiny", out, request, num_classes=4, image_size=8)
@@ -191,7 +191,7 @@ def test_torch_profiles_on_a_cpu_what_it_would_on_a_gpu(few_networks: None, tmp_
     expected = {"backend": "torch", "device": "cpu", "precision": "fp32", "threads": 1,
                 "mode": "eager", "layout": "channels_last"}  # fmt: skip
     assert {key: table.head[key] for key in expected} == expected
-    assert len(table.calibration) >= 2
+    assert len(table.calibration) >= 4
     gated = polarprune.attach_gates(Tiny(), torch.zeros(1, 3, 8, 8))
     assert LatencyCircuit(gated.analysis, gated.circuit, table).dense_ms > 0
 

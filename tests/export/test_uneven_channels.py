@@ -70,16 +70,20 @@ def even(): return make(20)
 """
 
 
+@pytest.fixture
+def networks_of_mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "small_nets_of_mine.py").write_text(NETWORK)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.usefixtures("networks_of_mine")
 @pytest.mark.parametrize(("name", "count"), [("uneven", 1), ("even", 0)])
 def test_export_says_how_many(
     name: str,
     count: int,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     run: Callable[..., tuple[int, str, str]],
 ) -> None:
-    (tmp_path / "small_nets_of_mine.py").write_text(NETWORK)
-    monkeypatch.syspath_prepend(tmp_path)
     source = ["export", f"small_nets_of_mine:{name}", "--image-size", "8", "--num-classes", "4"]
     code, out, err = run(*source, "--batch", "2", "--out", name)
     printed = " ".join(out.split())
@@ -103,15 +107,13 @@ def test_export_says_how_many(
         assert uneven_words(onnx_file, tmp_path).endswith("on a CPU.")
 
 
+@pytest.mark.usefixtures("networks_of_mine")
 @pytest.mark.parametrize("verb", ["inspect", "export"])
 def test_a_class_count_that_a_factory_cannot_heed_is_refused(
     verb: str,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     run: Callable[..., tuple[int, str, str]],
 ) -> None:
-    (tmp_path / "small_nets_of_mine.py").write_text(NETWORK)
-    monkeypatch.syspath_prepend(tmp_path)
     options = ["--out", "b"] if verb == "export" else []
     source = [verb, "small_nets_of_mine:even", "--image-size", "8", "--num-classes", "7"]
     code, _, err = run(*source, *options)

@@ -34,6 +34,12 @@ def test_any_cut_of_any_network_is_exact(recipe: Recipe, style: str) -> None:
     check_network(recipe, (style,))
 
 
+@pytest.mark.study
+def test_cuts_of_a_hundred_networks_are_exact() -> None:
+    for seed in range(100):
+        check_network(Recipe.of_seed(seed))
+
+
 @pytest.mark.parametrize("style", ["half", "anything"])
 @given(recipe=recipes())
 @settings(max_examples=5)
